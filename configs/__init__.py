@@ -1,0 +1,263 @@
+"""The settings of a run: one set of names for YAML files and flags.
+
+`load(argv)` reads the defaults, then --config FILE, then the flags. A YAML key is a flag's name with or
+without hyphens ("k-start" or "k_start"); whatever is unknown is an error that suggests the nearest name.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin
+
+import yaml
+
+
+KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
+
+
+def setting(default, help: str, choices: tuple = ()):
+    """A field of Config: its default, its help text and, where they are few and fixed, its values."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of train.py. Defaults are the paper's (arXiv 2301.10575) where it names a value."""
+
+    # network
+    model: str = setting("EDSR", "SR network: EDSR, RCAN, VDSR, HAT (published), HAT-TLW (the paper's small one)")
+    model_options: dict | None = setting(None, "the network's own options, such as blocks=4 channels=32")
+    scale: int = setting(4, "super-resolution factor", (2, 3, 4))
+    init: str = setting("pytorch", "first weights: PyTorch's default, or N(0, 0.02^2) as in the paper", ("pytorch", "paper"))
+    # losses
+    losses: tuple[str, ...] = setting(("L1+TLW", "MSE+TLW", "L1", "MSE"), "losses to train with, one network each")
+    judge: str = setting("lpips-vgg", "judge of TLW: lpips-{vgg,alex,squeeze}, each also -unweighted")
+    judge_weights: tuple[str, ...] = setting((), "local backbone files for judges and LPIPS (which is which is read off)")
+    samples: int = setting(3, "T: weight samples per M-step")
+    eps: float = setting(1e-3, "epsilon of the weight criterion")
+    k_start: float = setting(0.3, "k, the mean weight, at epoch 0")
+    k_end: float = setting(0.9, "k that the schedule tends to")
+    k_epochs: float = setting(200.0, "epochs until k has gone 1 - 1/e of its way")
+    m_step: str = setting("paper", "M-step: Eq. 13, or the released code's log-mean-exp", ("paper", "released"))
+    # data
+    trainpath: tuple[str, ...] = setting((), "folders of HR training images")
+    lrpath: tuple[str, ...] = setting((), "folders of LR training images; default: made from HR (MATLAB bicubic)")
+    valpath: tuple[str, ...] = setting((), "folders of HR validation images")
+    patch: int | None = setting(None, "HR pixels of a random square patch; default: whole images, as in the paper")
+    skip_small: bool = setting(False, "leave out images smaller than the patch instead of stopping")
+    augment: bool = setting(False, "random flips and rotations")
+    repeat: int = setting(1, "times that each image is drawn in an epoch")
+    batchsize: int = setting(1, "images per batch")
+    workers: int = setting(0, "processes that load data (0: none besides this one)")
+    # optimisation
+    learning_rate: float = setting(1e-4, "Adam's learning rate")
+    betas: tuple[float, ...] = setting((0.5, 0.999), "Adam's betas")
+    schedule: str = setting("constant", "learning rate over the run", ("constant", "step", "cosine"))
+    step_epochs: int = setting(50, "schedule step: epochs between two drops")
+    step_gamma: float = setting(0.5, "schedule step: factor of each drop")
+    startepoch: int = setting(0, "number of the first epoch (k and the schedule count from it)")
+    endepoch: int = setting(100, "number of the epoch to stop before")
+    steps: int | None = setting(None, "stop after this many steps instead of at --endepoch")
+    seed: int = setting(0, "seed of first weights, batches and samples")
+    precision: str = setting("fp32", "arithmetic of the networks", ("fp32", "bf16"))
+    device: str | None = setting(None, "cpu, cuda, cuda:1, mps; default: what the machine has")
+    # the run
+    modelpath: str | None = setting(None, "the run's folder; default: checkpoints/MODEL_xSCALE_NUMBER")
+    load: bool = setting(False, "go on with the run in --modelpath from where it stopped")
+    lpips: tuple[str, ...] = setting((), "LPIPS networks to validate with, the first chooses `best`; default: the judge's")
+    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard"))
+    log_every: int = setting(10, "steps between two lines of the log")
+
+    def __post_init__(self):
+        positive = ("samples", "eps", "k_epochs", "repeat", "batchsize", "learning_rate", "step_epochs", "step_gamma", "log_every")
+        for name in positive + tuple(n for n in ("patch", "steps") if getattr(self, n) is not None):
+            expect(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        for name in ("workers", "startepoch", "seed"):
+            expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        expect(0 < self.k_start < 1, "k_start", self.k_start, "a value between 0 and 1")
+        expect(self.k_start <= self.k_end < 1, "k_end", self.k_end, f"a value from k_start={self.k_start} to below 1")
+        expect(self.endepoch > self.startepoch, "endepoch", self.endepoch, f"more than startepoch={self.startepoch}")
+        expect(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two values in [0, 1)")
+        expect(len(self.losses) > 0, "losses", self.losses, "at least one loss")
+        expect(len(set(self.losses)) == len(self.losses), "losses", " ".join(self.losses), "each loss once")
+        if self.patch is not None and self.patch % self.scale:
+            near = max(self.patch - self.patch % self.scale, self.scale)
+            raise ValueError(f"patch={self.patch} is not divisible by scale={self.scale}; use {near}")
+
+
+def expect(condition: bool, name: str, value, expected: str) -> None:
+    """Raise ValueError naming the setting, its value and what was expected, unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"{flag_of(name)} {value}: expected {expected}")
+
+
+def choose(name: str, options: Iterable[str], what: str) -> str:
+    """name, if it is one of options; else ValueError with the nearest one and the list."""
+    options = list(options)
+    if name in options:
+        return name
+    by_lower = {option.lower(): option for option in options}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    hint = f"did you mean {by_lower[near[0]]}? " if near else ""
+    raise ValueError(f"unknown {what} {name!r}; {hint}one of: {', '.join(options)}")
+
+
+@contextmanager
+def one_line_errors(program: str):
+    """Turn the ValueErrors that bad input raises into one line on stderr and exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, with errors on one line that suggest the nearest flag, and exit code 2."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    def parse_args(self, args=None, namespace=None):
+        namespace, unknown = self.parse_known_args(args, namespace)
+        for word in unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(word.split("=")[0], flags, n=1)
+            self.error(f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+        return namespace
+
+
+def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
+    """Give the parser a flag for each field of Config (or for those named); a flag not given is absent."""
+    for field in dataclasses.fields(Config):
+        if names is None or field.name in names:
+            kind, many = _kind(field.type)
+            options = {"help": field.metadata["help"] + _default_text(field), "default": argparse.SUPPRESS}
+            if kind is bool:
+                options["action"] = argparse.BooleanOptionalAction
+            elif kind is dict:
+                options |= {"nargs": "+", "metavar": "NAME=VALUE"}
+            else:
+                options |= {"type": kind, "metavar": field.name.upper().split("_")[-1]}
+                if many:
+                    options["nargs"] = "+"
+                if field.metadata["choices"]:
+                    options |= {"choices": field.metadata["choices"], "metavar": None}
+            parser.add_argument(flag_of(field.name), **options)
+
+
+def from_mapping(values: Mapping, source: str = "settings") -> Config:
+    """A Config from the names and values of a YAML file or of parsed flags; ValueError names what does not fit."""
+    known = {field.name: field for field in dataclasses.fields(Config)}
+    checked = {}
+    for key, value in values.items():
+        name = choose(str(key).replace("-", "_"), known, f"key in {source}")
+        expect(name not in checked, name, value, f"one value in {source}, found two")
+        checked[name] = _convert(known[name], value)
+    return Config(**checked)
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file. Raises ValueError, one line, where there is none."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"--config {path}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path}: cannot be read ({' '.join(str(error).split())})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: expected lines of `name: value`, found a {type(values).__name__}")
+    return values
+
+
+def load(argv: list[str] | None = None) -> Config:
+    """The settings of a command line: defaults, then --config, then flags. Exits with code 2 on a bad one."""
+    parser = OneLineParser(prog="train.py", description="Train SR networks, one per loss, from the same weights and batches.")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below; flags win")
+    add_settings(parser)
+    flags = vars(parser.parse_args(argv))
+    path = flags.pop("config")
+    if flags.get("load") and not path:
+        if not flags.get("modelpath"):
+            parser.error("--load: name the run to go on with by --modelpath")
+        path = Path(flags["modelpath"]) / "config.yaml"
+    try:
+        if isinstance(flags.get("model_options"), list):
+            flags["model_options"] = _parse_pairs(flags["model_options"])
+        values = {str(k).replace("-", "_"): v for k, v in read_yaml(path).items()} if path else {}
+        return from_mapping({**values, **flags}, source=str(path or "the flags"))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def save(config: Config, path: str | Path) -> None:
+    """Write every setting to a YAML file that --config reads back."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    Path(path).write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def _kind(annotation) -> tuple[type, bool]:
+    """The type of one value, and whether there may be many: tuple[str, ...] -> (str, True), int | None -> (int, False)."""
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0], True
+    if isinstance(annotation, UnionType):
+        return get_args(annotation)[0], False
+    return annotation, False
+
+
+def _default_text(field) -> str:
+    if field.default in (None, ()):
+        return ""
+    shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    return f" (default: {shown})"
+
+
+def _convert(field, value):
+    """value as the field's type; ValueError where it is of another."""
+    kind, many = _kind(field.type)
+    if value is None and field.default is None:
+        return None
+    if many:
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert_one(field, kind, v) for v in values)
+    return _convert_one(field, kind, value)
+
+
+def _convert_one(field, kind: type, value):
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            value = float(value)  # YAML reads 1e-4 as a string
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, float):
+        expect(abs(value) < float("inf"), field.name, value, "a finite number")
+    expect(type(value) is kind, field.name, repr(value), KIND_NAMES[kind])
+    choices = field.metadata["choices"]
+    expect(not choices or value in choices, field.name, value, "one of " + ", ".join(map(str, choices)))
+    return value
+
+
+def _parse_pairs(words: list[str]) -> dict:
+    """["blocks=4", "depths=[6,6]"] -> {"blocks": 4, "depths": [6, 6]}."""
+    pairs = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--model-options {word}: expected NAME=VALUE, such as blocks=4")
+        pairs[name] = yaml.safe_load(value)
+    return pairs

@@ -1,0 +1,305 @@
+"""(LR, HR) pairs from folders of images, random patches of them, and batches that can resume at any step.
+
+Every random choice is a pure function of (seed, epoch, index): worker counts and interruptions change nothing.
+"""
+
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
+
+from .images import list_images, read_rgb
+from .imresize import imresize
+
+# What each 8-bit level is in [-1,1]: a look-up is exact and saves the float64 copy of an image.
+_LEVELS = (np.arange(256) / 255 * 2 - 1).astype(np.float32)
+# How far an LR pixel's kernel reaches beyond its own HR pixels, in LR pixels.
+_REACH = 2
+
+Folders = str | Path | Iterable[str | Path]
+
+
+def make_pair(rgb: np.ndarray, scale: int, multiple: int, round_lr: bool = False) -> tuple[Tensor, Tensor]:
+    """One HR image and its bicubic downscaling.
+
+    rgb: uint8 (H,W,3), cropped at the bottom and right to multiples of `multiple`, itself a multiple of scale.
+    round_lr: clip LR to the valid range and round it to 8 bits; otherwise it may leave the range by a little.
+    Returns lr (3,H/scale,W/scale) and hr (3,H,W), float32 in [-1,1], computed in float64 and cast last.
+
+    Raises ValueError where multiple does not suit the scale or the image is smaller than it.
+    """
+    _check_multiple(scale, multiple)
+    rgb = _crop(rgb, multiple, name="image")
+    return torch.from_numpy(_chw(_downscale(rgb, scale, round_lr))), torch.from_numpy(_LEVELS[_chw(rgb)])
+
+
+class Pairs(Dataset):
+    """Whole images as (lr, hr) float32 tensors in [-1,1]: (3,h,w) and (3,scale*h,scale*w).
+
+    folders: HR images, searched as `list_images` does; each is cropped to multiples of `multiple`.
+    lr_folders: LR images, taken as they are; without them LR is HR's bicubic downscaling (see `make_pair`).
+    Matched by file stem ("0001" or DIV2K's "0001x4"), then by folder below its root, then by the root's position.
+    cache_bytes: decoded images are kept up to this size; the others are decoded again on each use.
+    paths: the HR files; names: their stems, or paths where stems collide; sizes: HR's (H,W) after cropping.
+
+    Every file is read once at construction: ValueError names the first that is unreadable, too small,
+    without an LR partner or with one of the wrong size.
+    """
+
+    def __init__(
+        self,
+        folders: Folders,
+        scale: int,
+        multiple: int,
+        *,
+        lr_folders: Folders | None = None,
+        round_lr: bool = False,
+        cache_bytes: int = 2 << 30,
+        progress: bool = True,
+    ) -> None:
+        _check_multiple(scale, multiple)
+        self.scale, self.multiple, self.round_lr = scale, multiple, round_lr
+        files = _rooted(folders)
+        self.paths = list(files)
+        self.names = _names(files)
+        self.sizes: list[tuple[int, int]] = []
+        self._partners = None if lr_folders is None else _match(files, _rooted(lr_folders), scale)
+        self._cache: list[tuple[np.ndarray, np.ndarray]] = []
+        self._read_all(cache_bytes, progress)
+
+    def _read_all(self, cache_bytes: int, progress: bool) -> None:
+        left = cache_bytes
+
+        def read(index: int) -> tuple[np.ndarray | None, np.ndarray]:
+            lr, hr = self._decode(index)
+            # Once the cache is full a downscaling would be thrown away.
+            return (self._downscaled(hr) if lr is None and left > 0 else lr), hr
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            # disable=None: the bar shows on a terminal only, so that logs stay clean.
+            hidden = None if progress else True
+            images = pool.map(read, range(len(self)))
+            for lr, hr in tqdm(images, "reading images", len(self), leave=False, disable=hidden):
+                self.sizes.append(hr.shape[:2])
+                size = hr.nbytes + (0 if lr is None else lr.nbytes)
+                if size <= left:
+                    self._cache.append((lr, hr))
+                    left -= size
+                else:
+                    left = 0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.window(index, (0, 0), self.sizes[index])
+
+    def window(self, index: int, start: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The part of pair `index` from HR pixel start (top, left), of HR size (H,W), all multiples of scale.
+
+        lr (3,H/scale,W/scale) is that part of the whole image's LR, bit by bit; hr is (3,H,W).
+        """
+        scale = self.scale
+        lr, hr = self._cache[index] if 0 <= index < len(self._cache) else self._decode(index)
+        top, left = (x // scale for x in start)
+        height, width = (x // scale for x in size)
+        if lr is None:
+            # Downscale no more than the kernels under the window see.
+            above, before = min(top, _REACH), min(left, _REACH)
+            rows = slice((top - above) * scale, (top + height + _REACH) * scale)
+            columns = slice((left - before) * scale, (left + width + _REACH) * scale)
+            lr = self._downscaled(hr[rows, columns])[above : above + height, before : before + width]
+        else:
+            lr = lr[top : top + height, left : left + width]
+        hr = hr[start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
+        return torch.from_numpy(_chw(lr)), torch.from_numpy(_LEVELS[_chw(hr)])
+
+    def _downscaled(self, hr: np.ndarray) -> np.ndarray:
+        return _downscale(hr, self.scale, self.round_lr)
+
+    def _decode(self, index: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """LR float32 (h,w,3) in [-1,1] where it has a file of its own, and HR uint8 (H,W,3), both cropped."""
+        path = self.paths[index]
+        whole = read_rgb(path)
+        hr = _crop(whole, self.multiple, name=str(path))
+        if self._partners is None:
+            return None, hr
+        lr = read_rgb(self._partners[index])
+        height, width = (x // self.scale for x in whole.shape[:2])
+        if lr.shape[:2] != (height, width):
+            raise ValueError(
+                f"{self._partners[index]}, LR partner of {path}, is {lr.shape[0]}x{lr.shape[1]}; "
+                f"expected {height}x{width} at scale={self.scale}, replace one of them"
+            )
+        return _LEVELS[lr[: hr.shape[0] // self.scale, : hr.shape[1] // self.scale]], hr
+
+
+class Patches(Dataset):
+    """Random patches of pairs: `patches[epoch, index]` -> lr (3,patch/scale,patch/scale), hr (3,patch,patch) in [-1,1].
+
+    patch: HR pixels, a multiple of scale, aligned to it; None for whole images. LR is cut from the whole image's LR.
+    augment: one of the eight flips and transpositions at random. index counts on beyond the number of images:
+    `index % len(patches)` is the image, the whole index with (seed, epoch) fixes the random choices.
+
+    skip_small: leave out images smaller than the patch; `used` lists the indices in pairs of those that stay.
+
+    Raises ValueError where patch does not suit the scale, an image is smaller than it, or all are.
+    """
+
+    def __init__(self, pairs: Pairs, patch: int | None, augment: bool, seed: int, skip_small: bool = False) -> None:
+        scale = pairs.scale
+        self.used = list(range(len(pairs)))
+        if patch is not None:
+            if patch < 1 or patch % scale:
+                raise ValueError(f"patch={patch} is not divisible by scale={scale}; use {_nearest(patch, scale)}")
+            self.used = [i for i in self.used if min(pairs.sizes[i]) >= patch]
+            if len(self.used) < len(pairs) and not (skip_small and self.used):
+                small = min(pairs.sizes, key=min)
+                path = pairs.paths[pairs.sizes.index(small)]
+                remedy = f"use patch={min(small)}" + (" or skip_small to leave such images out" if self.used else "")
+                raise ValueError(
+                    f"{path} is {small[0]}x{small[1]} after cropping, smaller than patch={patch} as are "
+                    f"{len(pairs) - len(self.used)} of {len(pairs)} images; {remedy}"
+                )
+        self.pairs, self.patch, self.augment, self.seed = pairs, patch, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.used)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        random = np.random.default_rng([self.seed, epoch, index])
+        image = self.used[index % len(self)]
+        scale, size, start = self.pairs.scale, self.pairs.sizes[image], (0, 0)
+        if self.patch is not None:
+            start = tuple(int(random.integers((x - self.patch) // scale + 1)) * scale for x in size)
+            size = (self.patch, self.patch)
+        lr, hr = self.pairs.window(image, start, size)
+        if self.augment:
+            across, down, turned = random.integers(2, size=3).tolist()
+            flips = [-1] * across + [-2] * down
+            lr, hr = lr.flip(flips), hr.flip(flips)
+            if turned:
+                lr, hr = lr.mT.contiguous(), hr.mT.contiguous()
+        return lr, hr
+
+
+class Batches(Sampler[list[tuple[int, int]]]):
+    """The batch sampler of `Patches`: a list of (epoch, index) keys for each step in [first_step, last_step).
+
+    n images, each drawn `repeat` times per epoch, as different patches (indices n apart). An epoch's order is fixed
+    by (seed, epoch) alone, so that starting at first_step gives the tail of the whole sequence. An incomplete
+    last batch is dropped; images too few for one batch are drawn as often as fills it. last_step: endless by default.
+    """
+
+    def __init__(
+        self, n: int, batchsize: int, seed: int, first_step: int = 0, last_step: int = sys.maxsize, repeat: int = 1
+    ) -> None:
+        for name, value in (("n", n), ("batchsize", batchsize), ("repeat", repeat)):
+            if value < 1:
+                raise ValueError(f"{name}={value} is too small; use 1 or more")
+        if not 0 <= first_step <= last_step:
+            raise ValueError(f"first_step={first_step} is not within 0..last_step={last_step}; use a step in between")
+        self.n, self.batchsize, self.seed = n, batchsize, seed
+        self.first_step, self.last_step = first_step, last_step
+        self.repeat = max(repeat, -(-batchsize // n))
+        self.steps_per_epoch = max(1, n * repeat // batchsize)
+
+    def __len__(self) -> int:
+        return self.last_step - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order: list[int] = []
+        for step in range(self.first_step, self.last_step):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if not batch or not order:
+                order = self._order(epoch)
+            yield [(epoch, index) for index in order[batch * self.batchsize : (batch + 1) * self.batchsize]]
+
+    def _order(self, epoch: int) -> list[int]:
+        # The fourth number keeps this stream apart from those of the patches.
+        random = np.random.default_rng([self.seed, epoch, 0, 1])
+        return np.concatenate([random.permutation(self.n) + self.n * again for again in range(self.repeat)]).tolist()
+
+
+def _check_multiple(scale: int, multiple: int) -> None:
+    if multiple < 1 or multiple % scale:
+        raise ValueError(f"multiple={multiple} is not divisible by scale={scale}; use {_nearest(multiple, scale)}")
+
+
+def _nearest(value: int, scale: int) -> str:
+    below = value // scale * scale
+    return f"{below} or {below + scale}" if below > 0 else f"{scale}"
+
+
+def _crop(rgb: np.ndarray, multiple: int, name: str) -> np.ndarray:
+    height, width = (x // multiple * multiple for x in rgb.shape[:2])
+    if not height or not width:
+        size = f"{rgb.shape[0]}x{rgb.shape[1]}"
+        raise ValueError(f"{name} is {size}, smaller than multiple={multiple}; use a smaller multiple or remove it")
+    return np.ascontiguousarray(rgb[:height, :width])
+
+
+def _chw(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def _downscale(rgb: np.ndarray, scale: int, round_lr: bool) -> np.ndarray:
+    """HR uint8 (H,W,3) -> LR float32 (h,w,3) in [-1,1], computed in float64."""
+    lr = imresize(rgb / 255, scale)
+    if round_lr:
+        lr = np.rint(lr.clip(0, 1) * 255) / 255
+    return (lr * 2 - 1).astype(np.float32)
+
+
+def _rooted(folders: Folders) -> dict[Path, tuple[int, Path]]:
+    """Every image file with its root folder's position in the list and its path below that root."""
+    roots = [folders] if isinstance(folders, str | Path) else list(folders)
+    list_images(roots)  # names the first wrong folder, or that there is none
+    files: dict[Path, tuple[int, Path]] = {}
+    for position, root in enumerate(roots):
+        for path in list_images(root):
+            files.setdefault(path, (position, path.relative_to(root)))
+    return files
+
+
+def _names(files: dict[Path, tuple[int, Path]]) -> list[str]:
+    """The shortest of stem, path below the root, whole path (all without suffix) and file path that is unique."""
+    labels = [
+        (path.stem, below.with_suffix("").as_posix(), path.with_suffix("").as_posix(), path.as_posix())
+        for path, (_, below) in files.items()
+    ]
+    counts = [Counter(column) for column in zip(*labels)]
+    return [next(x for x, count in zip(row, counts) if count[x] == 1) for row in labels]
+
+
+def _match(hr: dict[Path, tuple[int, Path]], lr: dict[Path, tuple[int, Path]], scale: int) -> list[Path]:
+    """The LR partner of each HR file."""
+    by_stem: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in lr:
+        by_stem[path.stem].append(path)
+    owners: dict[Path, Path] = {}
+    for path, (position, below) in hr.items():
+        found = by_stem.get(path.stem) or by_stem.get(f"{path.stem}x{scale}") or []
+        if not found:
+            raise ValueError(
+                f"{path} has no LR partner; expected {path.stem} or {path.stem}x{scale} in lr_folders, add or remove it"
+            )
+        if len(found) > 1:
+            found = [x for x in found if lr[x][1].parent == below.parent] or found
+        if len(found) > 1:
+            found = [x for x in found if lr[x][0] == position] or found
+        if len(found) > 1:
+            raise ValueError(f"{path} has two LR partners, {found[0]} and {found[1]}; expected one, remove the other")
+        if found[0] in owners:
+            raise ValueError(f"{path} and {owners[found[0]]} share the LR partner {found[0]}; expected two, add one")
+        owners[found[0]] = path
+    return list(owners)

@@ -1,0 +1,140 @@
+"""Finding image files and reading any of them as 8-bit RGB, or saying in one line why not."""
+
+import os
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+# Named, so that a file in disguise never reaches a reader that starts other programs (EPS starts Ghostscript).
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Beyond this Pillow suspects a decompression bomb; training images are two orders of magnitude smaller.
+_MAX_PIXELS = 89_478_485
+_MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2  # TIFF's PhotometricInterpretation
+_ORIENTATION = 274  # the EXIF tag
+
+
+def list_images(folders: str | Path | Iterable[str | Path]) -> list[Path]:
+    """All PNG, JPEG, BMP, WebP and TIFF files below the folders, links followed, hidden files and folders skipped.
+
+    The files of one folder come sorted by path, the folders in the given order, no file twice.
+    Raises ValueError where a folder is missing, is a file, or holds no image.
+    """
+    folders = [folders] if isinstance(folders, str | Path) else list(folders)
+    if not folders:
+        raise ValueError("no folder given; expected at least one folder of images, name one")
+    found: dict[Path, None] = {}
+    for folder in map(Path, folders):
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file; expected a folder of images, use {folder.parent}")
+        if not folder.is_dir():
+            raise ValueError(f"folder {folder} does not exist; expected a folder of images, check the path")
+        images = sorted(_walk(folder))
+        if not images:
+            raise ValueError(f"no images in {folder}; expected PNG, JPEG, BMP, WebP or TIFF files, check the path")
+        found.update(dict.fromkeys(images))
+    return list(found)
+
+
+def _walk(folder: Path) -> Iterable[Path]:
+    seen = set()
+    for root, below, names in os.walk(folder, followlinks=True):
+        # A link may lead back up: every real folder is entered once.
+        real = os.path.realpath(root)
+        below[:] = sorted(name for name in below if not name.startswith(".")) if real not in seen else []
+        if real in seen:
+            continue
+        seen.add(real)
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(root, name)
+
+
+def read_rgb(path: str | Path) -> np.ndarray:
+    """Read an image file as uint8 RGB (H,W,3), upright (EXIF orientation applied), the first frame of several.
+
+    Grey becomes three equal channels, alpha is dropped (the colour under it stays), palettes and CMYK are converted.
+    16-bit samples v become round(v / 257); 16-bit colour PNG alone gets Pillow's v >> 8, as in OpenCV.
+
+    Raises ValueError("cannot read image <path>: <reason>; remove or replace it") for whatever else: missing,
+    empty, truncated or damaged files, float or other samples, sizes of a decompression bomb.
+    """
+    try:
+        return _decode(Path(path).read_bytes())
+    except UnidentifiedImageError:
+        reason = "not a PNG, JPEG, BMP, WebP or TIFF image, or damaged"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except Exception as error:  # decoders raise anything from struct.error to SyntaxError on damaged files
+        reason = str(error) or type(error).__name__
+    raise ValueError(f"cannot read image {path}: {' '.join(reason.split())}; remove or replace it")
+
+
+def _decode(data: bytes) -> np.ndarray:
+    if not data:
+        raise ValueError("the file is empty")
+    inverted = False
+    image = None
+    if data.startswith(_TIFF_MAGIC):
+        image, inverted = _inspect_tiff(data)
+    if image is None:
+        image = Image.open(BytesIO(data), formats=_FORMATS)
+        _check_size(*image.size)
+        if image.format == "PNG":
+            # Decoding alone does not look at the check sums; verify() leaves the image unusable.
+            image.verify()
+            image = Image.open(BytesIO(data), formats=_FORMATS)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16)
+        return np.repeat(_to_8_bits(65535 - grey if inverted else grey)[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit samples; expected 8 or 16 bits")
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # straight to RGB Pillow warns of transparency that it drops
+    return np.array(image.convert("RGB"))
+
+
+def _inspect_tiff(data: bytes) -> tuple[Image.Image | None, bool]:
+    """The image where Pillow would lose bits or order (16-bit samples, several per pixel); is 0 white in 16-bit grey?
+
+    Raises ValueError for samples that are not unsigned integers of up to 8, or of 16 bits.
+    """
+    import tifffile  # here, because TIFF is rare and the import is slow
+
+    with tifffile.TiffFile(BytesIO(data)) as tiff:
+        page = tiff.pages.first
+        _check_size(page.imagewidth, page.imagelength)
+        if page.dtype not in (np.bool_, np.uint8, np.uint16) or page.bitspersample not in (1, 2, 4, 8, 16):
+            raise ValueError(f"{page.bitspersample}-bit {page.dtype} samples; expected 8 or 16 bits, unsigned")
+        if page.dtype != np.uint16 or page.photometric not in (_MINISWHITE, _MINISBLACK, _RGB):
+            return None, False
+        if page.samplesperpixel == 1:
+            return None, page.photometric == _MINISWHITE
+        if page.photometric == _MINISWHITE:
+            raise ValueError("16-bit grey with alpha where 0 is white; expected 0 to be black")
+        ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts)]
+        if not ends or max(ends) > len(data):
+            raise ValueError(f"truncated: its pixels go on after the last of {len(data)} bytes")
+        pixels = page.asarray()
+        orientation = page.tags.valueof(_ORIENTATION, default=1)
+        planar = page.axes == "SYX"
+        colour = page.photometric == _RGB
+    pixels = np.moveaxis(pixels, 0, -1) if planar else pixels
+    pixels = pixels[..., :3] if colour else np.repeat(pixels[..., :1], 3, axis=2)
+    image = Image.fromarray(_to_8_bits(pixels))
+    image.getexif()[_ORIENTATION] = int(orientation)
+    return image, False
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > _MAX_PIXELS:
+        raise ValueError(f"{width}x{height} are more than {_MAX_PIXELS} pixels, as in a decompression bomb")
+
+
+def _to_8_bits(samples: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray((samples.astype(np.uint32) + 128) // 257, dtype=np.uint8)

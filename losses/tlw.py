@@ -1,0 +1,117 @@
+"""Trainable Loss Weights: the weight criterion, the E-step and the M-step.
+
+Chaichi Mellatshahi and Kasaei, "Trainable Loss Weights in Super-Resolution", arXiv 2301.10575:
+Eq. (4), (8)-(13), Algorithm 1. In the paper's letters: x = hr, x^ = sr, g_phi = the weighting network,
+D = the judge, T = samples.
+
+Where the released code differs from the paper, the paper is the default and the code's form is the
+setting m_step="released": -log of the WC-weighted mean of exp(-weighted error) instead of Eq. (13), 0.2
+instead of 0.1 in the weights of MSE, and no epsilon in the numerator of the M-step's WC (its E-step has
+one). Like that code we take |D| in Eq. (4), so that WC > 0 whatever the judge returns.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.weighting import WeightingNet, relaxed_bernoulli
+
+from .pixel import absolute_error, squared_error
+from .target import Target
+
+
+def k_schedule(epoch: int, k_start: float = 0.3, k_end: float = 0.9, k_epochs: float = 200) -> float:
+    """k, the mean weight: from k_start towards k_end, 1 - 1/e of the way after k_epochs (section IV-A)."""
+    return k_start + (k_end - k_start) * (1 - math.exp(-epoch / k_epochs))
+
+
+def weight_criterion(w: Tensor, sr: Tensor, target: Target, eps: float = 1e-3, far_eps: float | None = None) -> Tensor:
+    """WC of Eq. (4): how much more it helps to repair the pixels that w picks than all the others.
+
+    w: (...,B,3,H,W) in [0,1]; sr: (B,3,H,W) -> WC > 0, shape (...,B). Both mixtures of all samples
+    go through the judge in one batch. far_eps: epsilon of the numerator where it is not `eps`.
+    """
+    hr = target.hr
+    gap = w * (hr - sr)
+    repaired, spoiled = sr + gap, hr - gap  # x_w and x_{1-w}
+    near, far = target.distance(torch.stack([repaired, spoiled])).abs()
+    return (far + (eps if far_eps is None else far_eps)) / (near + eps)
+
+
+def weigh_l1(w: Tensor, sr: Tensor, hr: Tensor, offset: float) -> Tensor:
+    """w * |sr - hr|."""
+    return w * absolute_error(sr, hr)
+
+
+def weigh_mse(w: Tensor, sr: Tensor, hr: Tensor, offset: float) -> Tensor:
+    """w / (|sr - hr| + offset) * (sr - hr)^2, the divisor constant: MSE is an L1 already weighted by |sr - hr|."""
+    return w / (absolute_error(sr.detach(), hr) + offset) * squared_error(sr, hr)
+
+
+def paper_loss(w: Tensor, wc: Tensor, sr: Tensor, hr: Tensor, weigh: Callable) -> Tensor:
+    """Eq. (13): sum over the samples of WC(w) * ||w * (hr - sr)||, mean over pixels and batch.
+
+    w: (T,B,3,H,W), wc: (T,B), both constants. The sum of WC * w is taken first: one map per image.
+    """
+    total = (wc[..., None, None, None] * w).sum(dim=0)
+    return weigh(total, sr, hr, offset=0.1).mean()
+
+
+def released_loss(w: Tensor, wc: Tensor, sr: Tensor, hr: Tensor, weigh: Callable) -> Tensor:
+    """The released code: -log( sum_i WC_i exp(-e_i) / sum_i WC_i ), e_i = mean of the weighted error, per image."""
+    error = weigh(w, sr, hr, offset=0.2).mean(dim=(-3, -2, -1))  # (T,B)
+    log_share = (wc / wc.sum(dim=0)).log()
+    return -torch.logsumexp(log_share - error, dim=0).mean()
+
+
+WEIGH = {"L1": weigh_l1, "MSE": weigh_mse}
+
+
+class MStep(NamedTuple):
+    """One form of the M-step: its loss (w, wc, sr, hr, weigh) -> scalar, and far_eps of its WC."""
+
+    loss: Callable
+    far_eps: float | None
+
+
+# 1e-8 stands for the released code's 0: it only keeps the logarithm finite where sr equals hr.
+M_STEPS = {"paper": MStep(paper_loss, far_eps=None), "released": MStep(released_loss, far_eps=1e-8)}
+
+
+class TLW(nn.Module):
+    """The loss of Algorithm 1 on a pixel loss ("L1" or "MSE").
+
+    helper_loss is what the weighting network (`helper`) descends, forward what the SR network descends.
+    Both draw their samples from torch's global random stream.
+    """
+
+    def __init__(
+        self,
+        pixel: str = "L1",
+        *,
+        samples: int = 3,
+        eps: float = 1e-3,
+        k: Callable[[int], float] = k_schedule,
+        m_step: str = "paper",
+    ):
+        super().__init__()
+        self.helper = WeightingNet()
+        self.weigh, self.m_step = WEIGH[pixel], M_STEPS[m_step]
+        self.samples, self.eps, self.k = samples, eps, k
+
+    def helper_loss(self, sr: Tensor, target: Target, epoch: int) -> Tensor:
+        """E-step: the mean of -log WC(w), one w ~ MVB(g_phi(hr, sr)) per image; sr (B,3,H,W) is a constant."""
+        mu = self.helper(target.hr, sr, self.k(epoch))
+        w = relaxed_bernoulli(mu, torch.rand_like(mu))
+        return -weight_criterion(w, sr, target, self.eps).log().mean()
+
+    def forward(self, sr: Tensor, target: Target, epoch: int) -> Tensor:
+        """M-step: the weighted pixel loss of T fresh samples; gradients flow through the error alone."""
+        with torch.no_grad():
+            mu = self.helper(target.hr, sr, self.k(epoch))
+            w = relaxed_bernoulli(mu, torch.rand(self.samples, *mu.shape, device=mu.device))
+            wc = weight_criterion(w, sr, target, self.eps, self.m_step.far_eps)
+        return self.m_step.loss(w, wc, sr, target.hr, self.weigh)

@@ -1,0 +1,1 @@
+"""How close a super-resolved image is to its reference: pixel fidelity and perceptual distances."""

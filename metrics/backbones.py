@@ -1,0 +1,85 @@
+"""Where the ImageNet weights of a perceptual network come from: a local file, or torchvision's download.
+
+Never from anywhere else: a metric whose network holds other weights is another metric.
+"""
+
+import socket
+import urllib.error
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
+
+URLS = {
+    "vgg": VGG16_Weights.IMAGENET1K_V1.url,
+    "alex": AlexNet_Weights.IMAGENET1K_V1.url,
+    "squeeze": SqueezeNet1_1_Weights.IMAGENET1K_V1.url,
+}
+# A parameter that only this network has, with its shape: enough to tell the three files apart.
+SIGNATURES = {
+    "vgg": ("features.28.weight", (512, 512, 3, 3)),
+    "alex": ("features.0.weight", (64, 3, 11, 11)),
+    "squeeze": ("features.3.squeeze.weight", (16, 64, 1, 1)),
+}
+TIMEOUT = 5  # seconds without an answer
+
+
+def read_backbone_file(path: str | Path) -> tuple[str, dict]:
+    """A torchvision checkpoint of VGG16, AlexNet or SqueezeNet 1.1, whole or features only -> (net, features).
+
+    Features' names are torchvision's without "features.". Raises ValueError where it is none of these.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(f"--judge-weights {path}: cannot be read as a checkpoint of tensors ({reason[:160]})") from None
+    if isinstance(state, dict) and not any(str(key).startswith("features.") for key in state):
+        state = {f"features.{key}": value for key, value in state.items()}
+    for net, (key, shape) in SIGNATURES.items():
+        if isinstance(state, dict) and isinstance(state.get(key), torch.Tensor) and tuple(state[key].shape) == shape:
+            return net, {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
+    raise ValueError(
+        f"--judge-weights {path}: expected torchvision's VGG16, AlexNet or SqueezeNet 1.1 weights "
+        "(the whole checkpoint or its features), found another file"
+    )
+
+
+def download_backbone(net: str) -> dict:
+    """torchvision's ImageNet weights of `net`, from its cache folder or the network."""
+    url = URLS[net]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if cached.exists():
+        return read_backbone_file(cached)[1]
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"LPIPS-{net} needs ImageNet weights, and {url} could not be fetched ({error}); "
+            f"fetch it elsewhere and put it into {cached.parent}, or name the file with --judge-weights"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(patience)
+    return read_backbone_file(cached)[1]
+
+
+def load_backbone(module: nn.Module, net: str, files: tuple = ()) -> None:
+    """Fill `module` (the `lpips` package's slices of `net`) from the one of `files` that holds that network,
+    else from torchvision. Raises ValueError, one line with the remedy, where neither has the weights."""
+    features = next((found for kind, found in map(read_backbone_file, files) if kind == net), None)
+    if features is None:
+        features = download_backbone(net)
+    try:
+        # The slices keep torchvision's layer numbers: slice2.3.weight is features.3.weight.
+        module.load_state_dict({key: features[key.split(".", 1)[1]] for key in module.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"the weights of {net} are incomplete or of another shape: {str(error).splitlines()[0]}") from None
+
+
+def at_hand(net: str, files: tuple = ()) -> bool:
+    """Whether the weights of `net` are in one of files or in torchvision's cache, so that nothing is downloaded."""
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / URLS[net].rsplit("/", 1)[1]
+    return cached.exists() or any(kind == net for kind, _ in map(read_backbone_file, files))

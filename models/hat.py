@@ -1,0 +1,296 @@
+"""HAT: Chen et al., "Activating More Pixels in Image Super-Resolution Transformer", CVPR 2023, arXiv 2205.04437.
+
+Parameter and buffer names are those of the authors' release (plus `mean`, which theirs does not store). Inside the
+body, features are channels-last, (B,H,W,C), with H and W multiples of the window; a window of side m holds n = m*m
+positions and nW is the number of windows in an image.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .upsample import STEPS, PixelShuffleUpsampler, check_scale, reflect_to_multiple
+
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB in [0,1]
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """(B,H,W,C) -> (B,nW,n,C), windows and the positions in them in row-major order."""
+    b, h, w, c = x.shape
+    x = x.view(b, h // window, window, w // window, window, c)
+    return x.transpose(2, 3).reshape(b, -1, window * window, c)
+
+
+def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
+    """(B,nW,n,C) -> (B,H,W,C), the inverse of to_windows."""
+    b, _, _, c = x.shape
+    x = x.view(b, height // window, width // window, window, window, c)
+    return x.transpose(2, 3).reshape(b, height, width, c)
+
+
+def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
+    """(nW,n,n): -100 between positions that only the cyclic shift by window // 2 made neighbours, 0 elsewhere."""
+    shift = window // 2
+    rows = torch.arange(height, device=device) >= height - shift
+    cols = torch.arange(width, device=device) >= width - shift
+    region = to_windows((2 * rows[:, None] + 1 * cols[None, :])[None, :, :, None], window)[0, :, :, 0]
+    return -100.0 * (region[:, :, None] != region[:, None, :])
+
+
+def self_attention_index(window: int) -> Tensor:
+    """(n,n): the row of the bias table for each pair of a query's and a key's position in one window."""
+    position = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    offset = position[:, None] - position[None, :] + window - 1
+    return offset[..., 0] * (2 * window - 1) + offset[..., 1]
+
+
+def overlapping_attention_index(window: int, key_window: int) -> Tensor:
+    """(window^2, key_window^2): the same for keys from an enlarged window around the queries' one.
+
+    The authors' offset makes some rows negative, which indexing counts from the table's end. It is kept: trained
+    tables depend on it.
+    """
+    query = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    key = torch.cartesian_prod(torch.arange(key_window), torch.arange(key_window))
+    offset = key[None, :] - query[:, None] + window - key_window + 1
+    return offset[..., 0] * (window + key_window - 1) + offset[..., 1]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention inside every window: q (B,nW,heads,n,d), k and v (B,nW,heads,m,d) -> (B,nW,n,heads*d).
+
+    bias (heads,n,m) is added to the logits of all windows, mask (nW,n,m) to those of all heads.
+    """
+    shape = q.shape
+    # Fused kernels want 4 dimensions and a mask that broadcasts over the first: windows join the batch where all
+    # share one bias, the heads where each window has its own.
+    start, logits = (0, bias) if mask is None else (1, (bias + mask[:, None]).flatten(0, 1))
+    q, k, v = (x.flatten(start, start + 1) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=logits[None].to(q.dtype))
+    return out.view(shape).transpose(2, 3).flatten(3)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., ECCV 2016): in training, zero a branch for a random share of the samples."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.keep = 1 - probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.keep == 1:
+            return x
+        return x * (torch.rand(x.shape[0], 1, 1, 1, device=x.device) < self.keep) / self.keep
+
+
+class ChannelAttention(nn.Module):
+    """Scale every channel by a gate in (0,1) computed from all channels' means: (B,C,H,W) -> (B,C,H,W)."""
+
+    def __init__(self, channels: int, squeeze_factor: int) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, channels // squeeze_factor, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels // squeeze_factor, channels, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.attention(x)
+
+
+class ConvBlock(nn.Module):
+    """The convolutional branch of a block, CAB in the paper: (B,H,W,C) -> (B,H,W,C)."""
+
+    def __init__(self, channels: int, compress_ratio: int, squeeze_factor: int) -> None:
+        super().__init__()
+        self.cab = nn.Sequential(
+            nn.Conv2d(channels, channels // compress_ratio, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(channels // compress_ratio, channels, 3, padding=1),
+            ChannelAttention(channels, squeeze_factor),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cab(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between, on every position."""
+
+    def __init__(self, channels: int, ratio: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, int(channels * ratio))
+        self.fc2 = nn.Linear(int(channels * ratio), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside windows: (B,nW,n,C) -> (B,nW,n,C)."""
+
+    def __init__(self, channels: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(3, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
+        bias = self.relative_position_bias_table[index].permute(2, 0, 1)
+        return self.proj(attend(q, k, v, bias, mask))
+
+
+class HybridAttentionBlock(nn.Module):
+    """HAB: window attention (shifted in every second block) beside a convolutional branch, then an MLP."""
+
+    def __init__(
+        self, channels: int, heads: int, window: int, shifted: bool, compress_ratio: int, squeeze_factor: int,
+        conv_scale: float, mlp_ratio: float, drop_path: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.window, self.shift, self.conv_scale = window, window // 2 if shifted else 0, conv_scale
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = WindowAttention(channels, heads, window)
+        self.conv_block = ConvBlock(channels, compress_ratio, squeeze_factor)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = MLP(channels, mlp_ratio)
+
+    def forward(self, x: Tensor, index: Tensor, mask: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        shifted = normed.roll((-self.shift, -self.shift), (1, 2)) if self.shift else normed
+        windows = self.attn(to_windows(shifted, self.window), index, mask if self.shift else None)
+        attended = from_windows(windows, self.window, x.shape[1], x.shape[2])
+        if self.shift:
+            attended = attended.roll((self.shift, self.shift), (1, 2))
+        x = x + self.drop_path(attended) + self.conv_scale * self.conv_block(normed)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class OverlappingAttentionBlock(nn.Module):
+    """OCAB: a window's queries attend to keys of a larger window around it (zeros outside the image), then an MLP."""
+
+    def __init__(self, channels: int, heads: int, window: int, key_window: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.heads, self.window, self.key_window = heads, window, key_window
+        self.relative_position_bias_table = nn.Parameter(torch.empty((window + key_window - 1) ** 2, heads))
+        self.norm1 = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = MLP(channels, mlp_ratio)
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        channels = x.shape[3]
+        q, kv = self.qkv(self.norm1(x)).split((channels, 2 * channels), dim=3)
+        q = to_windows(q, self.window).unflatten(3, (self.heads, -1)).transpose(2, 3)
+        border = (self.key_window - self.window) // 2
+        kv = F.unfold(kv.permute(0, 3, 1, 2), self.key_window, padding=border, stride=self.window)
+        k, v = kv.unflatten(1, (2, self.heads, -1, self.key_window**2)).permute(1, 0, 5, 2, 4, 3)
+        bias = self.relative_position_bias_table[index].permute(2, 0, 1)
+        windows = self.proj(attend(q, k, v, bias))
+        x = x + from_windows(windows, self.window, x.shape[1], x.shape[2])
+        return x + self.mlp(self.norm2(x))
+
+
+class ResidualGroup(nn.Module):
+    """RHAG: hybrid attention blocks, an overlapping one, a conv and a skip: (B,H,W,C) -> (B,H,W,C)."""
+
+    def __init__(
+        self, channels: int, blocks: list[HybridAttentionBlock], overlap_attn: OverlappingAttentionBlock
+    ) -> None:
+        super().__init__()
+        self.residual_group = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "overlap_attn": overlap_attn})
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, index: Tensor, overlap_index: Tensor, mask: Tensor) -> Tensor:
+        y = x
+        for block in self.residual_group["blocks"]:
+            y = block(y, index, mask)
+        y = self.residual_group["overlap_attn"](y, overlap_index)
+        return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class HAT(nn.Module):
+    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped. Any size: the input is extended inside.
+
+    The defaults are the published HAT (20,772,507 parameters at x4). `channels` is the width after the body. The
+    buffer `mean` is subtracted from the input and added to the output; it is DIV2K's, moved to [-1,1].
+    """
+
+    def __init__(
+        self, scale: int, embed: int = 180, depths: tuple[int, ...] = (6,) * 6, heads: tuple[int, ...] = (6,) * 6,
+        window: int = 16, compress_ratio: int = 3, squeeze_factor: int = 30, conv_scale: float = 0.01,
+        overlap_ratio: float = 0.5, mlp_ratio: float = 2.0, drop_path: float = 0.1, channels: int = 64,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        check_scale(scale, "HAT")
+        key_window = window + int(window * overlap_ratio)
+        if (key_window - window) % 2:
+            raise ValueError(
+                f"overlap_ratio={overlap_ratio} widens window={window} by {key_window - window}, an odd number; "
+                "choose them so that int(window * overlap_ratio) is even"
+            )
+        self.scale, self.window = scale, window
+        self.feature_channels = channels
+        self.feature_scale = 1
+        self.register_buffer("mean", 2 * torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1) - 1)
+        self.register_buffer("relative_position_index_SA", self_attention_index(window))
+        self.register_buffer("relative_position_index_OCA", overlapping_attention_index(window, key_window))
+
+        self.conv_first = nn.Conv2d(3, embed, 3, padding=1)
+        self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(embed)})
+        last = max(sum(depths) - 1, 1)
+        drop_paths = (drop_path * i / last for i in range(sum(depths)))  # deeper blocks are dropped more often
+        self.layers = nn.ModuleList()
+        for depth, n_heads in zip(depths, heads, strict=True):
+            blocks = [
+                HybridAttentionBlock(
+                    embed, n_heads, window, bool(i % 2), compress_ratio, squeeze_factor, conv_scale, mlp_ratio,
+                    next(drop_paths),
+                )
+                for i in range(depth)
+            ]  # fmt: skip
+            overlap_attn = OverlappingAttentionBlock(embed, n_heads, window, key_window, mlp_ratio)
+            self.layers.append(ResidualGroup(embed, blocks, overlap_attn))
+        self.norm = nn.LayerNorm(embed)
+        self.conv_after_body = nn.Conv2d(embed, embed, 3, padding=1)
+        self.conv_before_upsample = nn.Sequential(nn.Conv2d(embed, channels, 3, padding=1), nn.LeakyReLU(inplace=True))
+        self.upsample = PixelShuffleUpsampler(channels, STEPS[scale])
+        self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
+
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias_table"):
+                nn.init.trunc_normal_(parameter, std=0.02)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def extended_features(self, lr: Tensor) -> Tensor:
+        """lr (B,3,h,w) -> (B,channels,H,W), H and W the next multiples of the window, before cropping."""
+        x = self.conv_first(reflect_to_multiple(lr - self.mean, self.window))
+        mask = shift_mask(x.shape[2], x.shape[3], self.window, x.device)
+        y = self.patch_embed["norm"](x.permute(0, 2, 3, 1))
+        for layer in self.layers:
+            y = layer(y, self.relative_position_index_SA, self.relative_position_index_OCA, mask)
+        y = self.norm(y).permute(0, 3, 1, 2)
+        return self.conv_before_upsample(x + self.conv_after_body(y))
+
+    def features(self, lr: Tensor) -> Tensor:
+        """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
+        return self.extended_features(lr)[:, :, : lr.shape[2], : lr.shape[3]]
+
+    def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """sr and the features it was made from, in one pass: what a second head on the body needs."""
+        h, w = lr.shape[2:]
+        features = self.extended_features(lr)
+        sr = self.conv_last(self.upsample(features)) + self.mean
+        return sr[:, :, : h * self.scale, : w * self.scale], features[:, :, :h, :w]
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.sr_and_features(lr)[0]

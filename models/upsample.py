@@ -1,0 +1,40 @@
+"""What the super-resolution networks share: which scales they offer, how an image is extended to a size they need, and
+sub-pixel upsampling (Shi et al., CVPR 2016, arXiv 1609.05158)."""
+
+import torch
+from torch import Tensor, nn
+
+SCALES = (2, 3, 4)
+
+# The factors by which most published networks reach a scale: x4 in two steps of x2.
+STEPS = {2: (2,), 3: (3,), 4: (2, 2)}
+
+
+def check_scale(scale: int, model_name: str) -> None:
+    """Raise ValueError unless the scale is 2, 3 or 4."""
+    if scale not in SCALES:
+        raise ValueError(f"scale={scale} is not supported by {model_name}; use 2, 3 or 4")
+
+
+def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Extend (B,C,h,w) at the bottom and the right by reflection until both sizes are multiples of `multiple`.
+
+    Where the image is smaller than the border to add, which torch's "reflect" refuses, it is reflected repeatedly.
+    """
+    for dim in (2, 3):
+        size = x.shape[dim]
+        if size % multiple:
+            period = max(2 * (size - 1), 1)
+            i = torch.arange(size + -size % multiple, device=x.device) % period
+            x = x.index_select(dim, torch.minimum(i, period - i))
+    return x
+
+
+class PixelShuffleUpsampler(nn.Sequential):
+    """(B,C,h,w) -> (B,C,s*h,s*w), s the product of `factors`: conv3x3 and PixelShuffle for each factor."""
+
+    def __init__(self, channels: int, factors: tuple[int, ...]) -> None:
+        layers: list[nn.Module] = []
+        for factor in factors:
+            layers += [nn.Conv2d(channels, factor**2 * channels, 3, padding=1), nn.PixelShuffle(factor)]
+        super().__init__(*layers)

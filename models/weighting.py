@@ -1,0 +1,55 @@
+"""The weighting network g_phi, its FixedSum activation and the sampler of loss weights.
+
+Chaichi Mellatshahi and Kasaei, "Trainable Loss Weights in Super-Resolution", arXiv 2301.10575,
+section III-B: Eq. (5), Fig. 3. The sampler is the relaxed Bernoulli of Wang and Yin (UAI 2020).
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def fixed_sum(p: Tensor, k: float) -> Tensor:
+    """Move p in (0,1), shape (B,C,H,W), so that every channel's spatial mean is k, staying in [0,1] (Eq. 5).
+
+    Below the target every element moves towards 1 by the same share of its distance to 1,
+    above it every element shrinks by the same factor; both keep the order of the pixels.
+    """
+    mean = p.mean(dim=(-2, -1), keepdim=True)
+    below = mean < k
+    # Each branch divides by what its own side keeps away from 0; `where` inside the
+    # denominators keeps the other side's 0/0 out of the gradient.
+    rise = (k - mean) / torch.where(below, 1 - mean, 1)
+    shrink = k / torch.where(below, 1, mean)
+    return torch.where(below, p + rise * (1 - p), p * shrink)
+
+
+def relaxed_bernoulli(mu: Tensor, uniform: Tensor, temperature: float = 0.1) -> Tensor:
+    """Differentiable, nearly binary samples w in [0,1] of Bernoulli(mu), independent per pixel and channel.
+
+    mu and uniform ~ U(0,1) broadcast against each other: uniform of shape (T,B,C,H,W) draws T samples
+    of mu (B,C,H,W). Both are first moved off 0 and 1, as the released code does, so that logits are finite.
+    """
+    mu, noise = 0.999 * mu + 0.0005, 0.999 * uniform + 0.0005
+    return torch.sigmoid((mu.logit() + noise.logit()) / temperature)
+
+
+class WeightingNet(nn.Module):
+    """g_phi of Fig. 3: which pixels matter, given the reference and the current SR image.
+
+    forward(hr, sr, k), images (B,3,H,W) in [-1,1] -> mu (B,3,H,W) in [0,1] with mean k per image and
+    channel: the means of the multivariate Bernoulli distribution of weights. 160,387 parameters.
+    """
+
+    def __init__(self, channels: int = 64):
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(6, channels, 7, padding=3), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 5, padding=2), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
+            nn.Conv2d(channels, 3, 3, padding=1),
+        )
+
+    def forward(self, hr: Tensor, sr: Tensor, k: float) -> Tensor:
+        # Under autocast the convolutions may run in bf16; sums over a whole image must not.
+        logits = self.conv(torch.cat([hr, sr], dim=1)).to(hr.dtype)
+        return fixed_sum(torch.sigmoid(logits), k)

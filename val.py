@@ -1,0 +1,196 @@
+"""Measure SR networks on folders of images: PSNR-Y, SSIM-Y and LPIPS under a named protocol.
+
+    python val.py --best                                        the newest run, on its validation images
+    python val.py --modelpath checkpoints/RUN --folder A B --best --protocol standard --lpips alex squeeze
+    python val.py --model bicubic --scale 4 --folder A          needs no checkpoint
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import configs
+import networks
+import rundir
+from data import Pairs
+from metrics.backbones import at_hand
+from metrics.fidelity import psnr_y, quantize, ssim_y
+from metrics.perceptual import LPIPS, NETS
+from models.bicubic import Bicubic, MatlabBicubic
+
+Metric = Callable[[Tensor, Tensor], Tensor]  # sr, hr (1,3,H,W) in [-1,1] -> (1,)
+
+
+class Protocol(NamedTuple):
+    """How images are cropped, rounded and shaved before they are compared.
+
+    multiple: HR is cropped at the bottom and right to multiples of it (None: of the scale). eight_bit: LR and SR
+    are rounded to 8 bits. shave: PSNR and SSIM leave out `scale` pixels at each border. bicubic: the upscaler
+    that the protocol's bicubic row stands for. LPIPS always sees the whole image.
+    """
+
+    multiple: int | None
+    eight_bit: bool
+    shave: bool
+    bicubic: type[nn.Module]
+
+
+PROTOCOLS = {
+    # What reproduces the bicubic rows of the TLW paper's Table I to the fourth decimal.
+    "paper": Protocol(multiple=12, eight_bit=False, shave=False, bicubic=Bicubic),
+    # What the field's tables use.
+    "standard": Protocol(multiple=None, eight_bit=True, shave=True, bicubic=MatlabBicubic),
+}
+
+
+def read_pairs(folders, scale: int, protocol: str) -> Pairs:
+    """The images of folders with the LR that the protocol asks for."""
+    p = PROTOCOLS[protocol]
+    return Pairs(folders, scale, p.multiple or scale, round_lr=p.eight_bit)
+
+
+def build_metrics(nets, weights: tuple = (), bgr: bool = False, device="cpu") -> dict[str, Metric]:
+    """The LPIPS metrics, each under the name of its network. Raises ValueError where weights cannot be had."""
+    metrics = [LPIPS(configs.choose(net, NETS, "LPIPS network"), weights=weights, bgr=bgr) for net in nets]
+    return {metric.name: metric.to(device) for metric in metrics}
+
+
+@torch.inference_mode()
+def evaluate(
+    net: nn.Module, pairs: Pairs, metrics: Mapping[str, Metric], protocol: str, device="cpu", label: str = ""
+) -> dict[str, list[float]]:
+    """PSNR-Y, SSIM-Y and the given metrics of net on every image; net's train mode is restored.
+
+    Returns {"PSNR-Y": [...], "SSIM-Y": [...], name of each metric: [...]}, in the order of the images.
+    """
+    p = PROTOCOLS[protocol]
+    shave = pairs.scale if p.shave else 0
+    scores = {name: [] for name in ("PSNR-Y", "SSIM-Y", *metrics)}
+    training = net.training
+    net.eval()
+    for i in tqdm(range(len(pairs)), desc=label, leave=False, disable=None if label else True, unit="image"):
+        lr, hr = (image[None].to(device) for image in pairs[i])
+        sr = net(lr).float()
+        sr = quantize(sr) if p.eight_bit else sr.clamp(-1, 1)
+        scores["PSNR-Y"].append(psnr_y(sr, hr, shave))
+        scores["SSIM-Y"].append(ssim_y(sr, hr, shave))
+        for name, metric in metrics.items():
+            scores[name].append(metric(sr, hr))
+    net.train(training)
+    return {name: torch.cat(values).tolist() for name, values in scores.items()}
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+class Row(NamedTuple):
+    """One network on one data set."""
+
+    dataset: str
+    loss: str  # the loss it was trained with, or "bicubic"
+    scores: dict[str, list[float]]
+
+
+def table(rows: list[Row], judge: str | None = None) -> str:
+    """The mean scores as text, LPIPS's judge marked."""
+    names = list(rows[0].scores)
+    headers = [f"{name} (judge)" if judge and name == judge.removesuffix("-unweighted") else name for name in names]
+    lines, previous = [], None
+    for row in rows:
+        dataset = f"{row.dataset} ({len(row.scores['PSNR-Y'])})" if row.dataset != previous else ""
+        lines.append([dataset, row.loss, *(f"{mean(row.scores[name]):.4f}" for name in names)])
+        previous = row.dataset
+    align = ("left", "left") + ("right",) * len(names)
+    return tabulate(lines, ["data set (images)", "loss", *headers], disable_numparse=True, colalign=align)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = configs.OneLineParser(prog="val.py", description="PSNR-Y, SSIM-Y and LPIPS of SR networks.")
+    parser.add_argument("--model", help="what the run must be (a check), or `bicubic` alone")
+    parser.add_argument("--modelpath", help="folder of a run (default: the newest in checkpoints/)")
+    parser.add_argument("--best", action="store_true", help="each loss's best epoch (default: the last one)")
+    parser.add_argument("--folder", nargs="+", metavar="DIR", help="data sets (default: the run's --valpath)")
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="for --model bicubic (default: 4); of a run: a check")
+    parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these of the run")
+    parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="(default: paper)")
+    parser.add_argument("--lpips", nargs="*", metavar="NET", help="networks of LPIPS: alex vgg squeeze (default: the "
+                        "judge's, and one that was not the judge if its weights are at hand)")
+    parser.add_argument("--judge-weights", nargs="+", metavar="FILE", help="local backbone files (default: the run's)")
+    parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the released code does")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: what the machine has)")
+    parser.add_argument("--out", metavar="FILE", help="where the JSON goes, a CSV beside it (default: RUN/val.json)")
+    return parser.parse_args(argv)
+
+
+def choose_lpips(args, judge_net: str | None, weights: tuple) -> list[str]:
+    """The networks of LPIPS to measure with: those asked for, else the judge's and one that was not the judge."""
+    if args.lpips is not None:
+        return args.lpips
+    others = [net for net in NETS if net != judge_net and at_hand(net, weights)]
+    if judge_net and not others:
+        print(f"only LPIPS-{judge_net}, the judge of the training, is at hand; --lpips alex squeeze shows another")
+    return ([judge_net] if judge_net else []) + others[:1]
+
+
+def write_results(path: Path, rows: list[Row], **about) -> None:
+    """The table as JSON (with the scores of every image) and, beside it, as CSV."""
+    means = [{"dataset": r.dataset, "files": len(r.scores["PSNR-Y"]), "loss": r.loss,
+              **{name: mean(values) for name, values in r.scores.items()}} for r in rows]
+    per_image = [row | {"per_image": r.scores} for row, r in zip(means, rows)]
+    path.write_text(json.dumps({**about, "rows": per_image}, indent=1) + "\n")
+    with open(path.with_suffix(".csv"), "w", newline="") as file:
+        writer = csv.DictWriter(file, [*about, *means[0]])
+        writer.writeheader()
+        writer.writerows(about | row for row in means)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    with configs.one_line_errors("val.py"):
+        device = networks.choose_device(args.device)
+        protocol = PROTOCOLS[args.protocol]
+        which = "best" if args.best else "last"
+        if args.model == "bicubic":
+            run, scale, judge, trained = None, args.scale or 4, None, {}
+            folders, weights = args.folder or (), tuple(args.judge_weights or ())
+        else:
+            run = Path(args.modelpath) if args.modelpath else rundir.newest_run()
+            print(f"run: {run} ({which})")
+            config, trained = networks.load_networks(run, which, args.losses)
+            for name, wanted, found in (("model", args.model, config.model), ("scale", args.scale, config.scale)):
+                configs.expect(wanted in (None, found), name, wanted, f"{found}, as {run} was trained")
+            scale, judge = config.scale, config.judge
+            folders, weights = args.folder or config.valpath, tuple(args.judge_weights or config.judge_weights)
+        configs.expect(len(folders) > 0, "folder", "", "one or more folders of HR images")
+        judge_net = judge.split("-")[1] if judge else None
+        metrics = build_metrics(choose_lpips(args, judge_net, weights), weights, args.bgr, device)
+        sets = {Path(folder).name: read_pairs([folder], scale, args.protocol) for folder in folders}
+        configs.expect(len(sets) == len(folders), "folder", " ".join(map(str, folders)), "folders of different names")
+
+    rows = []
+    for name, pairs in sets.items():
+        for loss, net in {"bicubic": protocol.bicubic(scale), **trained}.items():
+            scores = evaluate(net.to(device), pairs, metrics, args.protocol, device, f"{name} {loss}")
+            rows.append(Row(name, loss, scores))
+    title = f"{config.model} ({run.name}, {which})" if run else "bicubic"
+    print(f"{title} x{scale}, protocol {args.protocol}, {device}\n{table(rows, judge)}")
+    out = Path(args.out) if args.out else run / "val.json" if run else None
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        about = {"model": config.model if run else "bicubic", "run": str(run or ""), "checkpoint": which if run else "",
+                 "scale": scale, "protocol": args.protocol, "judge": judge or "", "device": str(device)}
+        write_results(out, rows, **about)
+        print(f"written: {out}, {out.with_suffix('.csv')}")
+
+
+if __name__ == "__main__":
+    main()
