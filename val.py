@@ -103,7 +103,8 @@ class Row(NamedTuple):
 def table(rows: list[Row], judge: str | None = None) -> str:
     """The mean scores as text, LPIPS's judge marked."""
     names = list(rows[0].scores)
-    headers = [f"{name} (judge)" if judge and name == judge.removesuffix("-unweighted") else name for name in names]
+    judged_by = (judge or "").removesuffix("-unweighted").lower()
+    headers = [f"{name} (judge)" if name.lower() == judged_by else name for name in names]
     lines, previous = [], None
     for row in rows:
         dataset = f"{row.dataset} ({len(row.scores['PSNR-Y'])})" if row.dataset != previous else ""

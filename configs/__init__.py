@@ -125,8 +125,8 @@ def flag_of(name: str) -> str:
 class OneLineParser(argparse.ArgumentParser):
     """argparse, with errors on one line that suggest the nearest flag, and exit code 2."""
 
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+    def __init__(self, formatter=argparse.HelpFormatter, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=formatter, **kwargs)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")

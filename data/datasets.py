@@ -267,7 +267,8 @@ def _rooted(folders: Folders) -> dict[Path, tuple[int, Path]]:
     files: dict[Path, tuple[int, Path]] = {}
     for position, root in enumerate(roots):
         for path in list_images(root):
-            files.setdefault(path, (position, path.relative_to(root)))
+            below = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+            files.setdefault(path, (position, below))
     return files
 
 

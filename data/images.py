@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .photographs import PREFIX, photographs
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 # Named, so that a file in disguise never reaches a reader that starts other programs (EPS starts Ghostscript).
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
@@ -21,14 +23,19 @@ _ORIENTATION = 274  # the EXIF tag
 def list_images(folders: str | Path | Iterable[str | Path]) -> list[Path]:
     """All PNG, JPEG, BMP, WebP and TIFF files below the folders, links followed, hidden files and folders skipped.
 
-    The files of one folder come sorted by path, the folders in the given order, no file twice.
+    The files of one folder come sorted by path, the folders in the given order, no file twice. A folder called
+    "skimage:NAME,NAME" stands for these photographs of scikit-image.
     Raises ValueError where a folder is missing, is a file, or holds no image.
     """
     folders = [folders] if isinstance(folders, str | Path) else list(folders)
     if not folders:
         raise ValueError("no folder given; expected at least one folder of images, name one")
     found: dict[Path, None] = {}
-    for folder in map(Path, folders):
+    for name in folders:
+        if str(name).startswith(PREFIX):
+            found.update(dict.fromkeys(photographs(str(name))))
+            continue
+        folder = Path(name)
         if folder.is_file():
             raise ValueError(f"{folder} is a file; expected a folder of images, use {folder.parent}")
         if not folder.is_dir():

@@ -105,7 +105,7 @@ def test_16_bit_tiff_with_alpha(tmp_path):
         assert np.array_equal(read_rgb(tmp_path / "a.tif"), expected)
 
 
-def png(samples: np.ndarray, bits: int, colour: int, level: int = 6) -> bytes:
+def png(samples: np.ndarray, bits: int, colour: int) -> bytes:
     """A PNG file by the specification, for what Pillow does not write."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -114,7 +114,7 @@ def png(samples: np.ndarray, bits: int, colour: int, level: int = 6) -> bytes:
     height, width = samples.shape[:2]
     rows = b"".join(b"\0" + row.tobytes() for row in samples.astype(f">u{bits // 8}"))
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, level)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def test_16_bit_colour_png(tmp_path):
@@ -175,14 +175,16 @@ def test_truncated_files(tmp_path, suffix, kept):
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
-@pytest.mark.parametrize("level", [0, 6])
-def test_a_flipped_bit_in_a_png_is_found(tmp_path, level):
+def test_flipped_bits_in_a_png_are_found(tmp_path):
     path = tmp_path / "a.png"
-    path.write_bytes(png(RGB, 8, 2, level))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    refusal(path)
+    smooth = np.cumsum(RGB % 3, axis=1).astype(np.uint8)
+    whole = png(smooth, 8, 2)
+    # The decoder has all its pixels before it comes to the check sum, so that damage near the end escapes it.
+    for position in range(len(whole) - 80, len(whole) - 12):
+        data = bytearray(whole)
+        data[position] ^= 4
+        path.write_bytes(data)
+        refusal(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")

@@ -1,0 +1,91 @@
+"""Turn checkpoints that others released into a run that val.py reads.
+
+    python convert.py FOLDER --scale 2      the TLW authors' SRModel_{tlw1,tlw2,l1,mse}[_best].pth (and WNet_*)
+    python convert.py HAT_SRx4.pth          the HAT authors' network
+
+What is converted, and how, stands in models/released.py.
+"""
+
+import argparse
+from pathlib import Path
+
+import configs
+import networks
+import rundir
+from models import released
+
+LOSSES = {"tlw1": "L1+TLW", "tlw2": "MSE+TLW", "l1": "L1", "mse": "MSE"}
+
+
+def released_files(folder: Path) -> dict[tuple[str, str], tuple[Path, Path]]:
+    """(loss, "best" or "last") -> the authors' SR checkpoint and weighting checkpoint (which may not exist)."""
+    found = {}
+    for tag, loss in LOSSES.items():
+        for which, suffix in (("best", "_best"), ("last", "")):
+            path = folder / f"SRModel_{tag}{suffix}.pth"
+            if path.is_file():
+                found[loss, which] = path, folder / f"WNet_{tag}{suffix}.pth"
+    if not found:
+        raise ValueError(f"{folder}: no SRModel_{{tlw1,tlw2,l1,mse}}[_best].pth there; name the folder that holds them")
+    return found
+
+
+def convert_network(path: Path, scale: int | None) -> tuple[str, int, dict]:
+    """An SR checkpoint -> (model, scale, our state dict). Raises ValueError where it is of neither kind."""
+    state = rundir.load_state(path)
+    bare = state.get("params_ema", state.get("params", state))
+    if released.looks_like(bare) == "published HAT":
+        model, ours = "HAT", released.from_published_hat(state)
+    else:
+        model = released.released_model_of(state)
+        ours = released.from_released_tlw(state, model)
+    found = released.scale_from_shapes(ours)
+    if found is None and scale is None:
+        raise ValueError(f"{path}: {model}'s weights do not tell their scale; add --scale")
+    if scale not in (None, found) and found is not None:
+        raise ValueError(f"--scale {scale}: {path} is x{found}; leave --scale out")
+    return model, found or scale, ours
+
+
+def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, dict], dict[str, dict]]:
+    """A file or folder -> the run's settings and its `best` and `last` states by loss, each checked to fit."""
+    files = released_files(source) if source.is_dir() else {("L1", "best"): (source, source.with_suffix(".none"))}
+    states, config = {"best": {}, "last": {}}, None
+    for (loss, which), (path, weighting_path) in files.items():
+        model, found, ours = convert_network(path, scale)
+        if config is None:
+            losses = tuple(dict.fromkeys(loss for loss, _ in files))
+            config = configs.Config(model=model, scale=found, losses=losses, judge="lpips-vgg-unweighted")
+        configs.expect((model, found) == (config.model, config.scale), "modelpath", path,
+                       f"{config.model} x{config.scale} like the other files, found {model} x{found}")
+        networks.fill_network(networks.build_network(config), ours, str(path), config)
+        states[which][loss] = {"net": ours, "source": path.name}
+        if weighting_path.is_file():
+            helper = released.weighting_from_released(rundir.load_state(weighting_path))
+            states[which][loss]["loss"] = {f"helper.{name}": value for name, value in helper.items()}
+    return config, states["best"], states["last"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = configs.OneLineParser(prog="convert.py", description=__doc__, formatter=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a folder of the TLW authors' files, or one file")
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="needed for VDSR, whose weights do not tell it")
+    parser.add_argument("--modelpath", type=Path, help="the run to write; default: the next free in checkpoints/")
+    args = parser.parse_args(argv)
+    with configs.one_line_errors("convert.py"):
+        configs.expect(args.source.exists(), "source", args.source, "an existing file or folder")
+        config, best, last = convert(args.source, args.scale)
+        run = args.modelpath or rundir.next_run(config.model, config.scale)
+        configs.expect(not run.exists() or not any(run.iterdir()), "modelpath", run, "a new or empty folder")
+    run.mkdir(parents=True, exist_ok=True)
+    configs.save(config, run / "config.yaml")
+    for loss, state in best.items():
+        rundir.save_state(state, run / f"best_{loss}.pt")
+    if last:
+        rundir.save_state({"learners": last}, run / "last.pt")
+    print(f"{config.model} x{config.scale}: {len(best)} best and {len(last)} last networks written to {run}")
+    print(f"next: python val.py --modelpath {run}{' --best' if best else ''} --folder DIR")
+
+
+if __name__ == "__main__":
+    main()
