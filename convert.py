@@ -58,8 +58,8 @@ def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, 
             config = configs.Config(model=model, scale=found, losses=losses, judge="lpips-vgg-unweighted")
         configs.expect((model, found) == (config.model, config.scale), "modelpath", path,
                        f"{config.model} x{config.scale} like the other files, found {model} x{found}")
-        networks.fill_network(networks.build_network(config), ours, str(path), config)
-        states[which][loss] = {"net": ours, "source": path.name}
+        states[which][loss] = {"net": ours, "of": networks.identity(config), "source": path.name}
+        networks.fill_network(networks.build_network(config), states[which][loss], str(path), config)
         if weighting_path.is_file():
             helper = released.weighting_from_released(rundir.load_state(weighting_path))
             states[which][loss]["loss"] = {f"helper.{name}": value for name, value in helper.items()}
@@ -67,7 +67,8 @@ def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = configs.OneLineParser(prog="convert.py", description=__doc__, formatter=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = configs.OneLineParser(prog="convert.py", description=__doc__, formatter=raw)
     parser.add_argument("source", type=Path, help="a folder of the TLW authors' files, or one file")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="needed for VDSR, whose weights do not tell it")
     parser.add_argument("--modelpath", type=Path, help="the run to write; default: the next free in checkpoints/")

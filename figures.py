@@ -17,7 +17,8 @@ def weight_maps(learners, pairs, device, path: Path) -> Path | None:
     if not weighted:
         return None
     lr, hr = (image[None].to(device) for image in pairs[0])
-    figure, axes = plt.subplots(len(weighted), 4, figsize=(12, 3.2 * len(weighted)), squeeze=False, layout="constrained")
+    size = (12.4, (0.3 + 3 * hr.shape[2] / hr.shape[3]) * len(weighted))
+    figure, axes = plt.subplots(len(weighted), 4, figsize=size, squeeze=False, layout="constrained")
     for row, learner in zip(axes, weighted):
         learner.net.eval(), learner.loss.eval()
         sr = learner.net(lr).clamp(-1, 1)
@@ -32,8 +33,8 @@ def weight_maps(learners, pairs, device, path: Path) -> Path | None:
             ax.imshow(image[0].permute(1, 2, 0).cpu() / 2 + 0.5)
         row[2].imshow(error, cmap="magma")
         row[3].imshow(grey, cmap="gray")
-        shown = row[3].imshow(weight, cmap="inferno", vmin=0, vmax=1, alpha=0.75)
-        figure.colorbar(shown, ax=row[3], shrink=0.8)
+        shown = row[3].imshow(weight, cmap="inferno", vmin=0, vmax=1, alpha=0.8)
+        figure.colorbar(shown, ax=row[3], fraction=0.05)
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path

@@ -13,13 +13,14 @@ from models import SR_MODELS
 def choose_device(name: str | None) -> torch.device:
     """The device called `name`, or the best one this machine has. Raises ValueError where it is not there."""
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"--device {name}: not available here ({reason}); use --device cpu, or leave it out") from None
+    configs.expect(device.type in ("cpu", "cuda"), "device", name, "cpu or cuda")
     return device
 
 
@@ -32,35 +33,44 @@ def build_network(config: configs.Config) -> nn.Module:
         raise ValueError(f"--model-options {config.model_options}: {str(error).split('() ')[-1]}") from None
 
 
-def fill_network(net: nn.Module, state: dict | None, source: str, config: configs.Config) -> None:
-    """Load state into net after checking that every name and shape fits. Raises ValueError, net untouched."""
+def identity(config: configs.Config) -> str:
+    """What a checkpoint of this network is called: weights of two scales may have the same shapes."""
+    options = " ".join(f"{name}={value}" for name, value in sorted((config.model_options or {}).items()))
+    return f"{config.model} x{config.scale}{' ' if options else ''}{options}"
+
+
+def fill_network(net: nn.Module, state: dict, source: str, config: configs.Config) -> None:
+    """Load state["net"] into net after checking that every name and shape fits and that state["of"] is this network.
+
+    Raises ValueError, net untouched.
+    """
+    wanted, weights = identity(config), state.get("net", {})
+    if state.get("of", wanted) != wanted:
+        raise ValueError(f"{source}: a checkpoint of {state['of']}; expected one of {wanted}")
     own = net.state_dict()
-    wrong = [name for name in own if name not in (state or {}) or state[name].shape != own[name].shape]
-    extra = [name for name in (state or {}) if name not in own]
-    if wrong or extra:
-        example = (wrong + extra)[0]
-        raise ValueError(
-            f"{source}: not a checkpoint of {config.model} x{config.scale} with options {config.model_options or {}} "
-            f"({len(wrong) + len(extra)} entries do not fit, the first: {example})"
-        )
-    net.load_state_dict(state)
+    wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    wrong += [name for name in weights if name not in own]
+    if wrong:
+        raise ValueError(f"{source}: not a checkpoint of {wanted} ({len(wrong)} entries do not fit, such as {wrong[0]})")
+    net.load_state_dict(weights)
 
 
-def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module]]:
-    """The settings of a run and its SR networks by loss (all, or those named). Raises ValueError.
+def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], str | None]:
+    """The settings of a run, its SR networks by loss (all, or those named) and the judge of their training, if any.
 
-    which: "best" (each loss's epoch of the lowest LPIPS) or "last".
+    which: "best" (each loss's epoch of the lowest LPIPS) or "last". Raises ValueError.
     """
     if not (run / "config.yaml").is_file():
         released = sorted(run.glob("SRModel_*.pth"))
         remedy = f"convert the released files with: python convert.py {run}" if released else "expected a run's folder"
         raise ValueError(f"--modelpath {run}: no config.yaml there; {remedy}")
     config = configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
-    networks = {}
+    networks, judge = {}, None
     last = rundir.load_state(run / "last.pt").get("learners", {}) if which == "last" else {}
     for loss in [configs.choose(loss, config.losses, f"loss in {run}") for loss in losses or config.losses]:
         state = rundir.load_state(run / f"best_{loss}.pt") if which == "best" else last.get(loss, {})
         net = build_network(config)
-        fill_network(net, state.get("net"), f"{run} ({which}, {loss})", config)
+        fill_network(net, state, f"{run} ({which}, {loss})", config)
         networks[loss] = net
-    return config, networks
+        judge = judge or state.get("judge")
+    return config, networks, judge

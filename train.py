@@ -34,7 +34,8 @@ class Learner:
     """One SR network, its loss, their optimizers and their own stream of random numbers."""
 
     def __init__(self, name: str, net: nn.Module, loss: nn.Module, config: Config, device: torch.device):
-        self.name, self.device = name, device
+        self.name, self.device, self.of = name, device, networks.identity(config)
+        self.judge = config.judge if name in NEEDS_JUDGE else None
         self.net = net.to(device, memory_format=torch.channels_last).train()
         self.loss = loss.to(device, memory_format=torch.channels_last).train()
         adam = {"lr": config.learning_rate, "betas": config.betas, "fused": device.type in ("cpu", "cuda")}
@@ -63,11 +64,14 @@ class Learner:
             for group in opt.param_groups:
                 group["lr"] = rate
 
+    def networks(self) -> dict:
+        """What the learner has learned, what network it is and the judge it learned from (None: no judge)."""
+        weights = {"net": self.net.state_dict(), "loss": self.loss.state_dict()}
+        return weights | {"of": self.of, "judge": self.judge}
+
     def state(self) -> dict:
         """All that is needed to go on; load_state takes it back."""
-        return {
-            "net": self.net.state_dict(),
-            "loss": self.loss.state_dict(),
+        return self.networks() | {
             "opt": self.opt.state_dict(),
             "helper_opt": self.helper_opt.state_dict() if self.helper_opt else None,
             "streams": self.streams,
@@ -137,14 +141,8 @@ class Run:
     def __init__(self, config: Config):
         self.config = config
         self.device = networks.choose_device(config.device)
-        self.learners = build_learners(config, self.device)
         configs.choose(config.judge, JUDGES, "judge")
-        judging = NEEDS_JUDGE & set(config.losses)
-        self.judge = build_judge(config.judge, config.judge_weights) if judging else None
-        if self.judge:
-            self.judge.to(self.device, memory_format=torch.channels_last)
-        nets = config.lpips or (config.judge.split("-")[1],)
-        self.metrics = val.build_metrics(nets, config.judge_weights, device=self.device)
+        self.learners = build_learners(config, self.device)
 
         for name in ("trainpath", "valpath"):
             configs.expect(len(getattr(config, name)) > 0, name, "", "one or more folders of HR images")
@@ -152,7 +150,7 @@ class Run:
         pairs = Pairs(config.trainpath, config.scale, multiple, lr_folders=config.lrpath or None)
         self.patches = Patches(pairs, config.patch, config.augment, config.seed, config.skip_small)
         if config.patch is None and config.batchsize > 1 and len(set(pairs.sizes)) > 1:
-            raise ValueError(f"--batchsize {config.batchsize}: images of different sizes need --patch, or --batchsize 1")
+            raise ValueError(f"--batchsize {config.batchsize}: images of different sizes; add --patch or take 1")
         self.validation = val.read_pairs(config.valpath, config.scale, config.protocol)
 
         batches = Batches(len(self.patches), config.batchsize, config.seed, repeat=config.repeat)
@@ -165,6 +163,14 @@ class Run:
         elif (self.folder / "last.pt").exists():
             raise ValueError(f"--modelpath {self.folder}: holds a run; add --load to go on with it, or name another")
 
+        # Last, for their weights may be a long download.
+        self.judge = None
+        if NEEDS_JUDGE & set(config.losses):
+            self.judge = build_judge(config.judge, config.judge_weights)
+            self.judge.to(self.device, memory_format=torch.channels_last)
+        nets = config.lpips or (config.judge.split("-")[1],)
+        self.metrics = val.build_metrics(nets, config.judge_weights, device=self.device)
+
     def resume(self) -> None:
         """Take up the run in the folder where its last.pt left it. Raises ValueError where it does not fit."""
         path = self.folder / "last.pt"
@@ -174,18 +180,20 @@ class Run:
             raise ValueError(f"{path}: is of losses {' '.join(saved)} with {state.get('epoch_steps')} steps an epoch; "
                              f"these settings give {' '.join(self.config.losses)} with {self.epoch_steps}")
         for learner in self.learners:
-            networks.fill_network(learner.net, saved[learner.name]["net"], str(path), self.config)
+            networks.fill_network(learner.net, saved[learner.name], str(path), self.config)
             learner.load_state(saved[learner.name])
         self.step = state["step"]
 
     def train(self) -> None:
         """From the present step to the end, validating and saving after each epoch."""
+        config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
-        configs.save(self.config, self.folder / "config.yaml")
-        batches = Batches(len(self.patches), self.config.batchsize, self.config.seed, self.step, self.end, self.config.repeat)
-        loader = iter(DataLoader(
-            self.patches, batch_sampler=batches, num_workers=self.config.workers, pin_memory=self.device.type == "cuda"
-        ))
+        configs.save(config, self.folder / "config.yaml")
+        if not config.load:
+            (self.folder / "log.jsonl").unlink(missing_ok=True)
+        batches = Batches(len(self.patches), config.batchsize, config.seed, self.step, self.end, config.repeat)
+        pinned = self.device.type == "cuda"
+        loader = iter(DataLoader(self.patches, batch_sampler=batches, num_workers=config.workers, pin_memory=pinned))
         while self.step < self.end:
             epoch = self.step // self.epoch_steps
             self.train_epoch(loader, epoch, min((epoch + 1) * self.epoch_steps, self.end))
@@ -194,8 +202,8 @@ class Run:
     def train_epoch(self, loader, epoch: int, stop: int) -> None:
         """Every learner on every batch up to step `stop`."""
         config = self.config
-        bar = tqdm(total=(stop - self.step) * config.batchsize, desc=f"epoch {epoch}", unit="image",
-                   dynamic_ncols=True, disable=None)
+        images = (stop - self.step) * config.batchsize
+        bar = tqdm(total=images, desc=f"epoch {epoch}", unit="image", dynamic_ncols=True, disable=None)
         autocast = torch.autocast(
             # Without the cache of cast weights: the weighting network's change between its two uses in a step.
             self.device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False
@@ -238,19 +246,19 @@ class Run:
         """Score every network, save `best` where its LPIPS fell, then `last`."""
         first = next(iter(self.metrics))
         for learner in self.learners:
-            scores = val.evaluate(
-                learner.net, self.validation, self.metrics, self.config.protocol, self.device, f"validation {learner.name}"
-            )
+            label = f"validation {learner.name}"
+            scores = val.evaluate(learner.net, self.validation, self.metrics, self.config.protocol, self.device, label)
             means = {name: val.mean(values) for name, values in scores.items()}
             better = means[first] < learner.best
             if better:
                 learner.best = means[first]
-                best = {"epoch": epoch, "step": self.step, "scores": means, "net": learner.net.state_dict(),
-                        "loss": learner.loss.state_dict()}
+                best = learner.networks() | {"epoch": epoch, "step": self.step, "scores": means}
                 rundir.save_state(best, self.folder / f"best_{learner.name}.pt")
-            print(f"  {learner.name:8}", "  ".join(f"{name} {x:.4f}" for name, x in means.items()), "best" if better else "")
+            shown = "  ".join(f"{name} {score:.4f}" for name, score in means.items())
+            print(f"  epoch {epoch}  {learner.name:8}{shown}{'  best' if better else ''}")
             rundir.append_log(self.folder / "log.jsonl", step=self.step, epoch=epoch, validation=learner.name, **means)
-        state = {"step": self.step, "epoch_steps": self.epoch_steps, "learners": {x.name: x.state() for x in self.learners}}
+        learners = {learner.name: learner.state() for learner in self.learners}
+        state = {"step": self.step, "epoch_steps": self.epoch_steps, "learners": learners}
         rundir.save_state(state, self.folder / "last.pt")
 
 
@@ -259,13 +267,19 @@ def main(argv: list[str] | None = None) -> None:
     with configs.one_line_errors("train.py"):
         run = Run(config)
     began = time.monotonic()
-    print(f"run: {run.folder}, {config.model} x{config.scale} on {run.device}, steps {run.step} to {run.end}")
-    run.train()
+    print(f"run: {run.folder}, {config.model} x{config.scale} on {run.device}, steps {run.step} to {run.end}, "
+          f"{run.epoch_steps} an epoch\ntraining on {len(run.patches)} images of {' '.join(config.trainpath)}, "
+          f"validating on {len(run.validation)} of {' '.join(config.valpath)}")
+    try:
+        run.train()
+    except KeyboardInterrupt:
+        print(f"\nstopped at step {run.step}; to go on from the last epoch's end: "
+              f"python train.py --load --modelpath {run.folder}")
+        raise SystemExit(130) from None
     print(f"trained in {time.monotonic() - began:.0f} s")
     picture = weight_maps(run.learners, run.validation, run.device, run.folder / "weights.png")
-    weights = ["--judge-weights", *config.judge_weights] if config.judge_weights else []
-    nets = ["--lpips", *config.lpips] if config.lpips else []
-    val.main(["--modelpath", str(run.folder), "--best", "--protocol", config.protocol, "--device", str(run.device), *nets, *weights])
+    same = ["--protocol", config.protocol, "--device", str(run.device)]
+    val.main(["--modelpath", str(run.folder), "--best", *same, *(["--lpips", *config.lpips] if config.lpips else [])])
     if picture:
         print(f"where the weights lie: {picture}")
     print(f"next: python val.py --modelpath {run.folder} --best --folder DIR    (any folder of HR images)")

@@ -120,14 +120,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--modelpath", help="folder of a run (default: the newest in checkpoints/)")
     parser.add_argument("--best", action="store_true", help="each loss's best epoch (default: the last one)")
     parser.add_argument("--folder", nargs="+", metavar="DIR", help="data sets (default: the run's --valpath)")
-    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="for --model bicubic (default: 4); of a run: a check")
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="of --model bicubic (default: 4); else a check")
     parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these of the run")
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="(default: paper)")
     parser.add_argument("--lpips", nargs="*", metavar="NET", help="networks of LPIPS: alex vgg squeeze (default: the "
                         "judge's, and one that was not the judge if its weights are at hand)")
     parser.add_argument("--judge-weights", nargs="+", metavar="FILE", help="local backbone files (default: the run's)")
     parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the released code does")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: what the machine has)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: what the machine has)")
     parser.add_argument("--out", metavar="FILE", help="where the JSON goes, a CSV beside it (default: RUN/val.json)")
     return parser.parse_args(argv)
 
@@ -136,10 +136,11 @@ def choose_lpips(args, judge_net: str | None, weights: tuple) -> list[str]:
     """The networks of LPIPS to measure with: those asked for, else the judge's and one that was not the judge."""
     if args.lpips is not None:
         return args.lpips
+    nets = [judge_net] if judge_net else []
     others = [net for net in NETS if net != judge_net and at_hand(net, weights)]
-    if judge_net and not others:
-        print(f"only LPIPS-{judge_net}, the judge of the training, is at hand; --lpips alex squeeze shows another")
-    return ([judge_net] if judge_net else []) + others[:1]
+    if not others:
+        print(f"no LPIPS network {'but the judge' if nets else ''} is at hand; add one with --lpips alex or squeeze")
+    return nets + others[:1]
 
 
 def write_results(path: Path, rows: list[Row], **about) -> None:
@@ -166,10 +167,10 @@ def main(argv: list[str] | None = None) -> None:
         else:
             run = Path(args.modelpath) if args.modelpath else rundir.newest_run()
             print(f"run: {run} ({which})")
-            config, trained = networks.load_networks(run, which, args.losses)
+            config, trained, judge = networks.load_networks(run, which, args.losses)
             for name, wanted, found in (("model", args.model, config.model), ("scale", args.scale, config.scale)):
                 configs.expect(wanted in (None, found), name, wanted, f"{found}, as {run} was trained")
-            scale, judge = config.scale, config.judge
+            scale = config.scale
             folders, weights = args.folder or config.valpath, tuple(args.judge_weights or config.judge_weights)
         configs.expect(len(folders) > 0, "folder", "", "one or more folders of HR images")
         judge_net = judge.split("-")[1] if judge else None

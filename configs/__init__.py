@@ -34,11 +34,11 @@ class Config:
     model: str = setting("EDSR", "SR network: EDSR, RCAN, VDSR, HAT (published), HAT-TLW (the paper's small one)")
     model_options: dict | None = setting(None, "the network's own options, such as blocks=4 channels=32")
     scale: int = setting(4, "super-resolution factor", (2, 3, 4))
-    init: str = setting("pytorch", "first weights: PyTorch's default, or N(0, 0.02^2) as in the paper", ("pytorch", "paper"))
+    init: str = setting("pytorch", "first weights: PyTorch's own, or the paper's N(0, 0.02^2)", ("pytorch", "paper"))
     # losses
     losses: tuple[str, ...] = setting(("L1+TLW", "MSE+TLW", "L1", "MSE"), "losses to train with, one network each")
     judge: str = setting("lpips-vgg", "judge of TLW: lpips-{vgg,alex,squeeze}, each also -unweighted")
-    judge_weights: tuple[str, ...] = setting((), "local backbone files for judges and LPIPS (which is which is read off)")
+    judge_weights: tuple[str, ...] = setting((), "local backbone files of judge and LPIPS, in any order")
     samples: int = setting(3, "T: weight samples per M-step")
     eps: float = setting(1e-3, "epsilon of the weight criterion")
     k_start: float = setting(0.3, "k, the mean weight, at epoch 0")
@@ -46,9 +46,11 @@ class Config:
     k_epochs: float = setting(200.0, "epochs until k has gone 1 - 1/e of its way")
     m_step: str = setting("paper", "M-step: Eq. 13, or the released code's log-mean-exp", ("paper", "released"))
     # data
-    trainpath: tuple[str, ...] = setting((), "folders of HR training images")
+    trainpath: tuple[str, ...] = setting(
+        ("skimage:astronaut,hubble,ihc,motorcycle,rocket",), "folders of HR training images, or scikit-image's photographs"
+    )
     lrpath: tuple[str, ...] = setting((), "folders of LR training images; default: made from HR (MATLAB bicubic)")
-    valpath: tuple[str, ...] = setting((), "folders of HR validation images")
+    valpath: tuple[str, ...] = setting(("skimage:chelsea,coffee",), "folders of HR validation images")
     patch: int | None = setting(None, "HR pixels of a random square patch; default: whole images, as in the paper")
     skip_small: bool = setting(False, "leave out images smaller than the patch instead of stopping")
     augment: bool = setting(False, "random flips and rotations")
@@ -66,24 +68,27 @@ class Config:
     steps: int | None = setting(None, "stop after this many steps instead of at --endepoch")
     seed: int = setting(0, "seed of first weights, batches and samples")
     precision: str = setting("fp32", "arithmetic of the networks", ("fp32", "bf16"))
-    device: str | None = setting(None, "cpu, cuda, cuda:1, mps; default: what the machine has")
+    device: str | None = setting(None, "cpu, cuda, cuda:1; default: what the machine has")
     # the run
     modelpath: str | None = setting(None, "the run's folder; default: checkpoints/MODEL_xSCALE_NUMBER")
     load: bool = setting(False, "go on with the run in --modelpath from where it stopped")
-    lpips: tuple[str, ...] = setting((), "LPIPS networks to validate with, the first chooses `best`; default: the judge's")
+    lpips: tuple[str, ...] = setting((), "LPIPS networks of validation, the first chooses `best`; default: the judge's")
     protocol: str = setting("paper", "evaluation protocol", ("paper", "standard"))
     log_every: int = setting(10, "steps between two lines of the log")
 
     def __post_init__(self):
-        positive = ("samples", "eps", "k_epochs", "repeat", "batchsize", "learning_rate", "step_epochs", "step_gamma", "log_every")
-        for name in positive + tuple(n for n in ("patch", "steps") if getattr(self, n) is not None):
-            expect(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        positive = ("samples", "eps", "k_epochs", "patch", "repeat", "batchsize", "learning_rate", "step_epochs",
+                    "step_gamma", "steps", "log_every")
+        for name in positive:
+            value = getattr(self, name)
+            expect(value is None or value > 0, name, value, "a number above 0")
         for name in ("workers", "startepoch", "seed"):
             expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         expect(0 < self.k_start < 1, "k_start", self.k_start, "a value between 0 and 1")
         expect(self.k_start <= self.k_end < 1, "k_end", self.k_end, f"a value from k_start={self.k_start} to below 1")
         expect(self.endepoch > self.startepoch, "endepoch", self.endepoch, f"more than startepoch={self.startepoch}")
-        expect(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two values in [0, 1)")
+        fit = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        expect(fit, "betas", self.betas, "two values from 0 to below 1")
         expect(len(self.losses) > 0, "losses", self.losses, "at least one loss")
         expect(len(set(self.losses)) == len(self.losses), "losses", " ".join(self.losses), "each loss once")
         if self.patch is not None and self.patch % self.scale:
@@ -149,7 +154,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = 
             if kind is bool:
                 options["action"] = argparse.BooleanOptionalAction
             elif kind is dict:
-                options |= {"nargs": "+", "metavar": "NAME=VALUE"}
+                options |= {"nargs": "*", "metavar": "NAME=VALUE"}
             else:
                 options |= {"type": kind, "metavar": field.name.upper().split("_")[-1]}
                 if many:
@@ -187,7 +192,7 @@ def read_yaml(path: str | Path) -> dict:
 
 def load(argv: list[str] | None = None) -> Config:
     """The settings of a command line: defaults, then --config, then flags. Exits with code 2 on a bad one."""
-    parser = OneLineParser(prog="train.py", description="Train SR networks, one per loss, from the same weights and batches.")
+    parser = OneLineParser(prog="train.py", description="Train SR networks, one per loss, from one start on one data.")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below; flags win")
     add_settings(parser)
     flags = vars(parser.parse_args(argv))
@@ -196,6 +201,8 @@ def load(argv: list[str] | None = None) -> Config:
         if not flags.get("modelpath"):
             parser.error("--load: name the run to go on with by --modelpath")
         path = Path(flags["modelpath"]) / "config.yaml"
+        if not path.exists():
+            parser.error(f"--load: no run in {flags['modelpath']}; leave --load out to begin one there")
     try:
         if isinstance(flags.get("model_options"), list):
             flags["model_options"] = _parse_pairs(flags["model_options"])
@@ -212,7 +219,7 @@ def save(config: Config, path: str | Path) -> None:
 
 
 def _kind(annotation) -> tuple[type, bool]:
-    """The type of one value, and whether there may be many: tuple[str, ...] -> (str, True), int | None -> (int, False)."""
+    """The type of one value, and whether there may be many: tuple[str, ...] -> (str, True)."""
     if get_origin(annotation) is tuple:
         return get_args(annotation)[0], True
     if isinstance(annotation, UnionType):

@@ -34,7 +34,7 @@ def read_backbone_file(path: str | Path) -> tuple[str, dict]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(f"--judge-weights {path}: cannot be read as a checkpoint of tensors ({reason[:160]})") from None
+        raise ValueError(f"--judge-weights {path}: cannot be read as weights ({reason[:160]})") from None
     if isinstance(state, dict) and not any(str(key).startswith("features.") for key in state):
         state = {f"features.{key}": value for key, value in state.items()}
     for net, (key, shape) in SIGNATURES.items():
@@ -76,7 +76,7 @@ def load_backbone(module: nn.Module, net: str, files: tuple = ()) -> None:
         # The slices keep torchvision's layer numbers: slice2.3.weight is features.3.weight.
         module.load_state_dict({key: features[key.split(".", 1)[1]] for key in module.state_dict()})
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"the weights of {net} are incomplete or of another shape: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"the weights of {net} are incomplete or misshapen: {str(error).splitlines()[0]}") from None
 
 
 def at_hand(net: str, files: tuple = ()) -> bool:
