@@ -7,12 +7,14 @@ What is converted, and how, stands in models/released.py.
 """
 
 import argparse
+from contextlib import contextmanager
 from pathlib import Path
 
 import configs
 import networks
 import rundir
 from models import released
+from models.weighting import WeightingNet
 
 LOSSES = {"tlw1": "L1+TLW", "tlw2": "MSE+TLW", "l1": "L1", "mse": "MSE"}
 
@@ -30,15 +32,27 @@ def released_files(folder: Path) -> dict[tuple[str, str], tuple[Path, Path]]:
     return found
 
 
+@contextmanager
+def naming(path: Path):
+    """Put the file's name before what is wrong with its content."""
+    try:
+        yield
+    except KeyError as missing:
+        raise ValueError(f"{path}: lacks the entry {missing}") from None
+    except (ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def convert_network(path: Path, scale: int | None) -> tuple[str, int, dict]:
     """An SR checkpoint -> (model, scale, our state dict). Raises ValueError where it is of neither kind."""
     state = rundir.load_state(path)
     bare = state.get("params_ema", state.get("params", state))
-    if released.looks_like(bare) == "published HAT":
-        model, ours = "HAT", released.from_published_hat(state)
-    else:
-        model = released.released_model_of(state)
-        ours = released.from_released_tlw(state, model)
+    with naming(path):
+        if released.looks_like(bare) == "published HAT":
+            model, ours = "HAT", released.from_published_hat(state)
+        else:
+            model = released.released_model_of(state)
+            ours = released.from_released_tlw(state, model)
     found = released.scale_from_shapes(ours)
     if found is None and scale is None:
         raise ValueError(f"{path}: {model}'s weights do not tell their scale; add --scale")
@@ -61,7 +75,10 @@ def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, 
         states[which][loss] = {"net": ours, "of": networks.identity(config), "source": path.name}
         networks.fill_network(networks.build_network(config), states[which][loss], str(path), config)
         if weighting_path.is_file():
-            helper = released.weighting_from_released(rundir.load_state(weighting_path))
+            released_helper = rundir.load_state(weighting_path)
+            with naming(weighting_path):
+                helper = released.weighting_from_released(released_helper)
+            networks.check_weights(WeightingNet(), helper, str(weighting_path), "the weighting network")
             states[which][loss]["loss"] = {f"helper.{name}": value for name, value in helper.items()}
     return config, states["best"], states["last"]
 
@@ -77,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         configs.expect(args.source.exists(), "source", args.source, "an existing file or folder")
         config, best, last = convert(args.source, args.scale)
         run = args.modelpath or rundir.next_run(config.model, config.scale)
+        rundir.check_new(run)
         configs.expect(not run.exists() or not any(run.iterdir()), "modelpath", run, "a new or empty folder")
     run.mkdir(parents=True, exist_ok=True)
     configs.save(config, run / "config.yaml")

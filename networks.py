@@ -27,10 +27,19 @@ def choose_device(name: str | None) -> torch.device:
 def build_network(config: configs.Config) -> nn.Module:
     """The SR network that the settings name, with fresh weights. Raises ValueError on a wrong name or option."""
     build = SR_MODELS[configs.choose(config.model, SR_MODELS, "model")]
+    options = config.model_options or {}
+    configs.expect("scale" not in options, "model_options", options, "no scale, which is --scale")
     try:
-        return build(scale=config.scale, **(config.model_options or {}))
-    except TypeError as error:
-        raise ValueError(f"--model-options {config.model_options}: {str(error).split('() ')[-1]}") from None
+        net = build(scale=config.scale, **options)
+        if options:  # some wrong options show in the first forward only
+            with torch.no_grad():
+                net(torch.zeros(1, 3, 8, 8))
+    except Exception as error:  # options may be of any type and value, and networks do not check them
+        if not options:
+            raise
+        reason = f"{type(error).__name__}: {str(error).split('() ')[-1]}"[:160]
+        raise ValueError(f"--model-options {options}: {config.model} cannot be built with them ({reason})") from None
+    return net
 
 
 def identity(config: configs.Config) -> str:
@@ -44,15 +53,22 @@ def fill_network(net: nn.Module, state: dict, source: str, config: configs.Confi
 
     Raises ValueError, net untouched.
     """
-    wanted, weights = identity(config), state.get("net", {})
+    wanted = identity(config)
     if state.get("of", wanted) != wanted:
         raise ValueError(f"{source}: a checkpoint of {state['of']}; expected one of {wanted}")
+    check_weights(net, state.get("net"), source, wanted)
+    net.load_state_dict(state["net"])
+
+
+def check_weights(net: nn.Module, weights: object, source: str, wanted: str) -> None:
+    """Raise ValueError unless weights is a state dict with exactly net's names and shapes."""
     own = net.state_dict()
-    wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
-    wrong += [name for name in weights if name not in own]
+    found = weights if isinstance(weights, dict) else {}
+    shapes = {name: value.shape if isinstance(value, torch.Tensor) else None for name, value in found.items()}
+    wrong = [name for name in own if shapes.get(name) != own[name].shape]
+    wrong += [name for name in shapes if name not in own]
     if wrong:
         raise ValueError(f"{source}: not a checkpoint of {wanted} ({len(wrong)} entries do not fit, such as {wrong[0]})")
-    net.load_state_dict(weights)
 
 
 def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], str | None]:
@@ -66,7 +82,7 @@ def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, d
         raise ValueError(f"--modelpath {run}: no config.yaml there; {remedy}")
     config = configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
     networks, judge = {}, None
-    last = rundir.load_state(run / "last.pt").get("learners", {}) if which == "last" else {}
+    last = rundir.learner_states(run / "last.pt") if which == "last" else {}
     for loss in [configs.choose(loss, config.losses, f"loss in {run}") for loss in losses or config.losses]:
         state = rundir.load_state(run / f"best_{loss}.pt") if which == "best" else last.get(loss, {})
         net = build_network(config)

@@ -8,6 +8,7 @@
 """
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -56,7 +57,33 @@ def load_state(path: Path) -> dict:
     return state
 
 
+def learner_states(path: Path) -> dict[str, dict]:
+    """The states by loss in a last.pt. Raises ValueError where the file is no such thing."""
+    states = load_state(path).get("learners")
+    if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
+        raise ValueError(f"{path}: expected a run's last.pt, with a state for each of its losses")
+    return states
+
+
+def check_new(run: Path) -> None:
+    """Raise ValueError where run cannot be the folder of a new run: there is one, or a file is in the way."""
+    if any(run.glob("*.pt")):
+        raise ValueError(f"--modelpath {run}: holds a run; add --load to go on with it, or name another")
+    existing = next(path for path in (run, *run.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--modelpath {run}: {existing} is a file; name a folder")
+
+
+def finite(value):
+    """The same nested dicts, lists and numbers with None for what JSON does not know: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def append_log(path: Path, **entry) -> None:
     """Add one line of JSON to the log."""
     with open(path, "a") as file:
-        file.write(json.dumps(entry) + "\n")
+        file.write(json.dumps(finite(entry)) + "\n")

@@ -8,9 +8,11 @@ Trainable Loss Weights, arXiv 2301.10575: `em_step` below is its Algorithm 1.
 
 import copy
 import math
+import sys
 import time
 import zlib
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -160,22 +162,26 @@ class Run:
         self.folder = Path(config.modelpath) if config.modelpath else rundir.next_run(config.model, config.scale)
         if config.load:
             self.resume()
-        elif (self.folder / "last.pt").exists():
-            raise ValueError(f"--modelpath {self.folder}: holds a run; add --load to go on with it, or name another")
+        else:
+            rundir.check_new(self.folder)
 
         # Last, for their weights may be a long download.
         self.judge = None
         if NEEDS_JUDGE & set(config.losses):
             self.judge = build_judge(config.judge, config.judge_weights)
             self.judge.to(self.device, memory_format=torch.channels_last)
+            smallest = config.patch or min(map(min, pairs.sizes))
+            configs.expect(smallest >= self.judge.min_size, "patch", smallest,
+                           f"at least {self.judge.min_size} pixels for {config.judge}")
         nets = config.lpips or (config.judge.split("-")[1],)
         self.metrics = val.build_metrics(nets, config.judge_weights, device=self.device)
+        val.check_sizes(self.validation, self.metrics, config.protocol)
 
     def resume(self) -> None:
         """Take up the run in the folder where its last.pt left it. Raises ValueError where it does not fit."""
         path = self.folder / "last.pt"
         state = rundir.load_state(path)
-        saved = state.get("learners", {})
+        saved = rundir.learner_states(path)
         if sorted(saved) != sorted(self.config.losses) or state.get("epoch_steps") != self.epoch_steps:
             raise ValueError(f"{path}: is of losses {' '.join(saved)} with {state.get('epoch_steps')} steps an epoch; "
                              f"these settings give {' '.join(self.config.losses)} with {self.epoch_steps}")
@@ -183,12 +189,14 @@ class Run:
             networks.fill_network(learner.net, saved[learner.name], str(path), self.config)
             learner.load_state(saved[learner.name])
         self.step = state["step"]
+        if self.step > self.end:
+            raise ValueError(f"{path}: is at step {self.step}, beyond {self.end}; raise --endepoch or --steps")
 
     def train(self) -> None:
         """From the present step to the end, validating and saving after each epoch."""
         config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
-        configs.save(config, self.folder / "config.yaml")
+        configs.save(replace(config, load=False, modelpath=None), self.folder / "config.yaml")
         if not config.load:
             (self.folder / "log.jsonl").unlink(missing_ok=True)
         batches = Batches(len(self.patches), config.batchsize, config.seed, self.step, self.end, config.repeat)
@@ -276,6 +284,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\nstopped at step {run.step}; to go on from the last epoch's end: "
               f"python train.py --load --modelpath {run.folder}")
         raise SystemExit(130) from None
+    except FloatingPointError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     print(f"trained in {time.monotonic() - began:.0f} s")
     picture = weight_maps(run.learners, run.validation, run.device, run.folder / "weights.png")
     same = ["--protocol", config.protocol, "--device", str(run.device)]

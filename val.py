@@ -24,6 +24,7 @@ from data import Pairs
 from metrics.backbones import at_hand
 from metrics.fidelity import psnr_y, quantize, ssim_y
 from metrics.perceptual import LPIPS, NETS
+from models import SR_MODELS
 from models.bicubic import Bicubic, MatlabBicubic
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # sr, hr (1,3,H,W) in [-1,1] -> (1,)
@@ -46,7 +47,7 @@ class Protocol(NamedTuple):
 PROTOCOLS = {
     # What reproduces the bicubic rows of the TLW paper's Table I to the fourth decimal.
     "paper": Protocol(multiple=12, eight_bit=False, shave=False, bicubic=Bicubic),
-    # What the field's tables use.
+    # The field's convention, rounded in RGB (some tables round Y instead: 0.02 dB less for bicubic).
     "standard": Protocol(multiple=None, eight_bit=True, shave=True, bicubic=MatlabBicubic),
 }
 
@@ -55,6 +56,30 @@ def read_pairs(folders, scale: int, protocol: str) -> Pairs:
     """The images of folders with the LR that the protocol asks for."""
     p = PROTOCOLS[protocol]
     return Pairs(folders, scale, p.multiple or scale, round_lr=p.eight_bit)
+
+
+def check_sizes(pairs: Pairs, metrics: Mapping[str, Metric], protocol: str) -> None:
+    """Raise ValueError, naming the image, where one is too small for SSIM's window or a network of LPIPS."""
+    window = 11 + (2 * pairs.scale if PROTOCOLS[protocol].shave else 0)
+    needed = max([window, *(metric.min_size for metric in metrics.values())])
+    for path, (height, width) in zip(pairs.paths, pairs.sizes):
+        if min(height, width) < needed:
+            names = ", ".join(["SSIM-Y", *metrics])
+            raise ValueError(f"{path} is {height}x{width}; {names} need {needed} pixels each way; leave it out")
+
+
+def label_folders(folders) -> dict[str, str]:
+    """A short name for each data set: its folder's own name where that tells it from the others, else its path."""
+    names = [str(f) if str(f).startswith("skimage:") else Path(f).absolute().name for f in folders]
+    return {name if names.count(name) == 1 else str(folder): str(folder) for name, folder in zip(names, folders)}
+
+
+def check_out(path: Path) -> Path:
+    """path, where a JSON and a CSV beside it can be written; else ValueError."""
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    fits = path.suffix != ".csv" and not path.is_dir() and existing.is_dir()
+    configs.expect(fits, "out", path, "a file for JSON, such as results.json, in a folder")
+    return path
 
 
 def build_metrics(nets, weights: tuple = (), bgr: bool = False, device="cpu") -> dict[str, Metric]:
@@ -148,7 +173,7 @@ def write_results(path: Path, rows: list[Row], **about) -> None:
     means = [{"dataset": r.dataset, "files": len(r.scores["PSNR-Y"]), "loss": r.loss,
               **{name: mean(values) for name, values in r.scores.items()}} for r in rows]
     per_image = [row | {"per_image": r.scores} for row, r in zip(means, rows)]
-    path.write_text(json.dumps({**about, "rows": per_image}, indent=1) + "\n")
+    path.write_text(json.dumps(rundir.finite({**about, "rows": per_image}), indent=1) + "\n")
     with open(path.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.DictWriter(file, [*about, *means[0]])
         writer.writeheader()
@@ -161,6 +186,8 @@ def main(argv: list[str] | None = None) -> None:
         device = networks.choose_device(args.device)
         protocol = PROTOCOLS[args.protocol]
         which = "best" if args.best else "last"
+        if args.model:
+            configs.choose(args.model, [*SR_MODELS, "bicubic"], "model")
         if args.model == "bicubic":
             run, scale, judge, trained = None, args.scale or 4, None, {}
             folders, weights = args.folder or (), tuple(args.judge_weights or ())
@@ -175,8 +202,10 @@ def main(argv: list[str] | None = None) -> None:
         configs.expect(len(folders) > 0, "folder", "", "one or more folders of HR images")
         judge_net = judge.split("-")[1] if judge else None
         metrics = build_metrics(choose_lpips(args, judge_net, weights), weights, args.bgr, device)
-        sets = {Path(folder).name: read_pairs([folder], scale, args.protocol) for folder in folders}
-        configs.expect(len(sets) == len(folders), "folder", " ".join(map(str, folders)), "folders of different names")
+        sets = {name: read_pairs([path], scale, args.protocol) for name, path in label_folders(folders).items()}
+        for pairs in sets.values():
+            check_sizes(pairs, metrics, args.protocol)
+        out = check_out(Path(args.out)) if args.out else run / "val.json" if run else None
 
     rows = []
     for name, pairs in sets.items():
@@ -185,7 +214,6 @@ def main(argv: list[str] | None = None) -> None:
             rows.append(Row(name, loss, scores))
     title = f"{config.model} ({run.name}, {which})" if run else "bicubic"
     print(f"{title} x{scale}, protocol {args.protocol}, {device}\n{table(rows, judge)}")
-    out = Path(args.out) if args.out else run / "val.json" if run else None
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         about = {"model": config.model if run else "bicubic", "run": str(run or ""), "checkpoint": which if run else "",

@@ -47,7 +47,7 @@ class Config:
     m_step: str = setting("paper", "M-step: Eq. 13, or the released code's log-mean-exp", ("paper", "released"))
     # data
     trainpath: tuple[str, ...] = setting(
-        ("skimage:astronaut,hubble,ihc,motorcycle,rocket",), "folders of HR training images, or scikit-image's photographs"
+        ("skimage:astronaut,hubble,ihc,motorcycle,rocket",), "folders of HR training images (or photographs in skimage)"
     )
     lrpath: tuple[str, ...] = setting((), "folders of LR training images; default: made from HR (MATLAB bicubic)")
     valpath: tuple[str, ...] = setting(("skimage:chelsea,coffee",), "folders of HR validation images")
@@ -83,7 +83,7 @@ class Config:
             value = getattr(self, name)
             expect(value is None or value > 0, name, value, "a number above 0")
         for name in ("workers", "startepoch", "seed"):
-            expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            expect(0 <= getattr(self, name) < 2**32, name, getattr(self, name), "0 or more, below 2^32")
         expect(0 < self.k_start < 1, "k_start", self.k_start, "a value between 0 and 1")
         expect(self.k_start <= self.k_end < 1, "k_end", self.k_end, f"a value from k_start={self.k_start} to below 1")
         expect(self.endepoch > self.startepoch, "endepoch", self.endepoch, f"more than startepoch={self.startepoch}")
@@ -167,18 +167,26 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = 
 def from_mapping(values: Mapping, source: str = "settings") -> Config:
     """A Config from the names and values of a YAML file or of parsed flags; ValueError names what does not fit."""
     known = {field.name: field for field in dataclasses.fields(Config)}
-    checked = {}
-    for key, value in values.items():
-        name = choose(str(key).replace("-", "_"), known, f"key in {source}")
-        expect(name not in checked, name, value, f"one value in {source}, found two")
-        checked[name] = _convert(known[name], value)
-    return Config(**checked)
+    for name in values:
+        choose(name, known, f"key in {source}")
+    return Config(**{name: _convert(known[name], value) for name, value in values.items()})
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML as usual, but a key that stands twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key} stands there twice")
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file. Raises ValueError, one line, where there is none."""
+    """The mapping in a YAML file, hyphens in its keys as underscores. Raises ValueError where there is none."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.load(Path(path).read_text(), Loader=UniqueKeyLoader)
     except FileNotFoundError:
         raise ValueError(f"--config {path}: no such file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -187,7 +195,9 @@ def read_yaml(path: str | Path) -> dict:
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: expected lines of `name: value`, found a {type(values).__name__}")
-    return values
+    names = {str(key).replace("-", "_"): value for key, value in values.items()}
+    expect(len(names) == len(values), "config", path, "each key once, with hyphens or with underscores")
+    return names
 
 
 def load(argv: list[str] | None = None) -> Config:
@@ -206,7 +216,7 @@ def load(argv: list[str] | None = None) -> Config:
     try:
         if isinstance(flags.get("model_options"), list):
             flags["model_options"] = _parse_pairs(flags["model_options"])
-        values = {str(k).replace("-", "_"): v for k, v in read_yaml(path).items()} if path else {}
+        values = read_yaml(path) if path else {}
         return from_mapping({**values, **flags}, source=str(path or "the flags"))
     except ValueError as error:
         parser.error(str(error))
@@ -266,5 +276,8 @@ def _parse_pairs(words: list[str]) -> dict:
         name, equals, value = word.partition("=")
         if not (name and equals):
             raise ValueError(f"--model-options {word}: expected NAME=VALUE, such as blocks=4")
-        pairs[name] = yaml.safe_load(value)
+        try:
+            pairs[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"--model-options {word}: {value} is no value; expected such as 4, 0.5 or [6,6]") from None
     return pairs

@@ -104,6 +104,7 @@ class TLW(nn.Module):
 
     def helper_loss(self, sr: Tensor, target: Target, epoch: int) -> Tensor:
         """E-step: the mean of -log WC(w), one w ~ MVB(g_phi(hr, sr)) per image; sr (B,3,H,W) is a constant."""
+        sr = sr.detach()
         mu = self.helper(target.hr, sr, self.k(epoch))
         w = relaxed_bernoulli(mu, torch.rand_like(mu))
         return -weight_criterion(w, sr, target, self.eps).log().mean()

@@ -16,9 +16,9 @@ URLS = {
     "alex": AlexNet_Weights.IMAGENET1K_V1.url,
     "squeeze": SqueezeNet1_1_Weights.IMAGENET1K_V1.url,
 }
-# A parameter that only this network has, with its shape: enough to tell the three files apart.
+# A parameter that only this network has, with its shape: enough to tell the files apart (VGG19 has no layer 17).
 SIGNATURES = {
-    "vgg": ("features.28.weight", (512, 512, 3, 3)),
+    "vgg": ("features.17.weight", (512, 256, 3, 3)),
     "alex": ("features.0.weight", (64, 3, 11, 11)),
     "squeeze": ("features.3.squeeze.weight", (16, 64, 1, 1)),
 }
@@ -33,53 +33,59 @@ def read_backbone_file(path: str | Path) -> tuple[str, dict]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(f"--judge-weights {path}: cannot be read as weights ({reason[:160]})") from None
+        reason = str(error).split(". ")[0].split("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as weights ({reason}); fetch it again") from None
     if isinstance(state, dict) and not any(str(key).startswith("features.") for key in state):
         state = {f"features.{key}": value for key, value in state.items()}
     for net, (key, shape) in SIGNATURES.items():
         if isinstance(state, dict) and isinstance(state.get(key), torch.Tensor) and tuple(state[key].shape) == shape:
             return net, {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
     raise ValueError(
-        f"--judge-weights {path}: expected torchvision's VGG16, AlexNet or SqueezeNet 1.1 weights "
-        "(the whole checkpoint or its features), found another file"
+        f"{path}: expected torchvision's VGG16, AlexNet or SqueezeNet 1.1 weights (the whole checkpoint or its "
+        "features), found another file"
     )
 
 
-def download_backbone(net: str) -> dict:
-    """torchvision's ImageNet weights of `net`, from its cache folder or the network."""
-    url = URLS[net]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+def cache_file(net: str) -> Path:
+    """Where torchvision keeps the weights of `net` once they are downloaded."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / URLS[net].rsplit("/", 1)[1]
+
+
+def at_hand(net: str, files: tuple = ()) -> bool:
+    """Whether the weights of `net` are in one of files or in torchvision's cache, so that nothing is downloaded."""
+    return cache_file(net).exists() or any(kind == net for kind, _ in map(read_backbone_file, files))
+
+
+def download_backbone(net: str) -> Path:
+    """The file of torchvision's ImageNet weights of `net`, from its cache folder or the network."""
+    cached = cache_file(net)
     if cached.exists():
-        return read_backbone_file(cached)[1]
+        return cached
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
-        torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        torch.hub.load_state_dict_from_url(URLS[net], map_location="cpu", check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise ValueError(
-            f"LPIPS-{net} needs ImageNet weights, and {url} could not be fetched ({error}); "
+            f"LPIPS-{net} needs ImageNet weights, and {URLS[net]} could not be fetched ({error}); "
             f"fetch it elsewhere and put it into {cached.parent}, or name the file with --judge-weights"
         ) from None
     finally:
         socket.setdefaulttimeout(patience)
-    return read_backbone_file(cached)[1]
+    return cached
 
 
 def load_backbone(module: nn.Module, net: str, files: tuple = ()) -> None:
     """Fill `module` (the `lpips` package's slices of `net`) from the one of `files` that holds that network,
     else from torchvision. Raises ValueError, one line with the remedy, where neither has the weights."""
-    features = next((found for kind, found in map(read_backbone_file, files) if kind == net), None)
-    if features is None:
-        features = download_backbone(net)
+    for path in (*files, None):
+        path = path or download_backbone(net)  # only where none of the files before it held `net`
+        kind, features = read_backbone_file(path)
+        if kind == net:
+            break
     try:
         # The slices keep torchvision's layer numbers: slice2.3.weight is features.3.weight.
         module.load_state_dict({key: features[key.split(".", 1)[1]] for key in module.state_dict()})
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"the weights of {net} are incomplete or misshapen: {str(error).splitlines()[0]}") from None
-
-
-def at_hand(net: str, files: tuple = ()) -> bool:
-    """Whether the weights of `net` are in one of files or in torchvision's cache, so that nothing is downloaded."""
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / URLS[net].rsplit("/", 1)[1]
-    return cached.exists() or any(kind == net for kind, _ in map(read_backbone_file, files))
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{path}: expected the weights of {net}, found others ({reason}); fetch it again") from None

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from .backbones import load_backbone
 
-NETS = ("vgg", "alex", "squeeze")
+# The networks and the height and width below which their pooling has nothing left.
+MIN_SIZES = {"vgg": 16, "alex": 31, "squeeze": 17}
+NETS = tuple(MIN_SIZES)
 # `lpips-alex` judges with the trained heads, `lpips-alex-unweighted` (the form that the released TLW code
 # trains against) sums the squared differences of the unit-normalised features.
 JUDGES = tuple(f"lpips-{net}{heads}" for net in NETS for heads in ("", "-unweighted"))
@@ -43,7 +45,7 @@ class LPIPS(nn.Module):
             modules = lpips.LPIPS(net=net, lpips=heads, pnet_rand=True, verbose=False)
         load_backbone(modules.net, net, weights)
         self.name = f"LPIPS-{net}{'' if heads else '-unweighted'}{'-BGR' if bgr else ''}"
-        self.bgr = bgr
+        self.bgr, self.min_size = bgr, MIN_SIZES[net]
         self.scaling, self.net = modules.scaling_layer, modules.net
         widths = modules.chns
         channel_weights = [head.model[-1].weight for head in modules.lins] if heads else map(torch.ones, widths)

@@ -1,0 +1,85 @@
+"""What many tests share: small photographs, fake judges, the command line of a tiny run, and no network."""
+
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import alexnet, squeezenet1_1
+
+from data import read_rgb
+from data.photographs import photographs
+
+# Name of a photograph of scikit-image, and which part of it: top, left, height, width.
+CUTS = {"astronaut": (40, 180, 50, 61), "coffee": (120, 200, 48, 72), "motorcycle": (200, 300, 64, 48), "rocket": (80, 300, 60, 60)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network(tmp_path_factory):
+    """Downloads fail at once, in this process and in those it starts, and torchvision's cache is empty."""
+
+    def refuse(url, *args, **kwargs):
+        raise urllib.error.URLError("no network in the tests")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch_home")))
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            patch.setenv(name, "http://127.0.0.1:9")
+        yield
+
+
+def save_image(path, rgb: np.ndarray):
+    """Write uint8 RGB (H,W,3), making folders as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rgb).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of four small photographs of different sizes; for reading only."""
+    folder = tmp_path_factory.mktemp("photographs") / "cuts"
+    for name, (top, left, height, width) in CUTS.items():
+        rgb = read_rgb(photographs(f"skimage:{name}")[0])
+        save_image(folder / f"{name}.png", rgb[top : top + height, left : left + width])
+    return folder
+
+
+def fake_features(network, path):
+    """torchvision's `network` with random but fixed weights, its features alone, as a file."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(network().features.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def alex_file(tmp_path_factory):
+    """FAKE AlexNet features: right shapes, random weights. Judges build, but their distances mean nothing."""
+    return fake_features(alexnet, tmp_path_factory.mktemp("fake") / "fake_alexnet_features.pth")
+
+
+@pytest.fixture(scope="session")
+def squeeze_file(tmp_path_factory):
+    """FAKE SqueezeNet 1.1 features, like `alex_file`."""
+    return fake_features(squeezenet1_1, tmp_path_factory.mktemp("fake") / "fake_squeezenet1_1_features.pth")
+
+
+@pytest.fixture(scope="session")
+def tiny_args(images, squeeze_file):
+    """A command line for train.py: two losses, two steps, about a second. The judge is the one that builds fastest."""
+    return [
+        *("--model", "EDSR", "--model-options", "blocks=1", "channels=8", "--scale", "4", "--losses", "L1+TLW", "L1"),
+        *("--judge", "lpips-squeeze", "--judge-weights", str(squeeze_file), "--device", "cpu"),
+        *("--trainpath", str(images), "--valpath", str(images), "--patch", "32", "--batchsize", "2"),
+        *("--endepoch", "1", "--log-every", "1"),
+    ]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty working folder, where checkpoints/ would appear."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,155 @@
+"""Released checkpoints -> a run that val.py reads."""
+
+import json
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import configs
+import convert
+import networks
+import rundir
+import val
+from models import SR_MODELS
+from models.released import from_released_tlw
+from models.weighting import WeightingNet
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "models_golden.npz")
+KEYS = json.loads(GOLDEN["keys"].tobytes())
+
+
+def random_state(shapes: dict, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Small random parameters of these names and shapes, and HAT's tables of indices as they are."""
+    random = torch.Generator().manual_seed(seed)
+    tables = {f"net.{k}": v for k, v in SR_MODELS["HAT-TLW"](scale=4).state_dict().items()} if any("index" in name for name in shapes) else {}
+    return {
+        name: tables[name] if "index" in name else torch.randn(shape, generator=random) * (0.5 / max(1, prod(shape[1:]))) ** 0.5
+        for name, shape in shapes.items() if "num_batches" not in name
+    }
+
+
+def released_folder(folder: Path, network="EDSR_x4", tags=("tlw1", "l1"), both=True, weighting=True) -> Path:
+    """A folder as the TLW authors publish it, with random weights."""
+    folder.mkdir()
+    for seed, tag in enumerate(tags):
+        for suffix in ("_best", "") if both else ("_best",):
+            torch.save(random_state(KEYS[network], seed + len(suffix)), folder / f"SRModel_{tag}{suffix}.pth")
+            if weighting and tag.startswith("tlw"):
+                torch.save(weighting_state(seed + len(suffix)), folder / f"WNet_{tag}{suffix}.pth")
+    return folder
+
+
+def weighting_state(seed):
+    shapes = {name: tuple(value.shape) for name, value in WeightingNet().state_dict().items()}
+    state = random_state(shapes, seed)
+    state = {name: value.abs() + 0.1 if name.endswith("running_var") else value for name, value in state.items()}
+    return state | {name: torch.tensor(7) for name in shapes if "num_batches" in name}
+
+
+def test_a_released_folder_becomes_a_run(workplace, images, capsys):
+    released_folder(workplace / "released")
+    convert.main(["released", "--modelpath", "run"])
+    out, err = capsys.readouterr()
+    assert err == "" and "EDSR x4: 2 best and 2 last networks written to run" in out
+    assert "next: python val.py --modelpath run --best" in out
+    assert {path.name for path in Path("run").iterdir()} == {"config.yaml", "best_L1+TLW.pt", "best_L1.pt", "last.pt"}
+
+    for flags in (["--best"], []):
+        val.main(["--modelpath", "run", "--folder", str(images), "--lpips", "--device", "cpu", *flags])
+        result = json.loads(Path("run/val.json").read_text())
+        assert [row["loss"] for row in result["rows"]] == ["bicubic", "L1+TLW", "L1"]
+        # the numbers are those of the released network, seen through BGR
+        name = "SRModel_l1_best.pth" if flags else "SRModel_l1.pth"
+        net = SR_MODELS["EDSR"](scale=4)
+        net.load_state_dict(from_released_tlw(torch.load(f"released/{name}"), "EDSR"))
+        expected = val.evaluate(net, val.read_pairs([images], 4, "paper"), {}, "paper")
+        assert result["rows"][2]["per_image"]["PSNR-Y"] == pytest.approx(expected["PSNR-Y"], abs=1e-6)
+
+
+def test_the_channels_are_swapped(workplace):
+    released_folder(workplace / "released", tags=("l1",))
+    convert.main(["released", "--modelpath", "run"])
+    theirs = torch.load("released/SRModel_l1_best.pth")
+    ours = rundir.load_state(Path("run/best_L1.pt"))["net"]
+    assert torch.equal(ours["head.0.weight"], theirs["head.0.weight"][:, [2, 1, 0]])
+    assert torch.equal(ours["tail.1.bias"], theirs["tail.1.bias"][[2, 1, 0]])
+
+
+def test_the_weighting_network_goes_along(workplace):
+    released_folder(workplace / "released", tags=("tlw1", "tlw2", "l1", "mse"), both=False)
+    convert.main(["released", "--modelpath", "run"])
+    assert not Path("run/last.pt").exists()
+    random = torch.Generator().manual_seed(0)
+    hr, sr = (torch.rand(1, 3, 24, 24, generator=random) * 2 - 1 for _ in range(2))
+    for tag, loss in (("tlw1", "L1+TLW"), ("tlw2", "MSE+TLW")):
+        state = rundir.load_state(Path(f"run/best_{loss}.pt"))["loss"]
+        ours, theirs = WeightingNet().eval(), WeightingNet().eval()
+        missing, unexpected = ours.load_state_dict({k.removeprefix("helper."): v for k, v in state.items()}, strict=False)
+        assert not unexpected and all("num_batches" in name for name in missing)
+        theirs.load_state_dict(torch.load(f"released/WNet_{tag}_best.pth"), strict=False)
+        with torch.no_grad():
+            assert torch.allclose(ours(hr, sr, 0.4), theirs(hr.flip(1), sr.flip(1), 0.4).flip(1), atol=1e-6)
+    for loss in ("L1", "MSE"):
+        assert "loss" not in rundir.load_state(Path(f"run/best_{loss}.pt"))
+
+
+def test_without_weighting_networks(workplace):
+    released_folder(workplace / "released", tags=("tlw1",), weighting=False)
+    convert.main(["released", "--modelpath", "run"])
+    assert "loss" not in rundir.load_state(Path("run/best_L1+TLW.pt"))
+
+
+@pytest.mark.parametrize("network", ["EDSR_x2", "EDSR_x3", "RCAN_x2", "HAT_x4"])
+def test_model_and_scale_are_read_off(workplace, network):
+    released_folder(workplace / "released", network, tags=("l1",), both=False)
+    convert.main(["released"])
+    model, scale = network.replace("HAT", "HAT-TLW").split("_x")
+    run = Path(f"checkpoints/{model}_x{scale}_001")
+    config = networks.load_networks(run, "best")[0]
+    assert (config.model, config.scale, config.losses) == (model, int(scale), ("L1",))
+
+
+def test_vdsr_needs_the_scale(workplace, capsys):
+    released_folder(workplace / "released", "VDSR_x3", tags=("mse",))
+    with pytest.raises(SystemExit) as caught:
+        convert.main(["released"])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and err.count("\n") == 1 and "add --scale" in err
+    assert not Path("checkpoints").exists()
+    convert.main(["released", "--scale", "3"])
+    assert networks.load_networks(Path("checkpoints/VDSR_x3_001"), "last")[0].scale == 3
+
+
+def test_numbering_and_one_file(workplace):
+    released_folder(workplace / "released", tags=("l1",), both=False)
+    for _ in range(2):
+        convert.main(["released/SRModel_l1_best.pth"])
+    assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["EDSR_x4_001", "EDSR_x4_002"]
+
+
+@pytest.mark.parametrize("key", ["params_ema", "params", None])
+def test_published_hat(workplace, key, monkeypatch):
+    small = dict(embed=12, depths=(1,), heads=(2,), window=4, channels=8, compress_ratio=3, squeeze_factor=6)
+    monkeypatch.setitem(SR_MODELS, "HAT", lambda scale: HAT(scale, **small))
+    HAT = SR_MODELS["HAT-TLW"].func
+    torch.manual_seed(0)
+    reference = HAT(4, **small).eval()
+    theirs = {name: value.clone() for name, value in reference.state_dict().items() if name != "mean"}
+    torch.save({key: theirs} if key else theirs, "HAT_SRx4.pth")
+    convert.main(["HAT_SRx4.pth", "--modelpath", "run"])
+    config, nets, *_ = networks.load_networks(Path("run"), "best")
+    assert (config.model, config.scale) == ("HAT", 4)
+    lr = torch.rand(1, 3, 8, 8)
+    reference.mean.copy_(torch.tensor([0.4488, 0.4371, 0.4040]).view(1, 3, 1, 1))  # their network works in [0,1]
+    with torch.no_grad():
+        assert torch.allclose(nets["L1"].eval()(2 * lr - 1), 2 * reference(lr) - 1, atol=1e-5)
+
+
+def test_the_settings_can_be_read_back(workplace):
+    released_folder(workplace / "released", tags=("tlw1", "l1"))
+    convert.main(["released", "--modelpath", "run"])
+    config = configs.load(["--config", "run/config.yaml"])
+    assert (config.model, config.losses) == ("EDSR", ("L1+TLW", "L1")) and not config.load
