@@ -288,11 +288,13 @@ def main(argv: list[str] | None = None) -> None:
         print(f"train.py: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     print(f"trained in {time.monotonic() - began:.0f} s")
-    picture = weight_maps(run.learners, run.validation, run.device, run.folder / "weights.png")
+    weighted = {learner.name: (learner.net, learner.loss.helper) for learner in run.learners if learner.helper_opt}
+    if weighted:
+        weight_maps(weighted, *(image[None].to(run.device) for image in run.validation[0]), run.folder / "weights.png")
     same = ["--protocol", config.protocol, "--device", str(run.device)]
     val.main(["--modelpath", str(run.folder), "--best", *same, *(["--lpips", *config.lpips] if config.lpips else [])])
-    if picture:
-        print(f"where the weights lie: {picture}")
+    if weighted:
+        print(f"where the weights lie: {run.folder / 'weights.png'}")
     print(f"next: python val.py --modelpath {run.folder} --best --folder DIR    (any folder of HR images)")
 
 

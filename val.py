@@ -8,6 +8,7 @@
 import argparse
 import csv
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -70,7 +71,7 @@ def check_sizes(pairs: Pairs, metrics: Mapping[str, Metric], protocol: str) -> N
 
 def label_folders(folders) -> dict[str, str]:
     """A short name for each data set: its folder's own name where that tells it from the others, else its path."""
-    names = [str(f) if str(f).startswith("skimage:") else Path(f).absolute().name for f in folders]
+    names = [str(f) if str(f).startswith("skimage:") else Path(os.path.abspath(f)).name for f in folders]
     return {name if names.count(name) == 1 else str(folder): str(folder) for name, folder in zip(names, folders)}
 
 
@@ -190,6 +191,8 @@ def main(argv: list[str] | None = None) -> None:
             configs.choose(args.model, [*SR_MODELS, "bicubic"], "model")
         if args.model == "bicubic":
             run, scale, judge, trained = None, args.scale or 4, None, {}
+            given = [flag for flag in ("modelpath", "best", "losses") if getattr(args, flag)]
+            configs.expect(not given, "model", "bicubic", f"no {', '.join(map(configs.flag_of, given))} beside it")
             folders, weights = args.folder or (), tuple(args.judge_weights or ())
         else:
             run = Path(args.modelpath) if args.modelpath else rundir.newest_run()

@@ -75,17 +75,24 @@ def download_backbone(net: str) -> Path:
     return cached
 
 
-def load_backbone(module: nn.Module, net: str, files: tuple = ()) -> None:
-    """Fill `module` (the `lpips` package's slices of `net`) from the one of `files` that holds that network,
-    else from torchvision. Raises ValueError, one line with the remedy, where neither has the weights."""
-    for path in (*files, None):
-        path = path or download_backbone(net)  # only where none of the files before it held `net`
+def find_backbone(net: str, files: tuple = ()) -> tuple[Path, dict]:
+    """The weights of `net` and the file they are in: the one of `files` that holds that network, else torchvision's.
+
+    Raises ValueError, one line with the remedy, where neither can be had.
+    """
+    for path in map(Path, files):
         kind, features = read_backbone_file(path)
         if kind == net:
-            break
+            return path, features
+    path = download_backbone(net)
+    return path, read_backbone_file(path)[1]
+
+
+def fill_backbone(module: nn.Module, features: dict, path: Path) -> None:
+    """Load features into `module`, the `lpips` package's slices of their network. ValueError where they don't fit."""
     try:
         # The slices keep torchvision's layer numbers: slice2.3.weight is features.3.weight.
         module.load_state_dict({key: features[key.split(".", 1)[1]] for key in module.state_dict()})
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{path}: expected the weights of {net}, found others ({reason}); fetch it again") from None
+        raise ValueError(f"{path}: the weights do not fit their network ({reason}); fetch them again") from None

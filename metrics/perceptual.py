@@ -10,7 +10,7 @@ import lpips
 import torch
 from torch import Tensor, nn
 
-from .backbones import load_backbone
+from .backbones import fill_backbone, find_backbone
 
 # The networks and the height and width below which their pooling has nothing left.
 MIN_SIZES = {"vgg": 16, "alex": 31, "squeeze": 17}
@@ -35,15 +35,16 @@ class LPIPS(nn.Module):
 
     `name` says which network it is: "LPIPS-alex", "LPIPS-alex-unweighted". heads=False leaves out the trained
     per-channel weights. bgr=True feeds the channels in OpenCV's order, as the released TLW code does.
-    weights: local backbone files, see `load_backbone`, which also says what is raised where there are none.
+    weights: local backbone files, see `find_backbone`, which also says what is raised where there are none.
     """
 
     def __init__(self, net: str, heads: bool = True, weights: tuple = (), bgr: bool = False):
         super().__init__()
+        path, features = find_backbone(net, weights)
         with warnings.catch_warnings():  # the package calls torchvision by its older keyword
             warnings.simplefilter("ignore", UserWarning)
             modules = lpips.LPIPS(net=net, lpips=heads, pnet_rand=True, verbose=False)
-        load_backbone(modules.net, net, weights)
+        fill_backbone(modules.net, features, path)
         self.name = f"LPIPS-{net}{'' if heads else '-unweighted'}{'-BGR' if bgr else ''}"
         self.bgr, self.min_size = bgr, MIN_SIZES[net]
         self.scaling, self.net = modules.scaling_layer, modules.net

@@ -344,3 +344,9 @@ def test_a_folder_without_a_name(place, capsys, monkeypatch):
     monkeypatch.chdir(place / "same/good")
     val.main(["--model", "bicubic", "--lpips", "--device", "cpu", "--folder", "."])
     assert "good (1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--modelpath run", "--best", "--losses L1"])
+def test_bicubic_with_what_belongs_to_runs(place, capsys, flag):
+    err = refused(place, capsys, "val.py", f"--model bicubic --folder good --device cpu {flag}")
+    assert f"no {flag.split()[0]} beside it" in err

@@ -16,7 +16,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from data import read_rgb
 from metrics import backbones
-from metrics.backbones import at_hand, load_backbone, read_backbone_file
+from metrics.backbones import at_hand, fill_backbone, find_backbone, read_backbone_file
 from metrics.perceptual import JUDGES, LPIPS, NETS, build_judge, unit_normalise
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -71,7 +71,8 @@ def ours_and_theirs(net: str, heads: bool, path: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = lpips.LPIPS(net=net, lpips=heads, pnet_rand=True, verbose=False)
-    load_backbone(theirs.net, net, (path,))
+    _, features = find_backbone(net, (path,))
+    fill_backbone(theirs.net, features, path)
     return LPIPS(net, heads, (path,)), theirs
 
 
@@ -286,7 +287,7 @@ def test_incomplete_or_misshapen_weights_are_refused(tmp_path):
     last = list(features)[-1]
     for wrong in ({**features, last: torch.zeros(7)}, {key: value for key, value in features.items() if key != last}):
         torch.save(wrong, tmp_path / "file")
-        with pytest.raises(ValueError, match="expected the weights of alex"):
+        with pytest.raises(ValueError, match="weights do not fit their network"):
             LPIPS("alex", weights=(tmp_path / "file",))
 
 
@@ -322,7 +323,7 @@ def test_without_network_no_weights_but_an_error(net, random_file):
     others = tuple(random_file(other) for other in ("alex", "squeeze") if other != net)
     for weights in ((), others):
         with pytest.raises(ValueError, match="no network in tests"):
-            load_backbone(torch.nn.Module(), net, weights)
+            find_backbone(net, weights)
 
 
 def test_download_waits_no_longer_than_its_timeout(monkeypatch):
