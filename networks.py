@@ -11,7 +11,11 @@ from models import SR_MODELS
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device called `name`, or the best one this machine has. Raises ValueError where it is not there."""
+    """The device called `name`, or the best one this machine has. Raises ValueError where it is not there.
+
+    From then on fp32 means fp32 on a GPU too: its convolutions would round to TF32, and metrics with them.
+    """
+    torch.backends.cudnn.allow_tf32 = False
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -68,7 +72,7 @@ def check_weights(net: nn.Module, weights: object, source: str, wanted: str) -> 
     wrong = [name for name in own if shapes.get(name) != own[name].shape]
     wrong += [name for name in shapes if name not in own]
     if wrong:
-        raise ValueError(f"{source}: not a checkpoint of {wanted} ({len(wrong)} entries do not fit, such as {wrong[0]})")
+        raise ValueError(f"{source}: not a checkpoint of {wanted} ({len(wrong)} entries do not fit, as {wrong[0]})")
 
 
 def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], str | None]:
@@ -81,12 +85,14 @@ def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, d
         remedy = f"convert the released files with: python convert.py {run}" if released else "expected a run's folder"
         raise ValueError(f"--modelpath {run}: no config.yaml there; {remedy}")
     config = configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
-    networks, judge = {}, None
-    last = rundir.learner_states(run / "last.pt") if which == "last" else {}
+    nets, judge = {}, None
+    last = rundir.learner_states(rundir.load_state(run / "last.pt"), run / "last.pt") if which == "last" else {}
     for loss in [configs.choose(loss, config.losses, f"loss in {run}") for loss in losses or config.losses]:
-        state = rundir.load_state(run / f"best_{loss}.pt") if which == "best" else last.get(loss, {})
+        if which == "last" and loss not in last:
+            raise ValueError(f"{run / 'last.pt'}: holds no network of {loss}; add --best")
+        state = rundir.load_state(run / f"best_{loss}.pt") if which == "best" else last[loss]
         net = build_network(config)
         fill_network(net, state, f"{run} ({which}, {loss})", config)
-        networks[loss] = net
+        nets[loss] = net
         judge = judge or state.get("judge")
-    return config, networks, judge
+    return config, nets, judge

@@ -57,9 +57,9 @@ def load_state(path: Path) -> dict:
     return state
 
 
-def learner_states(path: Path) -> dict[str, dict]:
-    """The states by loss in a last.pt. Raises ValueError where the file is no such thing."""
-    states = load_state(path).get("learners")
+def learner_states(state: dict, path: Path) -> dict[str, dict]:
+    """The states by loss in the state of a last.pt, read from path. Raises ValueError where it is no such thing."""
+    states = state.get("learners")
     if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
         raise ValueError(f"{path}: expected a run's last.pt, with a state for each of its losses")
     return states
@@ -70,8 +70,8 @@ def check_new(run: Path) -> None:
     if any(run.glob("*.pt")):
         raise ValueError(f"--modelpath {run}: holds a run; add --load to go on with it, or name another")
     existing = next(path for path in (run, *run.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise ValueError(f"--modelpath {run}: {existing} is a file; name a folder")
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"--modelpath {run}: {existing} is no folder that can be written to; name another")
 
 
 def finite(value):
@@ -81,6 +81,13 @@ def finite(value):
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Drop what was logged after `step`: a run goes on from there and will log it again."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        path.write_text("".join(kept))
 
 
 def append_log(path: Path, **entry) -> None:

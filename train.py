@@ -40,40 +40,40 @@ class Learner:
         self.judge = config.judge if name in NEEDS_JUDGE else None
         self.net = net.to(device, memory_format=torch.channels_last).train()
         self.loss = loss.to(device, memory_format=torch.channels_last).train()
-        adam = {"lr": config.learning_rate, "betas": config.betas, "fused": device.type in ("cpu", "cuda")}
+        adam = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
         self.opt = torch.optim.Adam(self.net.parameters(), **adam)
         self.helper_opt = torch.optim.Adam(loss.helper.parameters(), **adam) if loss.helper else None
         self.best = math.inf  # lowest validation LPIPS so far
         # Of the loss's name, not of its place in the run: alone or among others, it draws the same numbers.
         seed = zlib.crc32(f"{config.seed} {name}".encode())
-        self.streams = [torch.Generator().manual_seed(seed).get_state()]
-        if device.type == "cuda":
-            self.streams.append(torch.Generator(device).manual_seed(seed).get_state())
+        self.streams = {kind: torch.Generator(kind).manual_seed(seed).get_state() for kind in {"cpu", device.type}}
 
     @contextmanager
     def own_stream(self):
         """Within, torch's global random streams are this learner's."""
-        cuda = [self.device] if len(self.streams) > 1 else []
+        cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
-            torch.set_rng_state(self.streams[0])
-            if cuda:
-                torch.cuda.set_rng_state(self.streams[1], self.device)
+            torch.set_rng_state(self.streams["cpu"])
+            for device in cuda:
+                torch.cuda.set_rng_state(self.streams["cuda"], device)
             yield
-            self.streams = [torch.get_rng_state()] + [torch.cuda.get_rng_state(d) for d in cuda]
+            self.streams["cpu"] = torch.get_rng_state()
+            for device in cuda:
+                self.streams["cuda"] = torch.cuda.get_rng_state(device)
 
     def set_learning_rate(self, rate: float) -> None:
         for opt in filter(None, (self.opt, self.helper_opt)):
             for group in opt.param_groups:
                 group["lr"] = rate
 
-    def networks(self) -> dict:
+    def learned(self) -> dict:
         """What the learner has learned, what network it is and the judge it learned from (None: no judge)."""
         weights = {"net": self.net.state_dict(), "loss": self.loss.state_dict()}
         return weights | {"of": self.of, "judge": self.judge}
 
     def state(self) -> dict:
         """All that is needed to go on; load_state takes it back."""
-        return self.networks() | {
+        return self.learned() | {
             "opt": self.opt.state_dict(),
             "helper_opt": self.helper_opt.state_dict() if self.helper_opt else None,
             "streams": self.streams,
@@ -86,14 +86,17 @@ class Learner:
         self.opt.load_state_dict(state["opt"])
         if self.helper_opt:
             self.helper_opt.load_state_dict(state["helper_opt"])
-        self.streams, self.best = state["streams"], state["best"]
+        self.best = state["best"]
+        # A run that moves to another kind of device begins that device's stream.
+        self.streams |= {kind: stream for kind, stream in state["streams"].items() if kind in self.streams}
 
 
 def descend(opt: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     """One step of opt down the gradient of loss; returns the loss's value, still on its device."""
     opt.zero_grad(set_to_none=True)
-    loss.backward()
-    opt.step()
+    with torch.autocast(loss.device.type, enabled=False):  # backward keeps the forward's types by itself
+        loss.backward()
+        opt.step()
     return loss.detach()
 
 
@@ -151,12 +154,13 @@ class Run:
         multiple = config.scale if config.patch else val.PROTOCOLS["paper"].multiple
         pairs = Pairs(config.trainpath, config.scale, multiple, lr_folders=config.lrpath or None)
         self.patches = Patches(pairs, config.patch, config.augment, config.seed, config.skip_small)
-        if config.patch is None and config.batchsize > 1 and len(set(pairs.sizes)) > 1:
+        shapes = {size[::turn] for size in pairs.sizes for turn in ((1, -1) if config.augment else (1,))}
+        if config.patch is None and config.batchsize > 1 and len(shapes) > 1:
             raise ValueError(f"--batchsize {config.batchsize}: images of different sizes; add --patch or take 1")
-        self.validation = val.read_pairs(config.valpath, config.scale, config.protocol)
+        self.validation = val.read_pairs(config.valpath, config.scale, config.protocol, config.vallrpath)
 
-        batches = Batches(len(self.patches), config.batchsize, config.seed, repeat=config.repeat)
-        self.epoch_steps = batches.steps_per_epoch
+        self.repeat = config.repeat or self.patches.draws_to_cover
+        self.epoch_steps = Batches(len(self.patches), config.batchsize, 0, repeat=self.repeat).steps_per_epoch
         self.begin = self.step = config.startepoch * self.epoch_steps
         self.end = self.begin + config.steps if config.steps else config.endepoch * self.epoch_steps
         self.folder = Path(config.modelpath) if config.modelpath else rundir.next_run(config.model, config.scale)
@@ -181,25 +185,35 @@ class Run:
         """Take up the run in the folder where its last.pt left it. Raises ValueError where it does not fit."""
         path = self.folder / "last.pt"
         state = rundir.load_state(path)
-        saved = rundir.learner_states(path)
+        saved = rundir.learner_states(state, path)
         if sorted(saved) != sorted(self.config.losses) or state.get("epoch_steps") != self.epoch_steps:
             raise ValueError(f"{path}: is of losses {' '.join(saved)} with {state.get('epoch_steps')} steps an epoch; "
                              f"these settings give {' '.join(self.config.losses)} with {self.epoch_steps}")
         for learner in self.learners:
             networks.fill_network(learner.net, saved[learner.name], str(path), self.config)
             learner.load_state(saved[learner.name])
+        if state["yardstick"] != self.yardstick():
+            print(f"best is chosen anew: by {' '.join(self.yardstick())}, before by {' '.join(state['yardstick'])}")
+            for learner in self.learners:
+                learner.best = math.inf
         self.step = state["step"]
         if self.step > self.end:
             raise ValueError(f"{path}: is at step {self.step}, beyond {self.end}; raise --endepoch or --steps")
 
+    def yardstick(self) -> list[str]:
+        """What `best` is measured by: the metric, the protocol and the images."""
+        nets = self.config.lpips or (self.config.judge.split("-")[1],)
+        return [f"LPIPS-{nets[0]}", self.config.protocol, *self.config.valpath]
+
     def train(self) -> None:
         """From the present step to the end, validating and saving after each epoch."""
         config = self.config
+        while not config.modelpath and self.folder.exists():  # taken by another run in the meantime
+            self.folder = rundir.next_run(config.model, config.scale)
         self.folder.mkdir(parents=True, exist_ok=True)
         configs.save(replace(config, load=False, modelpath=None), self.folder / "config.yaml")
-        if not config.load:
-            (self.folder / "log.jsonl").unlink(missing_ok=True)
-        batches = Batches(len(self.patches), config.batchsize, config.seed, self.step, self.end, config.repeat)
+        rundir.trim_log(self.folder / "log.jsonl", self.step if config.load else -1)
+        batches = Batches(len(self.patches), config.batchsize, config.seed, self.step, self.end, self.repeat)
         pinned = self.device.type == "cuda"
         loader = iter(DataLoader(self.patches, batch_sampler=batches, num_workers=config.workers, pin_memory=pinned))
         while self.step < self.end:
@@ -260,14 +274,14 @@ class Run:
             better = means[first] < learner.best
             if better:
                 learner.best = means[first]
-                best = learner.networks() | {"epoch": epoch, "step": self.step, "scores": means}
+                best = learner.learned() | {"epoch": epoch, "step": self.step, "scores": means}
                 rundir.save_state(best, self.folder / f"best_{learner.name}.pt")
             shown = "  ".join(f"{name} {score:.4f}" for name, score in means.items())
             print(f"  epoch {epoch}  {learner.name:8}{shown}{'  best' if better else ''}")
             rundir.append_log(self.folder / "log.jsonl", step=self.step, epoch=epoch, validation=learner.name, **means)
         learners = {learner.name: learner.state() for learner in self.learners}
-        state = {"step": self.step, "epoch_steps": self.epoch_steps, "learners": learners}
-        rundir.save_state(state, self.folder / "last.pt")
+        place = {"step": self.step, "epoch_steps": self.epoch_steps, "yardstick": self.yardstick()}
+        rundir.save_state(place | {"learners": learners}, self.folder / "last.pt")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -281,11 +295,13 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run.train()
     except KeyboardInterrupt:
-        print(f"\nstopped at step {run.step}; to go on from the last epoch's end: "
-              f"python train.py --load --modelpath {run.folder}")
+        saved = (run.folder / "last.pt").exists()
+        remedy = f"to go on from the last epoch's end: python train.py --load --modelpath {run.folder}"
+        print(f"\nstopped at step {run.step}; {remedy if saved else 'before the first epoch ended, nothing was saved'}")
         raise SystemExit(130) from None
-    except FloatingPointError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+    except (FloatingPointError, torch.OutOfMemoryError) as error:
+        remedy = "" if isinstance(error, FloatingPointError) else "; take --patch, a smaller one, or less --batchsize"
+        print(f"train.py: error: {str(error).splitlines()[0]}{remedy}", file=sys.stderr)
         raise SystemExit(1) from None
     print(f"trained in {time.monotonic() - began:.0f} s")
     weighted = {learner.name: (learner.net, learner.loss.helper) for learner in run.learners if learner.helper_opt}

@@ -53,10 +53,10 @@ PROTOCOLS = {
 }
 
 
-def read_pairs(folders, scale: int, protocol: str) -> Pairs:
-    """The images of folders with the LR that the protocol asks for."""
+def read_pairs(folders, scale: int, protocol: str, lr_folders=()) -> Pairs:
+    """The images of folders with the LR that the protocol asks for, or with that of lr_folders."""
     p = PROTOCOLS[protocol]
-    return Pairs(folders, scale, p.multiple or scale, round_lr=p.eight_bit)
+    return Pairs(folders, scale, p.multiple or scale, lr_folders=lr_folders or None, round_lr=p.eight_bit)
 
 
 def check_sizes(pairs: Pairs, metrics: Mapping[str, Metric], protocol: str) -> None:
@@ -78,8 +78,8 @@ def label_folders(folders) -> dict[str, str]:
 def check_out(path: Path) -> Path:
     """path, where a JSON and a CSV beside it can be written; else ValueError."""
     existing = next(parent for parent in path.absolute().parents if parent.exists())
-    fits = path.suffix != ".csv" and not path.is_dir() and existing.is_dir()
-    configs.expect(fits, "out", path, "a file for JSON, such as results.json, in a folder")
+    fits = path.suffix != ".csv" and not path.is_dir() and existing.is_dir() and os.access(existing, os.W_OK)
+    configs.expect(fits, "out", path, "a file for JSON, such as results.json, in a folder that can be written to")
     return path
 
 
@@ -130,7 +130,7 @@ def table(rows: list[Row], judge: str | None = None) -> str:
     """The mean scores as text, LPIPS's judge marked."""
     names = list(rows[0].scores)
     judged_by = (judge or "").removesuffix("-unweighted").lower()
-    headers = [f"{name} (judge)" if name.lower() == judged_by else name for name in names]
+    headers = [f"{name} (judge)" if name.lower().removesuffix("-bgr") == judged_by else name for name in names]
     lines, previous = [], None
     for row in rows:
         dataset = f"{row.dataset} ({len(row.scores['PSNR-Y'])})" if row.dataset != previous else ""
@@ -146,6 +146,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--modelpath", help="folder of a run (default: the newest in checkpoints/)")
     parser.add_argument("--best", action="store_true", help="each loss's best epoch (default: the last one)")
     parser.add_argument("--folder", nargs="+", metavar="DIR", help="data sets (default: the run's --valpath)")
+    parser.add_argument("--lrfolder", nargs="+", metavar="DIR", help="LR images, a folder for each data set (default: "
+                        "made from HR)")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="of --model bicubic (default: 4); else a check")
     parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these of the run")
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="(default: paper)")
@@ -158,15 +160,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def choose_lpips(args, judge_net: str | None, weights: tuple) -> list[str]:
-    """The networks of LPIPS to measure with: those asked for, else the judge's and one that was not the judge."""
+def choose_metrics(args, judge_net: str | None, weights: tuple, device) -> dict[str, Metric]:
+    """The LPIPS metrics asked for, else the judge's and one that was not the judge, where its weights can be had."""
     if args.lpips is not None:
-        return args.lpips
-    nets = [judge_net] if judge_net else []
-    others = [net for net in NETS if net != judge_net and at_hand(net, weights)]
-    if not others:
-        print(f"no LPIPS network {'but the judge' if nets else ''} is at hand; add one with --lpips alex or squeeze")
-    return nets + others[:1]
+        return build_metrics(args.lpips, weights, args.bgr, device)
+    metrics = build_metrics([judge_net] if judge_net else [], weights, args.bgr, device)
+    others = [net for net in ("squeeze", "alex", "vgg") if net != judge_net]
+    other = next((net for net in others if at_hand(net, weights)), others[0])
+    try:
+        return metrics | build_metrics([other], weights, args.bgr, device)
+    except ValueError as error:
+        print(f"no LPIPS network{' that was not the judge' if judge_net else ''}: {error}")
+        return metrics
 
 
 def write_results(path: Path, rows: list[Row], **about) -> None:
@@ -204,11 +209,16 @@ def main(argv: list[str] | None = None) -> None:
             folders, weights = args.folder or config.valpath, tuple(args.judge_weights or config.judge_weights)
         configs.expect(len(folders) > 0, "folder", "", "one or more folders of HR images")
         judge_net = judge.split("-")[1] if judge else None
-        metrics = build_metrics(choose_lpips(args, judge_net, weights), weights, args.bgr, device)
-        sets = {name: read_pairs([path], scale, args.protocol) for name, path in label_folders(folders).items()}
+        lrfolders = args.lrfolder or ([] if args.folder or not trained else config.vallrpath)
+        configs.expect(len(lrfolders) in (0, len(folders)), "lrfolder", " ".join(lrfolders), "one for each data set")
+        sets = {
+            name: read_pairs([path], scale, args.protocol, lrfolders[i : i + 1])
+            for i, (name, path) in enumerate(label_folders(folders).items())
+        }
+        metrics = choose_metrics(args, judge_net, weights, device)
         for pairs in sets.values():
             check_sizes(pairs, metrics, args.protocol)
-        out = check_out(Path(args.out)) if args.out else run / "val.json" if run else None
+        out = check_out(Path(args.out) if args.out else run / "val.json") if args.out or run else None
 
     rows = []
     for name, pairs in sets.items():

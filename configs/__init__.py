@@ -18,6 +18,11 @@ from typing import get_args, get_origin
 import yaml
 
 
+# What --load may change; all else a run keeps for life.
+RESUMABLE = {
+    "endepoch", "steps", "learning_rate", "schedule", "step_epochs", "step_gamma", "precision", "device", "workers",
+    "judge_weights", "valpath", "vallrpath", "lpips", "protocol", "log_every", "load", "modelpath",
+}  # fmt: skip
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
 
@@ -51,10 +56,13 @@ class Config:
     )
     lrpath: tuple[str, ...] = setting((), "folders of LR training images; default: made from HR (MATLAB bicubic)")
     valpath: tuple[str, ...] = setting(("skimage:chelsea,coffee",), "folders of HR validation images")
+    vallrpath: tuple[str, ...] = setting((), "folders of LR validation images; default: made from HR")
     patch: int | None = setting(None, "HR pixels of a random square patch; default: whole images, as in the paper")
     skip_small: bool = setting(False, "leave out images smaller than the patch instead of stopping")
     augment: bool = setting(False, "random flips and rotations")
-    repeat: int = setting(1, "times that each image is drawn in an epoch")
+    repeat: int | None = setting(
+        None, "times that each image is drawn in an epoch; default: once, patches as often as they cover the images"
+    )
     batchsize: int = setting(1, "images per batch")
     workers: int = setting(0, "processes that load data (0: none besides this one)")
     # optimisation
@@ -63,7 +71,7 @@ class Config:
     schedule: str = setting("constant", "learning rate over the run", ("constant", "step", "cosine"))
     step_epochs: int = setting(50, "schedule step: epochs between two drops")
     step_gamma: float = setting(0.5, "schedule step: factor of each drop")
-    startepoch: int = setting(0, "number of the first epoch (k and the schedule count from it)")
+    startepoch: int = setting(0, "number of the first epoch (k is that of this epoch)")
     endepoch: int = setting(100, "number of the epoch to stop before")
     steps: int | None = setting(None, "stop after this many steps instead of at --endepoch")
     seed: int = setting(0, "seed of first weights, batches and samples")
@@ -206,20 +214,34 @@ def load(argv: list[str] | None = None) -> Config:
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below; flags win")
     add_settings(parser)
     flags = vars(parser.parse_args(argv))
-    path = flags.pop("config")
-    if flags.get("load") and not path:
-        if not flags.get("modelpath"):
-            parser.error("--load: name the run to go on with by --modelpath")
-        path = Path(flags["modelpath"]) / "config.yaml"
-        if not path.exists():
-            parser.error(f"--load: no run in {flags['modelpath']}; leave --load out to begin one there")
+    path, saved = flags.pop("config"), None
+    if flags.get("load") and flags.get("modelpath") and (Path(flags["modelpath"]) / "config.yaml").exists():
+        saved = Path(flags["modelpath"]) / "config.yaml"
+        path = path or saved
+    elif flags.get("load") and not path:
+        where = flags.get("modelpath", "checkpoints without --modelpath")
+        parser.error(f"--load: no run in {where}; name its folder, or leave --load out to begin one")
     try:
         if isinstance(flags.get("model_options"), list):
             flags["model_options"] = _parse_pairs(flags["model_options"])
         values = read_yaml(path) if path else {}
-        return from_mapping({**values, **flags}, source=str(path or "the flags"))
+        if "endepoch" in flags and "steps" not in flags:
+            values["steps"] = None  # of the two ends the one that was typed
+        config = from_mapping({**values, **flags}, source=str(path or "the flags"))
+        if saved:
+            check_resumable(config, from_mapping(read_yaml(saved), source=str(saved)))
+        return config
     except ValueError as error:
         parser.error(str(error))
+
+
+def check_resumable(config: Config, saved: Config) -> None:
+    """Raise ValueError where a setting that a run keeps for life differs from the saved one."""
+    for field in dataclasses.fields(Config):
+        wanted, found = getattr(config, field.name), getattr(saved, field.name)
+        if field.name not in RESUMABLE and wanted != found:
+            flag = flag_of(field.name)
+            raise ValueError(f"{flag} {_shown(wanted)}: the run was begun with {_shown(found)}; leave it out")
 
 
 def save(config: Config, path: str | Path) -> None:
@@ -240,8 +262,11 @@ def _kind(annotation) -> tuple[type, bool]:
 def _default_text(field) -> str:
     if field.default in (None, ()):
         return ""
-    shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-    return f" (default: {shown})"
+    return f" (default: {_shown(field.default)})"
+
+
+def _shown(value) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _convert(field, value):

@@ -174,6 +174,14 @@ class Patches(Dataset):
     def __len__(self) -> int:
         return len(self.used)
 
+    @property
+    def draws_to_cover(self) -> int:
+        """How often an epoch draws each image so that it sees about as many pixels as the images have."""
+        if self.patch is None:
+            return 1
+        pixels = sum(height * width for height, width in (self.pairs.sizes[i] for i in self.used))
+        return max(1, round(pixels / self.patch**2 / len(self)))
+
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
         random = np.random.default_rng([self.seed, epoch, index])

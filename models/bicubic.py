@@ -44,7 +44,7 @@ class MatlabBicubic(nn.Module):
         b, c, h, w = lr.shape
         rows, columns = (_mirrored(n, lr.device) for n in (h, w))
         padded = lr[:, :, rows][:, :, :, columns].reshape(b * c, 1, h + 4, w + 4)
-        phases = F.conv2d(padded, self.kernel.to(lr.dtype))
+        phases = F.conv2d(padded.to(self.kernel.dtype), self.kernel).to(lr.dtype)
         return F.pixel_shuffle(phases, self.scale).reshape(b, c, self.scale * h, self.scale * w)
 
 

@@ -73,7 +73,7 @@ def tiny_args(images, squeeze_file):
     return [
         *("--model", "EDSR", "--model-options", "blocks=1", "channels=8", "--scale", "4", "--losses", "L1+TLW", "L1"),
         *("--judge", "lpips-squeeze", "--judge-weights", str(squeeze_file), "--device", "cpu"),
-        *("--trainpath", str(images), "--valpath", str(images), "--patch", "32", "--batchsize", "2"),
+        *("--trainpath", str(images), "--valpath", str(images), "--patch", "32", "--batchsize", "2", "--repeat", "1"),
         *("--endepoch", "1", "--log-every", "1"),
     ]
 

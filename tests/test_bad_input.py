@@ -116,7 +116,7 @@ def refused(place, capsys, program, words: str) -> str:
 
 # The options that every command line of train.py below has; later ones win.
 TRAIN = ("--model EDSR --model-options blocks=1 channels=8 --scale 4 --losses L1 --judge lpips-squeeze --judge-weights squeeze.pth "
-         "--device cpu --trainpath good --valpath good --patch 32 --batchsize 2 --endepoch 1 ")  # fmt: skip
+         "--device cpu --trainpath good --valpath good --patch 32 --batchsize 2 --repeat 1 --endepoch 1 ")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -181,17 +181,17 @@ TRAIN = ("--model EDSR --model-options blocks=1 channels=8 --scale 4 --losses L1
         ("--judge lpips-alex --losses L1+TLW", "LPIPS-alex needs ImageNet weights"),
         ("--lpips alex", "LPIPS-alex needs ImageNet weights"),
         # runs
-        ("--load", "--load: name the run to go on with"),
+        ("--load", "--load: no run in checkpoints without --modelpath"),
         ("--load --modelpath nowhere", "--load: no run in nowhere"),
         ("--load --modelpath no_last", "no_last/last.pt: no such checkpoint"),
         ("--load --modelpath maliciouslast.pt", "maliciouslast.pt/last.pt: cannot be read"),
         ("--load --modelpath empty_last.pt", "empty_last.pt/last.pt: cannot be read"),
         ("--modelpath run", "--modelpath run: holds a run; add --load"),
-        ("--load --modelpath run --losses L1 MSE", "run/last.pt: is of losses L1"),
-        ("--load --modelpath run --batchsize 1", "run/last.pt: is of losses L1 with 2 steps an epoch"),
-        ("--load --modelpath run --scale 2", "EDSR x4"),
-        ("--load --modelpath run --model-options blocks=2 channels=8", "run/last.pt"),
-        ("--load --modelpath run --model VDSR", "run/last.pt"),
+        ("--load --modelpath run --losses L1 MSE", "--losses L1 MSE: the run was begun with L1"),
+        ("--load --modelpath run --batchsize 1", "--batchsize 1: the run was begun with 2"),
+        ("--load --modelpath run --scale 2", "--scale 2: the run was begun with 4"),
+        ("--load --modelpath run --model-options blocks=2 channels=8", "--model-options"),
+        ("--load --modelpath run --model VDSR", "--model VDSR: the run was begun with EDSR"),
         ("--modelpath no_last", "holds a run"),
         ("--modelpath file", "--modelpath file"),
         ("--modelpath file/run", "--modelpath file/run"),

@@ -17,7 +17,7 @@ OTHER = {
     "model": "RCAN", "model_options": {"groups": 2, "depths": [1, 2]}, "scale": 3, "init": "paper",
     "losses": ("L1",), "judge": "lpips-alex", "judge_weights": ("a.pth", "b.pth"), "samples": 5, "eps": 0.01,
     "k_start": 0.2, "k_end": 0.7, "k_epochs": 3.5, "m_step": "released", "trainpath": ("a", "b c"), "lrpath": ("d",),
-    "valpath": ("e",), "patch": 48, "skip_small": True, "augment": True, "repeat": 7, "batchsize": 2, "workers": 3,
+    "valpath": ("e",), "vallrpath": ("f",), "patch": 48, "skip_small": True, "augment": True, "repeat": 7, "batchsize": 2, "workers": 3,
     "learning_rate": 2e-5, "betas": (0.9, 0.99), "schedule": "step", "step_epochs": 9, "step_gamma": 0.1,
     "startepoch": 4, "endepoch": 8, "steps": 11, "seed": 12, "precision": "bf16", "device": "cpu", "modelpath": "m",
     "load": True, "lpips": ("squeeze", "alex"), "protocol": "standard", "log_every": 13,
@@ -129,7 +129,7 @@ def test_shipped_files_hold_only_differences(path):
         (["--loss", "L1"], "did you mean --losses?"),  # no silent abbreviations
         (["--model-options", "blocks"], "--model-options blocks: expected NAME=VALUE"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
-        (["--load"], "--load: name the run to go on with by --modelpath"),
+        (["--load"], "--load: no run in checkpoints without --modelpath"),
         (["--load", "--modelpath", "nowhere"], "--load: no run in nowhere"),
     ],
 )

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import configs
 import losses.tlw
 import rundir
 import train
-from data import read_rgb
+from data import list_images, read_rgb
 from losses import Target
 from metrics.perceptual import build_judge
 
@@ -184,8 +185,8 @@ def test_stochastic_depth_draws_from_the_learners_own_stream(tiny_args, workplac
     among = trained(args, "--losses", "MSE", "L1")
     alone = trained(args, "--losses", "L1")
     assert_equal(alone.learners[0].state(), among.learners[1].state())
-    streams = [learner.streams[0] for learner in among.learners]
-    fresh = [learner.streams[0] for learner in make_run(args, "--losses", "MSE", "L1").learners]
+    streams = [learner.streams["cpu"] for learner in among.learners]
+    fresh = [learner.streams["cpu"] for learner in make_run(args, "--losses", "MSE", "L1").learners]
     assert not torch.equal(streams[1], fresh[1])  # it did draw
 
 
@@ -441,3 +442,74 @@ def test_whole_images_one_by_one(tiny_args, workplace, monkeypatch):
 def test_whole_images_of_different_sizes_make_no_batch(tiny_args, workplace):
     with pytest.raises(ValueError, match="--batchsize 2: images of different sizes.*--patch"):
         make_run(whole_images(tiny_args))
+
+
+# --- going on with other settings, or elsewhere -------------------------------------------------------------------------
+
+
+def test_a_stream_of_another_kind_of_device_is_left_out(tiny_args, workplace):
+    """A run from a GPU goes on with a CPU: its learners take over what this device has."""
+    learner = make_run(tiny_args).learners[0]
+    state = learner.state() | {"streams": {"cpu": torch.Generator().manual_seed(9).get_state(), "cuda": torch.zeros(16)}}
+    learner.load_state(state)
+    assert set(learner.streams) == {"cpu"} and torch.equal(learner.streams["cpu"], state["streams"]["cpu"])
+
+
+def test_best_begins_anew_with_another_yardstick(tiny_args, images, workplace, capsys):
+    trained(tiny_args, "--modelpath", "run")
+    same = make_run(["--load", "--modelpath", "run", "--endepoch", "2"])
+    assert all(math.isfinite(learner.best) for learner in same.learners)
+    other = make_run(["--load", "--modelpath", "run", "--endepoch", "2", "--protocol", "standard"])
+    assert all(learner.best == math.inf for learner in other.learners)
+    assert "best is chosen anew" in capsys.readouterr().out
+
+
+def test_what_a_run_keeps_for_life(tiny_args, workplace, capsys):
+    trained(tiny_args, "--modelpath", "run")
+    for words in (["--seed", "3"], ["--betas", "0.9", "0.99"], ["--startepoch", "1"], ["--k-start", "0.4"]):
+        with pytest.raises(SystemExit):
+            configs.load(["--load", "--modelpath", "run", "--endepoch", "5", *words])
+        assert f"{words[0]} {' '.join(words[1:])}: the run was begun with" in capsys.readouterr().err
+
+
+def test_the_end_that_was_typed_wins(tiny_args, workplace):
+    trained(tiny_args, "--steps", "3", "--modelpath", "run")
+    assert make_run(["--load", "--modelpath", "run", "--endepoch", "4"]).end == 8
+
+
+def test_patches_cover_the_images_once_an_epoch(tiny_args, workplace):
+    """The default of --repeat, also where the images are fewer than a batch."""
+    args = [word for word in tiny_args if word != "--repeat"]
+    del args[args.index("--batchsize") + 2]  # the value that --repeat had
+    run = make_run([*args, "--batchsize", "8", "--patch", "20"])
+    pixels = sum(height * width for height, width in run.patches.pairs.sizes)
+    assert run.epoch_steps == round(pixels / 20**2 / len(run.patches)) * len(run.patches) // 8 > 1
+
+
+def test_a_run_validates_on_given_lr_images(tiny_args, images, workplace):
+    Path("lr").mkdir()
+    for path in list_images(images):
+        height, width = (x // 4 for x in read_rgb(path).shape[:2])
+        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(f"lr/{path.stem}.png")
+    run = make_run([*tiny_args, "--vallrpath", "lr"])
+    assert all((lr == -1).all() for lr, _ in run.validation)
+
+
+def test_augmented_whole_images_that_are_not_square_need_batchsize_1(tiny_args, workplace):
+    Path("flat").mkdir()
+    for name in "ab":
+        Image.new("RGB", (60, 48)).save(f"flat/{name}.png")
+    whole = [*tiny_args, "--trainpath", "flat"]
+    at = whole.index("--patch")
+    del whole[at : at + 2]
+    assert make_run([*whole, "--batchsize", "2"])
+    with pytest.raises(ValueError, match="different sizes"):
+        make_run([*whole, "--batchsize", "2", "--augment"])
+
+
+def test_backward_and_optimizers_run_outside_autocast(tiny_args, workplace, monkeypatch):
+    seen = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (seen.append(torch.is_autocast_enabled("cpu")), step(self)))
+    trained(tiny_args, "--precision", "bf16", "--steps", "1")
+    assert seen and not any(seen)
