@@ -86,7 +86,7 @@ def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, 
 
 def main(argv: list[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = configs.OneLineParser(prog="convert.py", description=__doc__, formatter=raw)
+    parser = configs.OneLineParser(prog="convert.py", description=__doc__, formatter_class=raw)
     parser.add_argument("source", type=Path, help="a folder of the TLW authors' files, or one file")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="needed for VDSR, whose weights do not tell it")
     parser.add_argument("--modelpath", type=Path, help="the run to write; default: the next free in checkpoints/")

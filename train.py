@@ -177,8 +177,7 @@ class Run:
             smallest = config.patch or min(map(min, pairs.sizes))
             configs.expect(smallest >= self.judge.min_size, "patch", smallest,
                            f"at least {self.judge.min_size} pixels for {config.judge}")
-        nets = config.lpips or (config.judge.split("-")[1],)
-        self.metrics = val.build_metrics(nets, config.judge_weights, device=self.device)
+        self.metrics = val.build_metrics(self.lpips_nets, config.judge_weights, device=self.device)
         val.check_sizes(self.validation, self.metrics, config.protocol)
 
     def resume(self) -> None:
@@ -200,10 +199,14 @@ class Run:
         if self.step > self.end:
             raise ValueError(f"{path}: is at step {self.step}, beyond {self.end}; raise --endepoch or --steps")
 
+    @property
+    def lpips_nets(self) -> tuple[str, ...]:
+        """The LPIPS networks of validation; the first chooses `best`."""
+        return self.config.lpips or (self.config.judge.split("-")[1],)
+
     def yardstick(self) -> list[str]:
         """What `best` is measured by: the metric, the protocol and the images."""
-        nets = self.config.lpips or (self.config.judge.split("-")[1],)
-        return [f"LPIPS-{nets[0]}", self.config.protocol, *self.config.valpath]
+        return [f"LPIPS-{self.lpips_nets[0]}", self.config.protocol, *self.config.valpath]
 
     def train(self) -> None:
         """From the present step to the end, validating and saving after each epoch."""
@@ -307,10 +310,9 @@ def main(argv: list[str] | None = None) -> None:
     weighted = {learner.name: (learner.net, learner.loss.helper) for learner in run.learners if learner.helper_opt}
     if weighted:
         weight_maps(weighted, *(image[None].to(run.device) for image in run.validation[0]), run.folder / "weights.png")
+        print(f"where the weights lie: {run.folder / 'weights.png'}")
     same = ["--protocol", config.protocol, "--device", str(run.device)]
     val.main(["--modelpath", str(run.folder), "--best", *same, *(["--lpips", *config.lpips] if config.lpips else [])])
-    if weighted:
-        print(f"where the weights lie: {run.folder / 'weights.png'}")
     print(f"next: python val.py --modelpath {run.folder} --best --folder DIR    (any folder of HR images)")
 
 

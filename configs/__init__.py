@@ -97,6 +97,8 @@ class Config:
         expect(self.endepoch > self.startepoch, "endepoch", self.endepoch, f"more than startepoch={self.startepoch}")
         fit = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         expect(fit, "betas", self.betas, "two values from 0 to below 1")
+        pairs = len(self.vallrpath) in (0, len(self.valpath))  # else val.py would refuse them, after the training
+        expect(pairs, "vallrpath", " ".join(self.vallrpath), "one folder for each of --valpath")
         expect(len(self.losses) > 0, "losses", self.losses, "at least one loss")
         expect(len(set(self.losses)) == len(self.losses), "losses", " ".join(self.losses), "each loss once")
         if self.patch is not None and self.patch % self.scale:
@@ -138,8 +140,8 @@ def flag_of(name: str) -> str:
 class OneLineParser(argparse.ArgumentParser):
     """argparse, with errors on one line that suggest the nearest flag, and exit code 2."""
 
-    def __init__(self, formatter=argparse.HelpFormatter, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=formatter, **kwargs)
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")

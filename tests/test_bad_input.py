@@ -139,6 +139,7 @@ TRAIN = ("--model EDSR --model-options blocks=1 channels=8 --scale 4 --losses L1
         ("--patch 400 --skip-small", "smaller than patch=400"),
         ("--patch 34", "patch=34 is not divisible by scale=4; use 32"),
         ("--lrpath nowhere", "folder nowhere does not exist"),
+        ("--vallrpath good good", "--vallrpath good good: expected one folder for each of --valpath"),
         ("--lrpath bad_lr", "bad_lr/astronaut.png, LR partner of good/astronaut.png, is 5x5; expected 12x15"),
         ("--lrpath small", "good/astronaut.png has no LR partner"),
         # names
