@@ -28,7 +28,7 @@ from configs import Config
 from data import Batches, Pairs, Patches
 from figures import weight_maps
 from losses import LOSSES, NEEDS_JUDGE, Target
-from metrics.perceptual import JUDGES, build_judge
+from metrics.judges import JUDGES, metric_of
 from models import init_paper
 
 
@@ -172,7 +172,7 @@ class Run:
         # Last, for their weights may be a long download.
         self.judge = None
         if NEEDS_JUDGE & set(config.losses):
-            self.judge = build_judge(config.judge, config.judge_weights)
+            self.judge = JUDGES[config.judge](weights=config.judge_weights, memory=config.judge_memory << 20)
             self.judge.to(self.device, memory_format=torch.channels_last)
             smallest = config.patch or min(map(min, pairs.sizes))
             configs.expect(smallest >= self.judge.min_size, "patch", smallest,
@@ -201,12 +201,12 @@ class Run:
 
     @property
     def lpips_nets(self) -> tuple[str, ...]:
-        """The LPIPS networks of validation; the first chooses `best`."""
-        return self.config.lpips or (self.config.judge.split("-")[1],)
+        """The perceptual metrics of validation; the first chooses `best`."""
+        return self.config.lpips or (metric_of(self.config.judge),)
 
     def yardstick(self) -> list[str]:
         """What `best` is measured by: the metric, the protocol and the images."""
-        return [f"LPIPS-{self.lpips_nets[0]}", self.config.protocol, *self.config.valpath]
+        return [self.lpips_nets[0], self.config.protocol, *self.config.valpath]
 
     def train(self) -> None:
         """From the present step to the end, validating and saving after each epoch."""

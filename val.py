@@ -24,7 +24,8 @@ import rundir
 from data import Pairs
 from metrics.backbones import at_hand
 from metrics.fidelity import psnr_y, quantize, ssim_y
-from metrics.perceptual import LPIPS, NETS
+from metrics.judges import METRICS, metric_of
+from metrics.perceptual import NETS
 from models import SR_MODELS
 from models.bicubic import Bicubic, MatlabBicubic
 
@@ -84,9 +85,16 @@ def check_out(path: Path) -> Path:
 
 
 def build_metrics(nets, weights: tuple = (), bgr: bool = False, device="cpu") -> dict[str, Metric]:
-    """The LPIPS metrics, each under the name of its network. Raises ValueError where weights cannot be had."""
-    metrics = [LPIPS(configs.choose(net, NETS, "LPIPS network"), weights=weights, bgr=bgr) for net in nets]
-    return {metric.name: metric.to(device) for metric in metrics}
+    """The perceptual metrics `nets`, each under its full name. Raises ValueError where weights cannot be had.
+
+    bgr: LPIPS sees the channels in OpenCV's order.
+    """
+    metrics = {}
+    for net in nets:
+        build = METRICS[configs.choose(net, METRICS, "perceptual metric")]
+        metric = build(weights=weights, **({"bgr": True} if bgr and net in NETS else {}))
+        metrics[metric.name] = metric.to(device)
+    return metrics
 
 
 @torch.inference_mode()
@@ -129,8 +137,9 @@ class Row(NamedTuple):
 def table(rows: list[Row], judge: str | None = None) -> str:
     """The mean scores as text, LPIPS's judge marked."""
     names = list(rows[0].scores)
-    judged_by = (judge or "").removesuffix("-unweighted").lower()
-    headers = [f"{name} (judge)" if name.lower().removesuffix("-bgr") == judged_by else name for name in names]
+    judged_by = (judge or "").removesuffix("-unweighted")
+    plain = [name.lower().removesuffix("-bgr").removeprefix("1-") for name in names]
+    headers = [f"{name} (judge)" if word == judged_by else name for name, word in zip(names, plain)]
     lines, previous = [], None
     for row in rows:
         dataset = f"{row.dataset} ({len(row.scores['PSNR-Y'])})" if row.dataset != previous else ""
@@ -151,8 +160,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="of --model bicubic (default: 4); else a check")
     parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these of the run")
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="(default: paper)")
-    parser.add_argument("--lpips", nargs="*", metavar="NET", help="networks of LPIPS: alex vgg squeeze (default: the "
-                        "judge's, and one that was not the judge if its weights are at hand)")
+    parser.add_argument("--lpips", nargs="*", metavar="NET", help="perceptual metrics: LPIPS's alex vgg squeeze, "
+                        "tiny, ms-ssim (default: the judge's, and an LPIPS that was not the judge if it can be had)")
     parser.add_argument("--judge-weights", nargs="+", metavar="FILE", help="local backbone files (default: the run's)")
     parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the released code does")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: what the machine has)")
@@ -161,7 +170,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def choose_metrics(args, judge_net: str | None, weights: tuple, device) -> dict[str, Metric]:
-    """The LPIPS metrics asked for, else the judge's and one that was not the judge, where its weights can be had."""
+    """The metrics asked for, else the judge's and one that was not the judge: an LPIPS where its weights can be had."""
     if args.lpips is not None:
         return build_metrics(args.lpips, weights, args.bgr, device)
     metrics = build_metrics([judge_net] if judge_net else [], weights, args.bgr, device)
@@ -171,7 +180,7 @@ def choose_metrics(args, judge_net: str | None, weights: tuple, device) -> dict[
         return metrics | build_metrics([other], weights, args.bgr, device)
     except ValueError as error:
         print(f"no LPIPS network{' that was not the judge' if judge_net else ''}: {error}")
-        return metrics
+        return metrics | build_metrics([] if judge_net == "ms-ssim" else ["ms-ssim"])
 
 
 def write_results(path: Path, rows: list[Row], **about) -> None:
@@ -208,7 +217,7 @@ def main(argv: list[str] | None = None) -> None:
             scale = config.scale
             folders, weights = args.folder or config.valpath, tuple(args.judge_weights or config.judge_weights)
         configs.expect(len(folders) > 0, "folder", "", "one or more folders of HR images")
-        judge_net = judge.split("-")[1] if judge else None
+        judge_net = metric_of(judge) if judge else None
         lrfolders = args.lrfolder or ([] if args.folder or not trained else config.vallrpath)
         configs.expect(len(lrfolders) in (0, len(folders)), "lrfolder", " ".join(lrfolders), "one for each data set")
         sets = {

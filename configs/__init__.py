@@ -21,7 +21,7 @@ import yaml
 # What --load may change; all else a run keeps for life.
 RESUMABLE = {
     "endepoch", "steps", "learning_rate", "schedule", "step_epochs", "step_gamma", "precision", "device", "workers",
-    "judge_weights", "valpath", "vallrpath", "lpips", "protocol", "log_every", "load", "modelpath",
+    "judge_weights", "judge_memory", "valpath", "vallrpath", "lpips", "protocol", "log_every", "load", "modelpath",
 }  # fmt: skip
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
@@ -42,8 +42,9 @@ class Config:
     init: str = setting("pytorch", "first weights: PyTorch's own, or the paper's N(0, 0.02^2)", ("pytorch", "paper"))
     # losses
     losses: tuple[str, ...] = setting(("L1+TLW", "MSE+TLW", "L1", "MSE"), "losses to train with, one network each")
-    judge: str = setting("lpips-vgg", "judge of TLW: lpips-{vgg,alex,squeeze}, each also -unweighted")
+    judge: str = setting("lpips-vgg", "judge of TLW: lpips-{vgg,alex,squeeze}, each also -unweighted; tiny; ms-ssim")
     judge_weights: tuple[str, ...] = setting((), "local backbone files of judge and LPIPS, in any order")
+    judge_memory: int = setting(4096, "MiB that the judge's activations may take; beyond it, mixtures go in chunks")
     samples: int = setting(3, "T: weight samples per M-step")
     eps: float = setting(1e-3, "epsilon of the weight criterion")
     k_start: float = setting(0.3, "k, the mean weight, at epoch 0")
@@ -80,12 +81,14 @@ class Config:
     # the run
     modelpath: str | None = setting(None, "the run's folder; default: checkpoints/MODEL_xSCALE_NUMBER")
     load: bool = setting(False, "go on with the run in --modelpath from where it stopped")
-    lpips: tuple[str, ...] = setting((), "LPIPS networks of validation, the first chooses `best`; default: the judge's")
+    lpips: tuple[str, ...] = setting(
+        (), "perceptual metrics of validation: alex vgg squeeze tiny ms-ssim, the first chooses `best`; default: the judge's"
+    )
     protocol: str = setting("paper", "evaluation protocol", ("paper", "standard"))
     log_every: int = setting(10, "steps between two lines of the log")
 
     def __post_init__(self):
-        positive = ("samples", "eps", "k_epochs", "patch", "repeat", "batchsize", "learning_rate", "step_epochs",
+        positive = ("judge_memory", "samples", "eps", "k_epochs", "patch", "repeat", "batchsize", "learning_rate", "step_epochs",
                     "step_gamma", "steps", "log_every")
         for name in positive:
             value = getattr(self, name)

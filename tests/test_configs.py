@@ -15,7 +15,8 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 # Every field with a value that is not its default.
 OTHER = {
     "model": "RCAN", "model_options": {"groups": 2, "depths": [1, 2]}, "scale": 3, "init": "paper",
-    "losses": ("L1",), "judge": "lpips-alex", "judge_weights": ("a.pth", "b.pth"), "samples": 5, "eps": 0.01,
+    "losses": ("L1",), "judge": "lpips-alex", "judge_weights": ("a.pth", "b.pth"),
+    "judge_memory": 100, "samples": 5, "eps": 0.01,
     "k_start": 0.2, "k_end": 0.7, "k_epochs": 3.5, "m_step": "released", "trainpath": ("a", "b c"), "lrpath": ("d",),
     "valpath": ("e",), "vallrpath": ("f",), "patch": 48, "skip_small": True, "augment": True, "repeat": 7, "batchsize": 2, "workers": 3,
     "learning_rate": 2e-5, "betas": (0.9, 0.99), "schedule": "step", "step_epochs": 9, "step_gamma": 0.1,
@@ -174,7 +175,7 @@ def test_a_key_twice(capsys, tmp_path, text):
 
 
 WRONG_VALUES = [
-    ("scale", 5), ("scale", 0), ("patch", 0), ("patch", 50), ("patch", -4), ("samples", 0), ("samples", -1), ("eps", 0),
+    ("scale", 5), ("scale", 0), ("patch", 0), ("patch", 50), ("patch", -4), ("samples", 0), ("judge_memory", 0), ("samples", -1), ("eps", 0),
     ("eps", -0.1), ("k_start", 0), ("k_start", 1), ("k_start", -0.1), ("k_start", 0.95), ("k_end", 1), ("k_end", 0.2),
     ("k_epochs", 0), ("batchsize", 0), ("workers", -1), ("learning_rate", 0), ("learning_rate", -1), ("seed", -1),
     ("step_epochs", 0), ("step_gamma", 0), ("startepoch", -1), ("startepoch", 100), ("endepoch", 0), ("steps", 0),

@@ -16,7 +16,7 @@ import rundir
 import train
 from data import list_images, read_rgb
 from losses import Target
-from metrics.perceptual import build_judge
+from metrics.judges import JUDGES
 
 SMALL_HAT = ["--model", "HAT", "--model-options", "embed=12", "depths=[2]", "heads=[2]", "window=4", "channels=8",
              "compress_ratio=3", "squeeze_factor=6", "drop_path=0.8"]  # fmt: skip
@@ -118,7 +118,7 @@ def naive_step(net, conv, opts, judge, pixel, lr, hr, k, uniforms):
 def test_em_step_is_algorithm_1(tiny_args, squeeze_file, pixel, monkeypatch):
     config = configs.load([*tiny_args, "--losses", f"{pixel}+TLW"])
     (learner,) = train.build_learners(config, torch.device("cpu"))
-    judge = build_judge(config.judge, [squeeze_file])
+    judge = JUDGES[config.judge](weights=[squeeze_file])
     net, conv = copy.deepcopy(learner.net), copy.deepcopy(learner.loss.helper.conv)
     # Plain gradient descent: Adam's first step is the gradient's sign, so it blows rounding up where that is near 0.
     learner.opt, learner.helper_opt, *opts = (

@@ -1,0 +1,127 @@
+"""A distance between the deep features of two images, in the form of LPIPS; what its backbones have in common.
+
+Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, Eq. (1): features
+at several depths, of length 1 in every pixel, squared differences weighted per channel, spatial mean, sum over depths.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CERTAIN = 16  # reference images without a pixel below 0 until their range is called wrong
+
+
+def unit_normalise(features: Tensor) -> Tensor:
+    """Features (N,C,H,W) of any dtype -> float32 of length 1 along C.
+
+    The square root's argument stays above 0, so that pixels without any feature have a finite gradient;
+    1e-20 is far below what float32 resolves in any other pixel.
+    """
+    features = features.float()
+    return features * (features.square().sum(dim=1, keepdim=True) + 1e-20).rsqrt()
+
+
+class RangeCheck:
+    """Stops whoever feeds [0,1] or [0,255] where [-1,1] is expected: looks at reference images until one is dark.
+
+    Values beyond [-1,1] are an error at once. Bright images in [-1,1] look like images in [0,1], so that only
+    CERTAIN of them in a row are an error; a first one is a warning. From the first pixel below 0 on nothing is
+    looked at any more: no run waits for the device in its steps.
+    """
+
+    def __init__(self) -> None:
+        self.seen, self.settled = 0, False
+
+    def __call__(self, images: Tensor) -> None:
+        """images (B,3,H,W). Raises ValueError."""
+        if self.settled:
+            return
+        low, high = (x.item() for x in images.aminmax())
+        if low != low:  # aminmax hands on a single NaN
+            raise ValueError("reference images with NaN; expected RGB in [-1,1], mend or leave out these images")
+        if not -1.01 <= low <= high <= 1.01:
+            scaled = "x / 127.5 - 1" if low >= 0 and high > 2 else "x.clamp(-1, 1)"
+            raise ValueError(f"reference images from {low:.3g} to {high:.3g}; expected RGB in [-1,1], pass {scaled}")
+        if low < 0:
+            self.settled = True
+            return
+        first, self.seen = self.seen == 0, self.seen + len(images)
+        doubt = f"{self.seen} reference images without a value below 0; expected RGB in [-1,1], pass 2 * x - 1 for [0,1]"
+        if self.seen >= CERTAIN:
+            raise ValueError(doubt)
+        if first:
+            warnings.warn(doubt, stacklevel=3)
+
+
+class DeepDistance(nn.Module):
+    """The distance of `backbone`'s features, frozen; forward(a, b), (B,3,H,W) RGB in [-1,1] -> (B,).
+
+    backbone: images (N,3,H,W) -> list of features (N,C_i,H_i,W_i), shallow first. channel_weights: C_i weights >= 0 for
+    each of them. name: as metric; min_size: the least height and width that the backbone's pooling leaves something of.
+    pixel_bytes: activations that one image's pixel holds at the peak, in bytes, with and without a gradient.
+    memory: what the activations may take in bytes; images beyond it are done in chunks (see `against`).
+    """
+
+    def __init__(
+        self, backbone: nn.Module, channel_weights: Sequence[Tensor], name: str, min_size: int, pixel_bytes: int,
+        memory: int = 4 << 30,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.name, self.min_size = backbone, name, min_size
+        self.chunk_pixels = memory // pixel_bytes
+        for i, weight in enumerate(channel_weights):
+            self.register_buffer(f"weight{i}", weight.detach().reshape(-1, 1, 1))
+        self.check_range = RangeCheck()
+        self.eval().requires_grad_(False)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(N,3,H,W) -> unit-normalised features of every depth, shallow first, float32."""
+        return [unit_normalise(f) for f in self.backbone(images)]
+
+    def maps(self, features: list[Tensor], reference: list[Tensor]) -> list[Tensor]:
+        """Features (...,C_i,H_i,W_i) and the reference's, to broadcast -> weighted squared differences (...,H_i,W_i)."""
+        return [
+            ((f - r).square() * getattr(self, f"weight{i}")).sum(dim=-3) for i, (f, r) in enumerate(zip(features, reference))
+        ]
+
+    def distance(self, images: Tensor, reference: list[Tensor]) -> Tensor:
+        """Images (N,3,H,W) and the features of B references, N a multiple of B -> (N,)."""
+        count = len(reference[0])
+        features = [f.unflatten(0, (-1, count)) for f in self.features(images)]
+        return sum(m.mean(dim=(-2, -1)) for m in self.maps(features, reference)).flatten()
+
+    def against(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
+        """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B).
+
+        The reference's features are computed here, once, without a gradient. All images go through the backbone at
+        once where they fit the memory, else in chunks; with a gradient a chunk is computed again on the way back.
+        Raises ValueError where the reference's values are not in [-1,1] (see `RangeCheck`).
+        """
+        self.check_range(reference)
+        count, at_once = len(reference), max(1, self.chunk_pixels // reference[0, 0].numel())
+        with torch.no_grad():
+            depths = zip(*(self.features(part) for part in reference.split(at_once)))
+            reference_features = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in depths]
+
+        def chunk_distance(part: Tensor, first: int) -> Tensor:
+            # The reference's features are chosen in here, so that no chunk keeps its copy until the way back.
+            chosen = torch.arange(first, first + len(part), device=part.device) % count
+            return self.distance(part, [r[chosen] for r in reference_features])
+
+        def distance(images: Tensor) -> Tensor:
+            flat = images.flatten(0, -4)
+            if len(flat) <= at_once:
+                return self.distance(flat, reference_features).reshape(images.shape[:-3])
+            parts = [
+                checkpoint(chunk_distance, part, i * at_once, use_reentrant=False)
+                for i, part in enumerate(flat.split(at_once))
+            ]
+            return torch.cat(parts).reshape(images.shape[:-3])
+
+        return distance
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.against(b)(a)

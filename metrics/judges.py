@@ -1,0 +1,31 @@
+"""The judges and the perceptual metrics by name.
+
+A judge maps a, b (B,3,H,W), RGB in [-1,1], to distances (B,), with a gradient; `against(b)` gives the distance to b
+with b's part computed once; `min_size` is the least height and width it takes.
+"""
+
+from functools import partial
+
+from .ms_ssim import MSSSIM
+from .perceptual import LPIPS, NETS
+from .tiny import Tiny
+
+# Called as METRICS[name](weights=files, **options).
+METRICS = {
+    **{net: partial(LPIPS, net) for net in NETS},
+    "tiny": lambda weights=(), **options: Tiny(**options),
+    "ms-ssim": lambda weights=(), **options: MSSSIM(**options),
+}
+# Called likewise. `lpips-alex` judges with LPIPS's trained heads, `lpips-alex-unweighted` (the form that the released
+# TLW code trains against) sums the squared differences of the unit-normalised features.
+JUDGES = {
+    **{f"lpips-{net}": METRICS[net] for net in NETS},
+    **{f"lpips-{net}-unweighted": partial(LPIPS, net, heads=False) for net in NETS},
+    "tiny": METRICS["tiny"],
+    "ms-ssim": METRICS["ms-ssim"],
+}
+
+
+def metric_of(judge: str) -> str:
+    """The metric that measures what the judge judges by: "lpips-alex-unweighted" -> "alex"."""
+    return judge.removeprefix("lpips-").removesuffix("-unweighted")

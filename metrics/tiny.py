@@ -1,0 +1,63 @@
+"""`tiny`, the judge that needs no download: a small network in the form of LPIPS, with AlexNet's strides in a fraction
+of its width, so that its features lie on the same grids as those of LPIPS-alex, its teacher.
+
+Distilled by `reproduce/train_judge.py` from LPIPS-alex's distances, maps and gradients: Hinton et al., arXiv
+1503.02531; Czarnecki et al., "Sobolev Training for Neural Networks", NeurIPS 2017.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .deep_features import DeepDistance
+
+TINY_FILE = Path(__file__).parents[1] / "checkpoints" / "judges" / "tiny.safetensors"
+WIDTHS = (64, 96, 112, 96, 96)
+
+
+class TinyFeatures(nn.Module):
+    """Images (N,3,H,W) in [-1,1] -> features of five depths, (N,64,H/4,W/4) to (N,96,H/16,W/16). 0.45 M parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second, third, fourth, fifth = WIDTHS
+        self.conv1 = nn.Conv2d(3, first, 11, stride=4, padding=2)
+        self.conv2 = nn.Conv2d(first, second, 5, padding=2)
+        self.conv3 = nn.Conv2d(second, third, 3, padding=1)
+        self.conv4 = nn.Conv2d(third, fourth, 3, padding=1)
+        self.conv5 = nn.Conv2d(fourth, fifth, 3, padding=1)
+
+    def before_relu(self, images: Tensor) -> list[Tensor]:
+        """The same features before their ReLUs."""
+        first = self.conv1(images)
+        second = self.conv2(F.max_pool2d(F.relu(first), 3, 2))
+        third = self.conv3(F.max_pool2d(F.relu(second), 3, 2))
+        fourth = self.conv4(F.relu(third))
+        return [first, second, third, fourth, self.conv5(F.relu(fourth))]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [F.relu(f) for f in self.before_relu(images)]
+
+
+class Tiny(DeepDistance):
+    """The judge `tiny`; forward(a, b), (B,3,H,W) RGB in [-1,1] -> (B,), about LPIPS-alex's distances.
+
+    path: its weights, None for fresh ones. Raises ValueError where the file is missing, damaged or another's.
+    """
+
+    def __init__(self, path: Path | None = TINY_FILE, **options) -> None:
+        super().__init__(TinyFeatures(), map(torch.ones, WIDTHS), "tiny", min_size=31, pixel_bytes=170, **options)
+        if path is not None:
+            try:
+                state = {name: weight.float() for name, weight in load_file(path).items()}
+                self.load_state_dict(state)
+                if not all(weight.isfinite().all() for weight in state.values()):
+                    raise RuntimeError("values that are not finite")
+            except (OSError, SafetensorError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:160]
+                raise ValueError(f"{path}: no weights of the judge tiny ({reason}); restore the file, or make it again "
+                                 "with python -m reproduce.train_judge") from None

@@ -1,0 +1,1 @@
+"""Commands that make the project's own results again."""

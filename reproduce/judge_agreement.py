@@ -1,0 +1,139 @@
+"""Measure how well judges agree with a teacher, on images that none of them was trained on, and what they cost.
+
+    python -m reproduce.judge_agreement --folder datasets/Set5 datasets/Set14 --judge-weights alexnet.pth
+
+SR networks that no judge has seen are trained for this (other networks, sizes and seeds than in train_judge) on the
+photographs in scikit-image, and snapshots taken on the way. From every image come patches; of each a pair (sr, hr), and
+weight maps w of equal share k. Measured against the teacher:
+
+- Spearman's and Pearson's correlation of the distances D(x, hr), x = sr, x_w and x_{1-w};
+- choice: the share of draws in which, of two maps of equal k on one pair, both give the higher WC to the same one;
+- gradient: the mean cosine of d(-log WC)/dw;
+- seconds per megapixel, features and distances forward and backward to the images, reference included.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import pearsonr, spearmanr
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import configs
+from configs import Config
+from data import Pairs
+from losses import Target, weight_criterion
+from metrics.judges import JUDGES
+from models.bicubic import Bicubic
+
+from .judge_inputs import draw_weights, train_generators
+
+PHOTOGRAPHS = "skimage:astronaut,hubble,ihc,motorcycle,rocket"
+SETTINGS = {"scale": 4, "losses": ("L1",), "patch": 48, "batchsize": 8, "learning_rate": 4e-4, "seed": 1000}
+STAGES = (5, 30, 120, 300)
+NETWORKS = (
+    {"model": "RCAN", "model_options": {"groups": 2, "blocks": 2, "channels": 32}},
+    {"model": "EDSR", "model_options": {"blocks": 4, "channels": 24}},
+)
+
+
+def image_patches(pairs: Pairs, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Each image's patches of `size` HR pixels side by side (smaller images whole), lr (3,h,w) and hr (3,H,W)."""
+    patches = []
+    for i, (height, width) in enumerate(pairs.sizes):
+        rows, columns = min(size, height), min(size, width)
+        for top in range(0, height - rows + 1, rows):
+            for left in range(0, width - columns + 1, columns):
+                patches.append(pairs.window(i, (top, left), (rows, columns)))
+    return patches
+
+
+def observe(judge, sr: Tensor, hr: Tensor, weights: list[Tensor]) -> dict[str, Tensor]:
+    """The judge's distances, WC and gradients on one pair (1,3,H,W), for two weight maps."""
+    target = Target.judged_by(judge, hr)
+    distances, criteria, slopes = [target.distance(sr)], [], []
+    for w in weights:
+        w = w.clone().requires_grad_(True)
+        gap = w.detach() * (hr - sr)
+        distances += [target.distance(sr + gap), target.distance(hr - gap)]
+        criterion = weight_criterion(w, sr, target)
+        slopes.append(torch.autograd.grad(-criterion.log().sum(), w)[0].flatten())
+        criteria.append(criterion.detach())
+    return {"distances": torch.cat(distances), "criteria": torch.cat(criteria), "slopes": torch.stack(slopes)}
+
+
+def seconds_per_megapixel(judge, size: int = 96, batchsize: int = 16, times: int = 7) -> float:
+    """The median time of the distance between images and its gradient, per megapixel of images judged."""
+    hr, sr = torch.rand(2, batchsize, 3, size, size).mul(2).sub(1).contiguous(memory_format=torch.channels_last)
+    taken = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        judge(sr.requires_grad_(True), hr).sum().backward()
+        taken.append(time.perf_counter() - began)
+    return sorted(taken[1:])[times // 2] / (batchsize * size**2 / 1e6)
+
+
+def compare(found: list[dict], wanted: list[dict]) -> dict[str, float]:
+    """The agreement of a judge's observations with the teacher's on the same pairs."""
+    ours, theirs = (torch.cat([o["distances"] for o in many]).numpy() for many in (found, wanted))
+    choices = [torch.equal(*((o["criteria"][0] > o["criteria"][1]) for o in pair)) for pair in zip(found, wanted)]
+    cosines = torch.cat([torch.cosine_similarity(f["slopes"], w["slopes"]) for f, w in zip(found, wanted)])
+    return {
+        "Spearman": float(spearmanr(ours, theirs).statistic),
+        "Pearson": float(pearsonr(ours, theirs).statistic),
+        "choice": sum(choices) / len(choices),
+        "gradient": float(cosines.mean()),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = configs.OneLineParser(prog="reproduce.judge_agreement", description="How well judges agree with a teacher.")
+    parser.add_argument("--folder", nargs="+", default=["skimage:chelsea,coffee"], metavar="DIR")
+    parser.add_argument("--judges", nargs="+", default=["tiny", "ms-ssim"], metavar="JUDGE", help=" ".join(JUDGES))
+    parser.add_argument("--teacher", default="lpips-alex", metavar="JUDGE")
+    parser.add_argument("--judge-weights", nargs="+", default=[], metavar="FILE", help="local backbone files")
+    parser.add_argument("--size", type=int, default=192, metavar="PIXELS", help="of the patches")
+    parser.add_argument("--draws", type=int, default=2000, help="pairs of weight maps, spread over the patches")
+    parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as JSON too")
+    args = parser.parse_args(argv)
+    with configs.one_line_errors("reproduce.judge_agreement"):
+        names = list(dict.fromkeys([args.teacher, *args.judges]))
+        judges = {name: JUDGES[configs.choose(name, JUDGES, "judge")](weights=tuple(args.judge_weights)) for name in names}
+        pairs = {folder: Pairs([folder], 4, 4) for folder in args.folder}
+        photographs = Pairs([PHOTOGRAPHS], 4, 4)
+    networks: list[nn.Module] = [Bicubic(4)]
+    for settings in NETWORKS:
+        networks += train_generators(Config(**SETTINGS, **settings), STAGES, photographs)
+
+    torch.manual_seed(args.seed)
+    random = np.random.default_rng(args.seed)
+    observations = {name: [] for name in judges}
+    patches = [patch for p in pairs.values() for patch in image_patches(p, args.size)]
+    for draw in tqdm(range(args.draws), "pairs", disable=None):
+        lr, hr = (x[None] for x in patches[draw % len(patches)])
+        with torch.no_grad():
+            sr = networks[random.integers(len(networks))](lr)
+        k = torch.full((1, 1, 1, 1), random.uniform(0.3, 0.9))
+        weights = [draw_weights(sr, hr, k, random) for _ in range(2)]
+        for name, judge in judges.items():
+            observations[name].append(observe(judge, sr, hr, weights))
+
+    rows = []
+    for name, judge in judges.items():
+        agreement = compare(observations[name], observations[args.teacher])
+        rows.append({"judge": name} | agreement | {"seconds per megapixel": seconds_per_megapixel(judge)})
+    print(f"against {args.teacher}: {args.draws} pairs of weight maps on {len(patches)} patches of {' '.join(args.folder)}, "
+          f"{len(networks)} networks, seed {args.seed}, {torch.get_num_threads()} threads")
+    print(tabulate(rows, headers="keys", floatfmt=".3f"))
+    if args.out:
+        args.out.write_text(json.dumps({"teacher": args.teacher, "folders": args.folder, "draws": args.draws, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
