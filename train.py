@@ -10,13 +10,11 @@ import copy
 import math
 import sys
 import time
-import zlib
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -27,68 +25,11 @@ import val
 from configs import Config
 from data import Batches, Pairs, Patches
 from figures import weight_maps
-from losses import LOSSES, NEEDS_JUDGE, Target
+from learner import Learner
+from losses import LOSSES, NEEDS_EXTRACTORS, NEEDS_JUDGE, Target
+from metrics.extractors import build_extractor
 from metrics.judges import JUDGES, metric_of
 from models import init_paper
-
-
-class Learner:
-    """One SR network, its loss, their optimizers and their own stream of random numbers."""
-
-    def __init__(self, name: str, net: nn.Module, loss: nn.Module, config: Config, device: torch.device):
-        self.name, self.device, self.of = name, device, networks.identity(config)
-        self.judge = config.judge if name in NEEDS_JUDGE else None
-        self.net = net.to(device, memory_format=torch.channels_last).train()
-        self.loss = loss.to(device, memory_format=torch.channels_last).train()
-        adam = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
-        self.opt = torch.optim.Adam(self.net.parameters(), **adam)
-        self.helper_opt = torch.optim.Adam(loss.helper.parameters(), **adam) if loss.helper else None
-        self.best = math.inf  # lowest validation LPIPS so far
-        # Of the loss's name, not of its place in the run: alone or among others, it draws the same numbers.
-        seed = zlib.crc32(f"{config.seed} {name}".encode())
-        self.streams = {kind: torch.Generator(kind).manual_seed(seed).get_state() for kind in {"cpu", device.type}}
-
-    @contextmanager
-    def own_stream(self):
-        """Within, torch's global random streams are this learner's."""
-        cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            torch.set_rng_state(self.streams["cpu"])
-            for device in cuda:
-                torch.cuda.set_rng_state(self.streams["cuda"], device)
-            yield
-            self.streams["cpu"] = torch.get_rng_state()
-            for device in cuda:
-                self.streams["cuda"] = torch.cuda.get_rng_state(device)
-
-    def set_learning_rate(self, rate: float) -> None:
-        for opt in filter(None, (self.opt, self.helper_opt)):
-            for group in opt.param_groups:
-                group["lr"] = rate
-
-    def learned(self) -> dict:
-        """What the learner has learned, what network it is and the judge it learned from (None: no judge)."""
-        weights = {"net": self.net.state_dict(), "loss": self.loss.state_dict()}
-        return weights | {"of": self.of, "judge": self.judge}
-
-    def state(self) -> dict:
-        """All that is needed to go on; load_state takes it back."""
-        return self.learned() | {
-            "opt": self.opt.state_dict(),
-            "helper_opt": self.helper_opt.state_dict() if self.helper_opt else None,
-            "streams": self.streams,
-            "best": self.best,
-        }
-
-    def load_state(self, state: dict) -> None:
-        self.net.load_state_dict(state["net"])
-        self.loss.load_state_dict(state["loss"])
-        self.opt.load_state_dict(state["opt"])
-        if self.helper_opt:
-            self.helper_opt.load_state_dict(state["helper_opt"])
-        self.best = state["best"]
-        # A run that moves to another kind of device begins that device's stream.
-        self.streams |= {kind: stream for kind, stream in state["streams"].items() if kind in self.streams}
 
 
 def descend(opt: torch.optim.Optimizer, loss: Tensor) -> Tensor:
@@ -100,16 +41,17 @@ def descend(opt: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     return loss.detach()
 
 
-def em_step(learner: Learner, lr: Tensor, target: Target, epoch: int) -> tuple[Tensor | None, Tensor]:
-    """Algorithm 1 on one batch: lr (B,3,h,w) and target.hr (B,3,s*h,s*w), both in [-1,1].
+def em_step(learner: Learner, lr: Tensor, target: Target, epoch: float) -> tuple[Tensor | None, Tensor]:
+    """Algorithm 1 on one batch: lr (B,3,h,w) and target.hr (B,3,s*h,s*w), both in [-1,1]; epoch is the run's age.
 
     Returns the two losses before their steps: the E-step's (-log WC; None without a helper) and the M-step's.
     """
-    helper_loss = None
-    sr = learner.net(lr).float()
-    if learner.helper_opt:  # E-step: the weighting network learns from the SR image as it is
-        helper_loss = descend(learner.helper_opt, learner.loss.helper_loss(sr.detach(), target, epoch))
-    return helper_loss, descend(learner.opt, learner.loss(sr, target, epoch))  # M-step
+    sr, features = learner.net.sr_and_features(lr)
+    sr = sr.float()
+    helper_loss = learner.loss.helper_loss(sr.detach(), target, epoch)
+    if helper_loss is not None:  # E-step: the weighting network (or a discriminator) learns from the SR image as it is
+        helper_loss = descend(learner.helper_opt, helper_loss)
+    return helper_loss, descend(learner.opt, learner.loss(sr, target, epoch, features))  # M-step
 
 
 def build_learners(config: Config, device: torch.device) -> list[Learner]:
@@ -123,19 +65,20 @@ def build_learners(config: Config, device: torch.device) -> list[Learner]:
     learners = []
     for name in config.losses:
         torch.manual_seed(config.seed)
-        loss = LOSSES[name](config)
+        loss = LOSSES[name](config, net)
         if config.init == "paper":
             init_paper(loss)
         learners.append(Learner(name, copy.deepcopy(net), loss, config, device))
     return learners
 
 
-def learning_rate(config: Config, epoch: int, progress: float) -> float:
-    """The rate in `epoch` and at `progress` (0 to 1) of the run."""
+def learning_rate(config: Config, epoch: int, step: int, steps: int) -> float:
+    """The rate in `epoch` and at `step` of the run's `steps`, from 0."""
     factor = {
         "constant": 1.0,
         "step": config.step_gamma ** ((epoch - config.startepoch) // config.step_epochs),
-        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+        "milestones": config.step_gamma ** sum(step >= milestone for milestone in config.milestones),
+        "cosine": (1 + math.cos(math.pi * (step / steps))) / 2,
     }
     return config.learning_rate * factor[config.schedule]
 
@@ -168,15 +111,23 @@ class Run:
             self.resume()
         else:
             rundir.check_new(self.folder)
+        self.begin_epoch()  # raises where a loss cannot go on from here
 
         # Last, for their weights may be a long download.
+        smallest = config.patch or min(map(min, pairs.sizes))
         self.judge = None
         if NEEDS_JUDGE & set(config.losses):
             self.judge = JUDGES[config.judge](weights=config.judge_weights, memory=config.judge_memory << 20)
             self.judge.to(self.device, memory_format=torch.channels_last)
-            smallest = config.patch or min(map(min, pairs.sizes))
             configs.expect(smallest >= self.judge.min_size, "patch", smallest,
                            f"at least {self.judge.min_size} pixels for {config.judge}")
+        self.extractors = {}
+        if NEEDS_EXTRACTORS & set(config.losses):
+            for name in config.dp_extractors:
+                self.extractors[name] = extractor = build_extractor(name, config.extractor_weights)
+                extractor.to(self.device, memory_format=torch.channels_last)
+                configs.expect(smallest >= extractor.min_size, "patch", smallest,
+                               f"at least {extractor.min_size} pixels for {name}")
         self.metrics = val.build_metrics(self.lpips_nets, config.judge_weights, device=self.device)
         val.check_sizes(self.validation, self.metrics, config.protocol)
 
@@ -198,6 +149,15 @@ class Run:
         self.step = state["step"]
         if self.step > self.end:
             raise ValueError(f"{path}: is at step {self.step}, beyond {self.end}; raise --endepoch or --steps")
+
+    def begin_epoch(self) -> None:
+        for learner in self.learners:
+            learner.loss.begin_epoch(learner.net, self.age)
+
+    @property
+    def age(self) -> float:
+        """The age of the training in epochs."""
+        return self.step / self.epoch_steps
 
     @property
     def lpips_nets(self) -> tuple[str, ...]:
@@ -221,6 +181,7 @@ class Run:
         loader = iter(DataLoader(self.patches, batch_sampler=batches, num_workers=config.workers, pin_memory=pinned))
         while self.step < self.end:
             epoch = self.step // self.epoch_steps
+            self.begin_epoch()
             self.train_epoch(loader, epoch, min((epoch + 1) * self.epoch_steps, self.end))
             self.validate(epoch)
 
@@ -238,38 +199,40 @@ class Run:
                 lr, hr = (
                     x.to(self.device, non_blocking=True, memory_format=torch.channels_last) for x in next(loader)
                 )
-                rate = learning_rate(config, epoch, (self.step - self.begin) / (self.end - self.begin))
+                age, rate = self.age, learning_rate(config, epoch, self.step - self.begin, self.end - self.begin)
                 values = {}
                 with autocast:
-                    target = Target.judged_by(self.judge, hr)
+                    target = Target.judged_by(self.judge, hr, lr, self.extractors)
                     for learner in self.learners:
                         learner.set_learning_rate(rate)
                         with learner.own_stream():
-                            values[learner.name] = em_step(learner, lr, target, epoch)
+                            values[learner.name] = em_step(learner, lr, target, age)
                 self.step += 1
                 bar.update(len(lr))
                 if self.step % config.log_every == 0 or self.step == stop:  # reading values waits for the device
-                    self.log_losses(bar, values, epoch, rate)
+                    self.log_losses(bar, values, age, rate)
 
-    def log_losses(self, bar: tqdm, values: dict, epoch: int, rate: float) -> None:
-        """Show the losses, WC and k on the bar and add them to the log."""
-        losses = {name: loss.item() for name, (_, loss) in values.items()}
-        criteria = {name: math.exp(-helper.item()) for name, (helper, _) in values.items() if helper is not None}
-        entry = {"step": self.step, "epoch": epoch, "learning_rate": rate, "loss": losses}
-        text = " ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-        if criteria:
-            k = next(learner.loss.k(epoch) for learner in self.learners if learner.helper_opt)
-            entry |= {"WC": criteria, "k": k}
-            text += f" | WC {' '.join(f'{wc:.2f}' for wc in criteria.values())} k {k:.2f}"
-        bar.set_postfix_str(text)
+    def log_losses(self, bar: tqdm, values: dict, age: float, rate: float) -> None:
+        """Show the losses and what they have to say beside them on the bar, and add all to the log."""
+        entry = {"step": self.step, "epoch": math.floor(age), "learning_rate": rate, "loss": {}}
+        text = []
+        for learner in self.learners:
+            helper_loss, loss = (None if value is None else value.item() for value in values[learner.name])
+            words = learner.loss.words(helper_loss, age)
+            entry["loss"][learner.name] = loss
+            for word, value in words.items():
+                entry.setdefault(word, {})[learner.name] = value
+            text.append(" ".join([f"{learner.name} {loss:.4f}", *(f"{word} {x:.3g}" for word, x in words.items())]))
+        bar.set_postfix_str(" | ".join(text))
         rundir.append_log(self.folder / "log.jsonl", **entry)
-        for name, loss in losses.items():
+        for name, loss in entry["loss"].items():
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss {name} is {loss} at step {self.step}; lower --learning-rate")
 
     def validate(self, epoch: int) -> None:
         """Score every network, save `best` where its LPIPS fell, then `last`."""
         first = next(iter(self.metrics))
+        width = max(len(learner.name) for learner in self.learners) + 2
         for learner in self.learners:
             label = f"validation {learner.name}"
             scores = val.evaluate(learner.net, self.validation, self.metrics, self.config.protocol, self.device, label)
@@ -280,7 +243,7 @@ class Run:
                 best = learner.learned() | {"epoch": epoch, "step": self.step, "scores": means}
                 rundir.save_state(best, self.folder / f"best_{learner.name}.pt")
             shown = "  ".join(f"{name} {score:.4f}" for name, score in means.items())
-            print(f"  epoch {epoch}  {learner.name:8}{shown}{'  best' if better else ''}")
+            print(f"  epoch {epoch}  {learner.name:{width}}{shown}{'  best' if better else ''}")
             rundir.append_log(self.folder / "log.jsonl", step=self.step, epoch=epoch, validation=learner.name, **means)
         learners = {learner.name: learner.state() for learner in self.learners}
         place = {"step": self.step, "epoch_steps": self.epoch_steps, "yardstick": self.yardstick()}
@@ -307,7 +270,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"train.py: error: {str(error).splitlines()[0]}{remedy}", file=sys.stderr)
         raise SystemExit(1) from None
     print(f"trained in {time.monotonic() - began:.0f} s")
-    weighted = {learner.name: (learner.net, learner.loss.helper) for learner in run.learners if learner.helper_opt}
+    weighted = {x.name: (x.net, x.loss.weighting) for x in run.learners if x.loss.weighting is not None}
     if weighted:
         weight_maps(weighted, *(image[None].to(run.device) for image in run.validation[0]), run.folder / "weights.png")
         print(f"where the weights lie: {run.folder / 'weights.png'}")

@@ -6,10 +6,7 @@ without hyphens ("k-start" or "k_start"); whatever is unknown is an error that s
 
 import argparse
 import dataclasses
-import difflib
-import sys
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -17,11 +14,16 @@ from typing import get_args, get_origin
 
 import yaml
 
+from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
+
+__all__ = ["Config", "OneLineParser", "add_settings", "check_resumable", "choose", "expect", "flag_of", "from_mapping",
+           "load", "one_line_errors", "read_yaml", "save"]  # fmt: skip
 
 # What --load may change; all else a run keeps for life.
 RESUMABLE = {
     "endepoch", "steps", "learning_rate", "schedule", "step_epochs", "step_gamma", "precision", "device", "workers",
     "judge_weights", "judge_memory", "valpath", "vallrpath", "lpips", "protocol", "log_every", "load", "modelpath",
+    "milestones", "extractor_weights",
 }  # fmt: skip
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
@@ -36,7 +38,7 @@ class Config:
     """Every setting of train.py. Defaults are the paper's (arXiv 2301.10575) where it names a value."""
 
     # network
-    model: str = setting("EDSR", "SR network: EDSR, RCAN, VDSR, HAT (published), HAT-TLW (the paper's small one)")
+    model: str = setting("EDSR", "SR network: EDSR, RCAN, VDSR, SRResNet, RRDBNet, HAT, HAT-TLW (TLW's small one)")
     model_options: dict | None = setting(None, "the network's own options, such as blocks=4 channels=32")
     scale: int = setting(4, "super-resolution factor", (2, 3, 4))
     init: str = setting("pytorch", "first weights: PyTorch's own, or the paper's N(0, 0.02^2)", ("pytorch", "paper"))
@@ -51,6 +53,22 @@ class Config:
     k_end: float = setting(0.9, "k that the schedule tends to")
     k_epochs: float = setting(200.0, "epochs until k has gone 1 - 1/e of its way")
     m_step: str = setting("paper", "M-step: Eq. 13, or the released code's log-mean-exp", ("paper", "released"))
+    udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins")
+    udl_head: str = setting("authors", "UDL: a head for each colour channel, or TLW's for all", ("authors", "tlw"))
+    udl_plus_one: bool = setting(True, "UDL: second stage's weights from 1 on, as in the authors' code, or from 0")
+    pspl_alpha: float = setting(1.0, "PSPL: growth of sigma in an epoch")
+    pspl_beta: float = setting(0.0, "PSPL: sigma at epoch 0")
+    pspl_max: float = setting(2.0, "PSPL: weight of the worst pixels")
+    dp_extractors: tuple[str, ...] = setting(
+        ("vgg19:conv5_4", "resnet50:layer3"), "DP: NETWORK:LAYER of the two perceptual terms, or of one alone"
+    )
+    dp_mu: float = setting(0.5, "DP: the second term is 1/mu of the first")
+    extractor_weights: tuple[str, ...] = setting((), "DP: local files of the extractors' weights, in any order")
+    pixel_weight: float = setting(0.01, "DP: weight of the pixel term beside the perceptual ones")
+    gan_weight: float = setting(0.005, "GAN: weight of the adversarial term")
+    gan: str = setting("vanilla", "GAN: the adversarial losses, SRGAN's or ESRGAN's relativistic average",
+                       ("vanilla", "ragan"))
+    pretrain_epochs: float = setting(0.0, "DP, GAN: epochs with the pixel term alone, before the other terms act")
     # data
     trainpath: tuple[str, ...] = setting(
         ("skimage:astronaut,hubble,ihc,motorcycle,rocket",), "folders of HR training images (or photographs in skimage)"
@@ -69,9 +87,10 @@ class Config:
     # optimisation
     learning_rate: float = setting(1e-4, "Adam's learning rate")
     betas: tuple[float, ...] = setting((0.5, 0.999), "Adam's betas")
-    schedule: str = setting("constant", "learning rate over the run", ("constant", "step", "cosine"))
+    schedule: str = setting("constant", "learning rate over the run", ("constant", "step", "milestones", "cosine"))
     step_epochs: int = setting(50, "schedule step: epochs between two drops")
-    step_gamma: float = setting(0.5, "schedule step: factor of each drop")
+    step_gamma: float = setting(0.5, "schedules step and milestones: factor of each drop")
+    milestones: tuple[int, ...] = setting((), "schedule milestones: steps from which the rate has dropped once more")
     startepoch: int = setting(0, "number of the first epoch (k is that of this epoch)")
     endepoch: int = setting(100, "number of the epoch to stop before")
     steps: int | None = setting(None, "stop after this many steps instead of at --endepoch")
@@ -88,13 +107,21 @@ class Config:
     log_every: int = setting(10, "steps between two lines of the log")
 
     def __post_init__(self):
-        positive = ("judge_memory", "samples", "eps", "k_epochs", "patch", "repeat", "batchsize", "learning_rate", "step_epochs",
-                    "step_gamma", "steps", "log_every")
+        positive = ("judge_memory", "samples", "eps", "k_epochs", "patch", "repeat", "batchsize", "learning_rate",
+                    "step_epochs", "step_gamma", "steps", "log_every", "pspl_max", "dp_mu", "gan_weight")
         for name in positive:
             value = getattr(self, name)
             expect(value is None or value > 0, name, value, "a number above 0")
         for name in ("workers", "startepoch", "seed"):
             expect(0 <= getattr(self, name) < 2**32, name, getattr(self, name), "0 or more, below 2^32")
+        for name in ("pspl_alpha", "pspl_beta", "pixel_weight", "pretrain_epochs"):
+            expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        named = len(set(self.dp_extractors)) == len(self.dp_extractors) in (1, 2)
+        expect(named, "dp_extractors", " ".join(self.dp_extractors), "one feature extractor, or two different ones")
+        rising = list(self.milestones) == sorted({step for step in self.milestones if step > 0})
+        expect(rising, "milestones", _shown(self.milestones), "numbers of steps above 0, each above the one before")
+        given = self.schedule != "milestones" or len(self.milestones) > 0
+        expect(given, "schedule", self.schedule, "--milestones beside it")
         expect(0 < self.k_start < 1, "k_start", self.k_start, "a value between 0 and 1")
         expect(self.k_start <= self.k_end < 1, "k_end", self.k_end, f"a value from k_start={self.k_start} to below 1")
         expect(self.endepoch > self.startepoch, "endepoch", self.endepoch, f"more than startepoch={self.startepoch}")
@@ -107,55 +134,6 @@ class Config:
         if self.patch is not None and self.patch % self.scale:
             near = max(self.patch - self.patch % self.scale, self.scale)
             raise ValueError(f"patch={self.patch} is not divisible by scale={self.scale}; use {near}")
-
-
-def expect(condition: bool, name: str, value, expected: str) -> None:
-    """Raise ValueError naming the setting, its value and what was expected, unless `condition` holds."""
-    if not condition:
-        raise ValueError(f"{flag_of(name)} {value}: expected {expected}")
-
-
-def choose(name: str, options: Iterable[str], what: str) -> str:
-    """name, if it is one of options; else ValueError with the nearest one and the list."""
-    options = list(options)
-    if name in options:
-        return name
-    by_lower = {option.lower(): option for option in options}
-    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
-    hint = f"did you mean {by_lower[near[0]]}? " if near else ""
-    raise ValueError(f"unknown {what} {name!r}; {hint}one of: {', '.join(options)}")
-
-
-@contextmanager
-def one_line_errors(program: str):
-    """Turn the ValueErrors that bad input raises into one line on stderr and exit code 2."""
-    try:
-        yield
-    except ValueError as error:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def flag_of(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse, with errors on one line that suggest the nearest flag, and exit code 2."""
-
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
-
-    def parse_args(self, args=None, namespace=None):
-        namespace, unknown = self.parse_known_args(args, namespace)
-        for word in unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(word.split("=")[0], flags, n=1)
-            self.error(f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
-        return namespace
 
 
 def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:

@@ -1,28 +1,91 @@
 """Every loss a run can train with, by the name it has on the command line.
 
-A loss is built from the run's settings and called as loss(sr, target, epoch) -> scalar; where something
-besides the SR network learns (TLW's weighting network), it is the loss's `helper` and descends
-loss.helper_loss(sr, target, epoch) first. A new loss: one file here, one line in LOSSES.
+LOSSES[name](settings, net) builds one for the SR network `net`; `Loss` says how they are called. A new loss: one
+file here, one line in LOSSES, and its name in the sets below if it needs a judge or feature extractors.
 """
 
 from functools import partial
 
+from torch import nn
+
+from models.discriminator import VGGDiscriminator
+from models.uncertainty import UncertaintyHead
+
+from .adversarial import Adversarial
+from .dual_perceptual import DualPerceptual
+from .loss import Loss
 from .pixel import PixelLoss, absolute_error, squared_error
+from .pspl import PSPL
 from .target import Target
 from .tlw import TLW, k_schedule, weight_criterion
+from .udl import UDL
+from .weighted_sum import Term, WeightedSum
 
-__all__ = ["LOSSES", "NEEDS_JUDGE", "TLW", "PixelLoss", "Target", "k_schedule", "weight_criterion"]
+__all__ = [
+    "LOSSES", "NEEDS_EXTRACTORS", "NEEDS_JUDGE", "PSPL", "TLW", "UDL", "Adversarial", "DualPerceptual", "Loss",
+    "PixelLoss", "Target", "Term", "WeightedSum", "k_schedule", "weight_criterion",
+]  # fmt: skip
 
 
-def _tlw(pixel: str, settings) -> TLW:
+def _l1(settings, net: nn.Module) -> PixelLoss:
+    return PixelLoss(absolute_error)
+
+
+def _mse(settings, net: nn.Module) -> PixelLoss:
+    return PixelLoss(squared_error)
+
+
+def _tlw(pixel: str, settings, net: nn.Module) -> TLW:
     k = partial(k_schedule, k_start=settings.k_start, k_end=settings.k_end, k_epochs=settings.k_epochs)
     return TLW(pixel, samples=settings.samples, eps=settings.eps, k=k, m_step=settings.m_step)
+
+
+def _udl(settings, net: nn.Module) -> UDL:
+    if settings.udl_epoch <= settings.startepoch:
+        raise ValueError(f"--udl-epoch {settings.udl_epoch}: UDL's second stage needs a first; expected an epoch after "
+                         f"startepoch={settings.startepoch}")  # fmt: skip
+    head = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, head=settings.udl_head)
+    return UDL(net, head, settings.udl_epoch, settings.udl_plus_one)
+
+
+def _pspl(pixel: str, settings, net: nn.Module) -> PSPL:
+    return PSPL(pixel, alpha=settings.pspl_alpha, beta=settings.pspl_beta, maximum=settings.pspl_max)
+
+
+def _discriminator(settings) -> VGGDiscriminator:
+    if settings.patch is None:
+        raise ValueError("--patch: the discriminator takes patches of one size, not whole images; add --patch 128")
+    try:
+        discriminator = VGGDiscriminator(size=settings.patch)
+    except ValueError as error:
+        raise ValueError(f"--patch {settings.patch}: {error}") from None
+    if settings.batchsize == 1 and settings.patch == 32:
+        raise ValueError("--batchsize 1: the discriminator's BatchNorm needs 2 or more at --patch 32")
+    return discriminator
+
+
+def _generator(pixel, settings, net: nn.Module, gan: bool) -> WeightedSum:
+    """pixel_weight * pixel + DP (+ gan_weight * adversarial), the pixel term alone before pretrain_epochs."""
+    since = settings.pretrain_epochs
+    terms = [Term(pixel(settings, net), settings.pixel_weight),
+             Term(DualPerceptual(settings.dp_extractors, settings.dp_mu), since=since)]  # fmt: skip
+    if gan:
+        terms.append(Term(Adversarial(_discriminator(settings), settings.gan), settings.gan_weight, since))
+    return WeightedSum(*terms)
 
 
 LOSSES = {
     "L1+TLW": partial(_tlw, "L1"),
     "MSE+TLW": partial(_tlw, "MSE"),
-    "L1": lambda settings: PixelLoss(absolute_error),
-    "MSE": lambda settings: PixelLoss(squared_error),
+    "L1": _l1,
+    "MSE": _mse,
+    "L1+UDL": _udl,
+    "L1+PSPL": partial(_pspl, "L1"),
+    "MSE+PSPL": partial(_pspl, "MSE"),
+    "L1+DP": partial(_generator, _l1, gan=False),
+    "L1+DP+GAN": partial(_generator, _l1, gan=True),  # SRGAN-DP and ESRGAN-DP
+    "L1+TLW+DP": partial(_generator, partial(_tlw, "L1"), gan=False),
+    "L1+TLW+DP+GAN": partial(_generator, partial(_tlw, "L1"), gan=True),
 }
-NEEDS_JUDGE = {"L1+TLW", "MSE+TLW"}
+NEEDS_JUDGE = {"L1+TLW", "MSE+TLW", "L1+TLW+DP", "L1+TLW+DP+GAN"}
+NEEDS_EXTRACTORS = {"L1+DP", "L1+DP+GAN", "L1+TLW+DP", "L1+TLW+DP+GAN"}

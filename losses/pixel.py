@@ -1,7 +1,10 @@
 """The pixel losses that treat all pixels alike: the paper's baselines L1 and MSE."""
 
-from torch import Tensor, nn
+from collections.abc import Callable
 
+from torch import Tensor
+
+from .loss import Loss
 from .target import Target
 
 
@@ -15,14 +18,12 @@ def squared_error(sr: Tensor, hr: Tensor) -> Tensor:
     return (sr - hr).square()
 
 
-class PixelLoss(nn.Module):
-    """Mean of `error` over all pixels. loss(sr (B,3,H,W) in [-1,1], target, epoch) -> scalar."""
+class PixelLoss(Loss):
+    """Mean of `error` over all pixels; nothing but the SR network learns."""
 
-    helper = None  # nothing but the SR network learns
-
-    def __init__(self, error):
+    def __init__(self, error: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
         self.error = error
 
-    def forward(self, sr: Tensor, target: Target, epoch: int) -> Tensor:
+    def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
         return self.error(sr, target.hr).mean()

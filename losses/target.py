@@ -1,35 +1,42 @@
 """What every loss of one training iteration is measured against."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
 Judge = Callable[[Tensor, Tensor], Tensor]  # (B,3,H,W), (B,3,H,W) in [-1,1] -> distances (B,)
+Distance = Callable[[Tensor], Tensor]  # images (...,B,3,H,W) in [-1,1] -> distances (...,B) of each to its hr
 
 
 class Target(NamedTuple):
-    """The reference images and their judge, shared by all losses and all samples of one iteration.
+    """The reference images and what measures the distance to them, shared by all losses and samples of an iteration.
 
     hr: (B,3,H,W) in [-1,1].
-    distance: images (...,B,3,H,W) in [-1,1] -> perceptual distances (...,B) of each to its hr; None where
-        no loss of the run asks a judge. The judges of this project compute hr's features once, when the
-        distance is made (`judge.against(hr)`).
+    distance: the judge's distance to hr; None where no loss of the run asks a judge. The judges of this project
+        compute hr's features once, when the distance is made (`judge.against(hr)`).
+    lr: (B,3,h,w) in [-1,1], which the SR images are made from; UDL's second stage asks for it.
+    features: the distances of the perceptual losses, by feature extractor; likewise made once.
     """
 
     hr: Tensor
-    distance: Callable[[Tensor], Tensor] | None = None
+    distance: Distance | None = None
+    lr: Tensor | None = None
+    features: Mapping[str, Distance] | None = None
 
     @classmethod
-    def judged_by(cls, judge: Judge | None, hr: Tensor) -> "Target":
-        """hr with the distances of `judge`: one of ours, any callable judge(a, b) -> (B,), or None."""
+    def judged_by(
+        cls, judge: Judge | None, hr: Tensor, lr: Tensor | None = None, extractors: Mapping | None = None
+    ) -> "Target":
+        """hr with the distances of `judge` (one of ours, any callable judge(a, b) -> (B,), or None) and extractors."""
+        features = {name: extractor.against(hr) for name, extractor in (extractors or {}).items()}
         if judge is None:
-            return cls(hr)
+            return cls(hr, None, lr, features)
         if hasattr(judge, "against"):
-            return cls(hr, judge.against(hr))
+            return cls(hr, judge.against(hr), lr, features)
 
         def distance(images: Tensor) -> Tensor:
             reference = hr.expand_as(images).flatten(0, -4)
             return judge(images.flatten(0, -4), reference).reshape(images.shape[:-3])
 
-        return cls(hr, distance)
+        return cls(hr, distance, lr, features)

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.weighting import WeightingNet, relaxed_bernoulli
 
+from .loss import Loss
 from .pixel import absolute_error, squared_error
 from .target import Target
 
@@ -81,11 +82,11 @@ class MStep(NamedTuple):
 M_STEPS = {"paper": MStep(paper_loss, far_eps=None), "released": MStep(released_loss, far_eps=1e-8)}
 
 
-class TLW(nn.Module):
+class TLW(Loss):
     """The loss of Algorithm 1 on a pixel loss ("L1" or "MSE").
 
     helper_loss is what the weighting network (`helper`) descends, forward what the SR network descends.
-    Both draw their samples from torch's global random stream.
+    Both draw their samples from torch's global random stream. k is that of the whole epoch.
     """
 
     def __init__(
@@ -97,22 +98,29 @@ class TLW(nn.Module):
         k: Callable[[int], float] = k_schedule,
         m_step: str = "paper",
     ):
-        super().__init__()
-        self.helper = WeightingNet()
+        super().__init__(WeightingNet())
         self.weigh, self.m_step = WEIGH[pixel], M_STEPS[m_step]
         self.samples, self.eps, self.k = samples, eps, k
 
-    def helper_loss(self, sr: Tensor, target: Target, epoch: int) -> Tensor:
+    @property
+    def weighting(self) -> WeightingNet:
+        return self.helper
+
+    def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor:
         """E-step: the mean of -log WC(w), one w ~ MVB(g_phi(hr, sr)) per image; sr (B,3,H,W) is a constant."""
         sr = sr.detach()
-        mu = self.helper(target.hr, sr, self.k(epoch))
+        mu = self.helper(target.hr, sr, self.k(math.floor(epoch)))
         w = relaxed_bernoulli(mu, torch.rand_like(mu))
         return -weight_criterion(w, sr, target, self.eps).log().mean()
 
-    def forward(self, sr: Tensor, target: Target, epoch: int) -> Tensor:
+    def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
         """M-step: the weighted pixel loss of T fresh samples; gradients flow through the error alone."""
         with torch.no_grad():
-            mu = self.helper(target.hr, sr, self.k(epoch))
+            mu = self.helper(target.hr, sr, self.k(math.floor(epoch)))
             w = relaxed_bernoulli(mu, torch.rand(self.samples, *mu.shape, device=mu.device))
             wc = weight_criterion(w, sr, target, self.eps, self.m_step.far_eps)
         return self.m_step.loss(w, wc, sr, target.hr, self.weigh)
+
+    def words(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
+        criterion = {} if helper_loss is None else {"WC": math.exp(-helper_loss)}
+        return criterion | {"k": self.k(math.floor(epoch))}

@@ -3,46 +3,61 @@
 Never from anywhere else: a metric whose network holds other weights is another metric.
 """
 
+import re
 import socket
 import urllib.error
 from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
+from torchvision.models import (
+    AlexNet_Weights,
+    ResNet50_Weights,
+    SqueezeNet1_1_Weights,
+    VGG16_Weights,
+    VGG19_Weights,
+)
 
 URLS = {
     "vgg": VGG16_Weights.IMAGENET1K_V1.url,
+    "vgg19": VGG19_Weights.IMAGENET1K_V1.url,
+    "resnet50": ResNet50_Weights.IMAGENET1K_V1.url,
     "alex": AlexNet_Weights.IMAGENET1K_V1.url,
     "squeeze": SqueezeNet1_1_Weights.IMAGENET1K_V1.url,
 }
-# A parameter that only this network has, with its shape: enough to tell the files apart (VGG19 has no layer 17).
+# A parameter that only this network has, with its shape, is enough to tell the files apart; None: has no such one.
+# (VGG19 has no layer 17, the other VGGs no such layer 16, deeper ResNets a longer layer3, wider ones other shapes.)
 SIGNATURES = {
-    "vgg": ("features.17.weight", (512, 256, 3, 3)),
-    "alex": ("features.0.weight", (64, 3, 11, 11)),
-    "squeeze": ("features.3.squeeze.weight", (16, 64, 1, 1)),
+    "vgg": {"17.weight": (512, 256, 3, 3)},
+    "vgg19": {"16.weight": (256, 256, 3, 3)},
+    "resnet50": {"layer3.5.conv3.weight": (1024, 256, 1, 1), "layer3.6.conv3.weight": None},
+    "alex": {"0.weight": (64, 3, 11, 11)},
+    "squeeze": {"3.squeeze.weight": (16, 64, 1, 1)},
 }
 TIMEOUT = 5  # seconds without an answer
 
 
 def read_backbone_file(path: str | Path) -> tuple[str, dict]:
-    """A torchvision checkpoint of VGG16, AlexNet or SqueezeNet 1.1, whole or features only -> (net, features).
+    """A torchvision checkpoint of VGG16 or 19, ResNet-50, AlexNet or SqueezeNet 1.1 -> (net, features).
 
-    Features' names are torchvision's without "features.". Raises ValueError where it is none of these.
+    Whole, or the features only (without the classifier); their names are torchvision's without "features.". Raises
+    ValueError where it is none of these.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
         reason = str(error).split(". ")[0].split("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: cannot be read as weights ({reason}); fetch it again") from None
-    if isinstance(state, dict) and not any(str(key).startswith("features.") for key in state):
-        state = {f"features.{key}": value for key, value in state.items()}
-    for net, (key, shape) in SIGNATURES.items():
-        if isinstance(state, dict) and isinstance(state.get(key), torch.Tensor) and tuple(state[key].shape) == shape:
-            return net, {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
+    tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
+    prefix = "features." if any(key.startswith("features.") for key in tensors) else ""
+    features = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    shapes = {key: tuple(value.shape) for key, value in features.items()}
+    for net, signature in SIGNATURES.items():
+        if all(shapes.get(key) == shape for key, shape in signature.items()):
+            return net, features
     raise ValueError(
-        f"{path}: expected torchvision's VGG16, AlexNet or SqueezeNet 1.1 weights (the whole checkpoint or its "
-        "features), found another file"
+        f"{path}: expected torchvision's VGG16, VGG19, ResNet-50, AlexNet or SqueezeNet 1.1 weights (the whole "
+        "checkpoint or its features), found another file"
     )
 
 
@@ -56,8 +71,11 @@ def at_hand(net: str, files: tuple = ()) -> bool:
     return cache_file(net).exists() or any(kind == net for kind, _ in map(read_backbone_file, files))
 
 
-def download_backbone(net: str) -> Path:
-    """The file of torchvision's ImageNet weights of `net`, from its cache folder or the network."""
+def download_backbone(net: str, needed_by: str, flag: str) -> Path:
+    """The file of torchvision's ImageNet weights of `net`, from its cache folder or the network.
+
+    Raises ValueError where it is in neither, saying who needs it and which flag names a local file.
+    """
     cached = cache_file(net)
     if cached.exists():
         return cached
@@ -67,32 +85,38 @@ def download_backbone(net: str) -> Path:
         torch.hub.load_state_dict_from_url(URLS[net], map_location="cpu", check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise ValueError(
-            f"LPIPS-{net} needs ImageNet weights, and {URLS[net]} could not be fetched ({error}); "
-            f"fetch it elsewhere and put it into {cached.parent}, or name the file with --judge-weights"
+            f"{needed_by} needs ImageNet weights, and {URLS[net]} could not be fetched ({error}); "
+            f"fetch it elsewhere and put it into {cached.parent}, or name the file with {flag}"
         ) from None
     finally:
         socket.setdefaulttimeout(patience)
     return cached
 
 
-def find_backbone(net: str, files: tuple = ()) -> tuple[Path, dict]:
+def find_backbone(
+    net: str, files: tuple = (), needed_by: str = "", flag: str = "--judge-weights"
+) -> tuple[Path, dict]:
     """The weights of `net` and the file they are in: the one of `files` that holds that network, else torchvision's.
 
-    Raises ValueError, one line with the remedy, where neither can be had.
+    Raises ValueError where neither can be had: one line that says what needs them (LPIPS, if nothing is said) and
+    which flag names a local file.
     """
     for path in map(Path, files):
         kind, features = read_backbone_file(path)
         if kind == net:
             return path, features
-    path = download_backbone(net)
+    path = download_backbone(net, needed_by or f"LPIPS-{net}", flag)
     return path, read_backbone_file(path)[1]
 
 
 def fill_backbone(module: nn.Module, features: dict, path: Path) -> None:
-    """Load features into `module`, the `lpips` package's slices of their network. ValueError where they don't fit."""
+    """Load features into `module`: layers by torchvision's names, or the `lpips` package's slices of them.
+
+    Features that the module has no layer for are left out. Raises ValueError where they don't fit.
+    """
     try:
         # The slices keep torchvision's layer numbers: slice2.3.weight is features.3.weight.
-        module.load_state_dict({key: features[key.split(".", 1)[1]] for key in module.state_dict()})
+        module.load_state_dict({key: features[re.sub(r"^slice\d+\.", "", key)] for key in module.state_dict()})
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"{path}: the weights do not fit their network ({reason}); fetch them again") from None

@@ -8,6 +8,8 @@ from torch import nn
 from .edsr import EDSR
 from .hat import HAT
 from .rcan import RCAN
+from .rrdbnet import RRDBNet
+from .srresnet import SRResNet
 from .vdsr import VDSR
 
 # Called as SR_MODELS[name](scale=4, **options). "HAT" is the published network, "HAT-TLW" the small one of Table II.
@@ -15,6 +17,8 @@ SR_MODELS: dict[str, Callable[..., nn.Module]] = {
     "EDSR": EDSR,
     "RCAN": RCAN,
     "VDSR": VDSR,
+    "SRResNet": SRResNet,
+    "RRDBNet": RRDBNet,
     "HAT": HAT,
     "HAT-TLW": partial(
         HAT, embed=96, depths=(6,) * 4, heads=(6,) * 4, window=7, overlap_ratio=0.0, mlp_ratio=4.0

@@ -30,7 +30,7 @@ SIGNATURES = {
 
 # What to do with each kind where another was expected.
 REMEDIES = {
-    "UHAT": "its u_estimator has no counterpart here, drop the u_estimator entries to convert the rest as HAT-TLW",
+    "UHAT": "convert its u_estimator with uncertainty_from_released(state_dict), and the rest as HAT-TLW without them",
     **{name: f"convert it with from_released_tlw(state_dict, {name!r})" for name in RELEASED_TLW},
     "weighting network": "convert it with weighting_from_released(state_dict)",
     "converted HAT": "load it into HAT as it is",
@@ -89,10 +89,13 @@ def released_model_of(state_dict: StateDict) -> str:
 
 
 def scale_from_shapes(state_dict: StateDict) -> int | None:
-    """The scale of a released checkpoint, or of one of ours, from its upsampler; None for VDSR, which has none."""
+    """The scale of a released checkpoint, or of one of ours, from its upsampler.
+
+    None where the shapes do not tell: VDSR has no upsampler, and RRDBNet's nearest upsampling no weights.
+    """
     scale = 1
     for name, value in state_dict.items():
-        if re.search(r"(^|\.)(tail\.0|upscale|upsample)\.\d+\.weight$", name):
+        if re.search(r"(^|\.)((tail\.0|upscale|upsample)\.|upconv)\d+\.weight$", name):
             scale *= round((value.shape[0] / value.shape[1]) ** 0.5)
     return scale if scale > 1 else None
 
@@ -148,3 +151,10 @@ def weighting_from_released(state_dict: StateDict) -> dict[str, Tensor]:
     # The input is cat([hr, sr]): two images, each with its channels to swap, in their order.
     ours["conv.0.weight"] = state_dict["conv.0.weight"].unflatten(1, (2, 3)).flip(2).flatten(1, 2)
     return ours
+
+
+def uncertainty_from_released(state_dict: StateDict) -> dict[str, Tensor]:
+    """The u_estimator of the TLW authors' UHAT -> the state dict of our UncertaintyHead(64, scale=4, head="tlw")."""
+    expect(state_dict, "UHAT")
+    prefix = "u_estimator."
+    return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "rundir": set(),
     "figures": set(),
     "losses": {"models"},
+    "learner": {"configs", "losses", "networks"},
     "networks": {"configs", "models", "rundir"},
     "val": {"configs", "data", "metrics", "models", "networks", "rundir"},
     "convert": {"configs", "models", "networks", "rundir"},
@@ -65,8 +66,8 @@ def test_nothing_imports_the_training_or_the_reproduction():
         assert not imported(path) & ({"train", "reproduce", "benchmarks"} - allowed), label(path)
 
 
-def test_only_train_asks_for_losses():
-    inside = ("reproduce", "benchmarks", "train")
+def test_only_training_asks_for_losses():
+    inside = ("reproduce", "benchmarks", "train", "learner")
     assert [label(path) for path in FILES if "losses" in imported(path) and part_of(path) not in inside] == []
 
 

@@ -45,9 +45,9 @@ def edsr_shapes(scale=2) -> dict:
 
 
 @pytest.fixture
-def place(workplace, images, run_folder, squeeze_file):
+def place(workplace, images, run_folder, squeeze_file, alex_file):
     """A working folder full of traps."""
-    for link, target in (("good", images), ("squeeze.pth", squeeze_file)):
+    for link, target in (("good", images), ("squeeze.pth", squeeze_file), ("alexnet.pth", alex_file)):
         (workplace / link).symlink_to(target)
     for name in ("empty", "words", "cut", "fake", "tiny", "small", "bad_lr", "same/good"):
         (workplace / name).mkdir(parents=True)
@@ -181,6 +181,21 @@ TRAIN = ("--model EDSR --model-options blocks=1 channels=8 --scale 4 --losses L1
         ("--judge-weights unknown.pth", "unknown.pth: expected torchvision's"),
         ("--judge lpips-alex --losses L1+TLW", "LPIPS-alex needs ImageNet weights"),
         ("--lpips alex", "LPIPS-alex needs ImageNet weights"),
+        # what the rivals need
+        ("--losses L1+DP", "ImageNet weights"),
+        ("--losses L1+DP --dp-extractors alexnet:conv5 --extractor-weights squeeze.pth", "alexnet:conv5 needs ImageNet weights"),
+        ("--losses L1+DP --dp-extractors alexnet:conv5 --extractor-weights nowhere.pth", "nowhere.pth: "),
+        ("--losses L1+DP --dp-extractors alexnet:conv5 --extractor-weights bomb.pth", "bomb.pth: "),
+        ("--losses L1+DP --dp-extractors alexnet:conv9 --extractor-weights alexnet.pth", "relu5"),
+        ("--losses L1+DP --dp-extractors alexnet --extractor-weights alexnet.pth", "alexnet"),
+        ("--losses L1+DP --dp-extractors alexnett:conv5", "did you mean alexnet?"),
+        ("--losses L1+DP --dp-extractors squeezenet:fire9 --extractor-weights squeeze.pth --patch 4", "--patch 4: expected at least"),
+        ("--losses L1+DP --dp-extractors a b c", "--dp-extractors a b c: expected one feature extractor, or two"),
+        ("--losses L1+DP+GAN --patch 48", "--patch 48: "),
+        ("--losses L1+DP+GAN --batchsize 1", "--batchsize 1: "),
+        ("--losses L1+UDL --udl-epoch 0", "--udl-epoch 0: UDL's second stage needs a first"),
+        ("--losses L1+UDL --udl-epoch 3 --startepoch 3 --endepoch 9", "expected an epoch after startepoch=3"),
+        ("--losses L1+DPP", "did you mean L1+DP?"),
         # runs
         ("--load", "--load: no run in checkpoints without --modelpath"),
         ("--load --modelpath nowhere", "--load: no run in nowhere"),
@@ -209,6 +224,21 @@ def test_train_load_beyond_the_end(place, capsys, tiny_args):
     """A run that stopped later than the new --endepoch is left as it is."""
     train.Run(train.configs.load([*tiny_args, "--losses", "L1", "--endepoch", "2", "--modelpath", "long"])).train()
     assert "--endepoch" in refused(place, capsys, "train.py", "--load --modelpath long --endepoch 1")
+
+
+def test_a_gan_on_whole_images(place, capsys):
+    words = TRAIN.replace("--patch 32 --batchsize 2 ", "") + "--losses L1+DP+GAN"
+    assert "not whole images; add --patch 128" in refused(place, capsys, "train.py", words)
+
+
+def test_a_run_in_udls_second_stage_without_its_first(place, capsys):
+    """As where last.pt was put together from others: the stage says 1, the step is in the second."""
+    train.Run(train.configs.load((TRAIN + "--losses L1+UDL --udl-epoch 2 --endepoch 2 --modelpath udl").split())).train()
+    state = torch.load("udl/last.pt")
+    state["step"] += state["epoch_steps"]
+    torch.save(state, "udl/last.pt")
+    err = refused(place, capsys, "train.py", "--load --modelpath udl --endepoch 9")
+    assert "epoch 3 is in UDL's second stage (--udl-epoch 2)" in err
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,12 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 # Every field with a value that is not its default.
 OTHER = {
     "model": "RCAN", "model_options": {"groups": 2, "depths": [1, 2]}, "scale": 3, "init": "paper",
-    "losses": ("L1",), "judge": "lpips-alex", "judge_weights": ("a.pth", "b.pth"),
-    "judge_memory": 100, "samples": 5, "eps": 0.01,
-    "k_start": 0.2, "k_end": 0.7, "k_epochs": 3.5, "m_step": "released", "trainpath": ("a", "b c"), "lrpath": ("d",),
+    "losses": ("L1",), "judge": "lpips-alex", "judge_weights": ("a.pth", "b.pth"), "judge_memory": 100,
+    "samples": 5, "eps": 0.01,
+    "k_start": 0.2, "k_end": 0.7, "k_epochs": 3.5, "m_step": "released",
+    "udl_epoch": 4, "udl_head": "tlw", "udl_plus_one": False, "pspl_alpha": 0.3, "pspl_beta": 0.2, "pspl_max": 3.0,
+    "dp_extractors": ("alexnet:conv5",), "dp_mu": 0.2, "extractor_weights": ("c.pth",), "pixel_weight": 0.5,
+    "gan_weight": 0.1, "gan": "ragan", "pretrain_epochs": 1.5, "milestones": (5, 10), "trainpath": ("a", "b c"), "lrpath": ("d",),
     "valpath": ("e",), "vallrpath": ("f",), "patch": 48, "skip_small": True, "augment": True, "repeat": 7, "batchsize": 2, "workers": 3,
     "learning_rate": 2e-5, "betas": (0.9, 0.99), "schedule": "step", "step_epochs": 9, "step_gamma": 0.1,
     "startepoch": 4, "endepoch": 8, "steps": 11, "seed": 12, "precision": "bf16", "device": "cpu", "modelpath": "m",
@@ -180,8 +183,11 @@ WRONG_VALUES = [
     ("k_epochs", 0), ("batchsize", 0), ("workers", -1), ("learning_rate", 0), ("learning_rate", -1), ("seed", -1),
     ("step_epochs", 0), ("step_gamma", 0), ("startepoch", -1), ("startepoch", 100), ("endepoch", 0), ("steps", 0),
     ("repeat", 0), ("log_every", 0), ("schedule", "linear"), ("precision", "fp16"), ("protocol", "papers"),
-    ("m_step", "x"), ("init", "x"),
-    *((name, value) for name in ("eps", "k_start", "k_end", "k_epochs", "learning_rate", "step_gamma")
+    ("m_step", "x"), ("init", "x"), ("gan", "lsgan"), ("udl_head", "mine"), ("schedule", "milestones"),
+    ("pspl_alpha", -1), ("pspl_beta", -0.1), ("pspl_max", 0), ("dp_mu", 0), ("gan_weight", 0), ("pixel_weight", -0.1),
+    ("pretrain_epochs", -1), ("milestones", 0),
+    *((name, value) for name in ("eps", "k_start", "k_end", "k_epochs", "learning_rate", "step_gamma", "pspl_alpha",
+                                "pspl_beta", "pspl_max", "dp_mu", "gan_weight", "pixel_weight", "pretrain_epochs")
       for value in (float("nan"), float("inf"), float("-inf"))),
 ]  # fmt: skip
 
@@ -200,6 +206,22 @@ def test_wrong_betas(capsys, tmp_path, betas):
     if min(betas) >= 0:  # argparse would take -0.1 for a flag
         assert "--betas" in refused(capsys, "--betas", *betas)
     assert "--betas" in refused(capsys, "--config", write(tmp_path / "c.yaml", {"betas": betas}))
+
+
+@pytest.mark.parametrize("steps", [[5, 5], [9, 3], [-1, 3]], ids=str)
+def test_wrong_milestones(capsys, tmp_path, steps):
+    words = "numbers of steps above 0, each above the one before"
+    assert words in refused(capsys, "--config", write(tmp_path / "c.yaml", {"milestones": steps, "schedule": "milestones"}))
+
+
+def test_a_schedule_of_milestones_needs_some(capsys):
+    assert "--schedule milestones: expected --milestones beside it" in refused(capsys, "--schedule", "milestones")
+
+
+@pytest.mark.parametrize("names", [["a:x", "b:x", "c:x"], ["a:x", "a:x"]], ids=str)
+def test_wrong_extractors(capsys, names):
+    line = refused(capsys, "--dp-extractors", *names)
+    assert f"--dp-extractors {' '.join(names)}: expected one feature extractor, or two different ones" in line
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_learners_start_equal_and_see_the_same_batches(tiny_args, workplace, mon
 
     monkeypatch.setattr(train, "em_step", spy)
     run.train()
-    assert len(seen) == 4 and [epoch for epoch, *_ in seen["L1"]] == [0, 0, 1, 1]
+    assert len(seen) == 4 and [epoch for epoch, *_ in seen["L1"]] == [0, 0.5, 1, 1.5]
     for batches in seen.values():
         assert_equal(batches, seen["L1"])
     assert not torch.equal(seen["L1"][0][1], seen["L1"][1][1])
@@ -276,12 +276,13 @@ def test_schedules():
     config = configs.Config(learning_rate=0.1, step_epochs=3, step_gamma=0.5, startepoch=2, endepoch=20)
 
     def rates(schedule, *points):
-        settings = configs.dataclasses.replace(config, schedule=schedule)
-        return [train.learning_rate(settings, epoch, progress) for epoch, progress in points]
+        settings = configs.dataclasses.replace(config, schedule=schedule, milestones=(4, 6))
+        return [train.learning_rate(settings, epoch, step, 8) for epoch, step in points]
 
-    assert rates("constant", (2, 0), (19, 1)) == [0.1, 0.1]
+    assert rates("constant", (2, 0), (19, 8)) == [0.1, 0.1]
     assert rates("step", (2, 0), (4, 0), (5, 0), (8, 0)) == pytest.approx([0.1, 0.1, 0.05, 0.025])
-    assert rates("cosine", (2, 0), (2, 0.25), (2, 0.5), (2, 1)) == pytest.approx([0.1, 0.05 + 0.05 * 0.5**0.5, 0.05, 0])
+    assert rates("milestones", (2, 3), (2, 4), (9, 5), (2, 6), (2, 7)) == pytest.approx([0.1, 0.05, 0.05, 0.025, 0.025])
+    assert rates("cosine", (2, 0), (2, 2), (2, 4), (2, 8)) == pytest.approx([0.1, 0.05 + 0.05 * 0.5**0.5, 0.05, 0])
 
 
 def test_the_schedule_reaches_both_optimizers(tiny_args, workplace):
@@ -363,8 +364,8 @@ def test_the_log(tiny_args, workplace):
     for number, entry in enumerate(steps):
         assert entry.keys() == {"step", "epoch", "learning_rate", "loss", "WC", "k"}
         assert (entry["step"], entry["epoch"]) == (number + 1, number // 2)
-        assert entry["loss"].keys() == {"L1+TLW", "L1"} and entry["WC"].keys() == {"L1+TLW"}
-        assert entry["k"] == pytest.approx(0.3 + 0.6 * (1 - math.exp(-entry["epoch"]))) and entry["WC"]["L1+TLW"] > 0
+        assert entry["loss"].keys() == {"L1+TLW", "L1"} and entry["WC"].keys() == entry["k"].keys() == {"L1+TLW"}
+        assert entry["k"]["L1+TLW"] == pytest.approx(0.3 + 0.6 * (1 - math.exp(-entry["epoch"]))) and entry["WC"]["L1+TLW"] > 0
     for entry in scores:
         assert entry.keys() == {"step", "epoch", "validation", "PSNR-Y", "SSIM-Y", "LPIPS-squeeze"}
     assert [(entry["step"], entry["validation"]) for entry in scores] == [(s, n) for s in (2, 4) for n in ("L1+TLW", "L1")]

@@ -1,80 +1,194 @@
-"""Every loss that a run can name: built from the default settings, called alike, judged where it says so."""
+"""Every loss that a run can name: built from the settings, called alike, given what it asks for and no more."""
 
 import inspect
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+import losses
 from configs import Config
-from losses import LOSSES, NEEDS_JUDGE, Target
+from losses import LOSSES, NEEDS_EXTRACTORS, NEEDS_JUDGE, Loss, Target, WeightedSum
+from models import SR_MODELS
+from models.discriminator import VGGDiscriminator
+
+SETTINGS = Config(scale=2, patch=32, batchsize=2, dp_extractors=("a:x", "b:y"))
+
+
+@pytest.fixture(autouse=True)
+def small_discriminator(monkeypatch):
+    monkeypatch.setattr(losses, "VGGDiscriminator", partial(VGGDiscriminator, channels=4))
 
 
 class CountingDistance:
-    calls = 0
-
-    def __init__(self, hr):
-        self.hr = hr
+    def __init__(self, hr, power=1):
+        self.hr, self.power, self.calls = hr, power, 0
 
     def __call__(self, images):
         self.calls += 1
-        return (images - self.hr).abs().mean(dim=(-3, -2, -1))
+        return (images - self.hr).abs().pow(self.power).mean(dim=(-3, -2, -1))
 
 
-def images():
-    return torch.rand(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+def small_net():
+    torch.manual_seed(0)
+    return SR_MODELS["EDSR"](scale=2, channels=8, blocks=1)
+
+
+def build(name, **changes) -> Loss:
+    net = small_net()
+    return LOSSES[name](replace(SETTINGS, **changes), net)
+
+
+def batch():
+    """sr with its graph, its features and the target of everything."""
+    lr, hr = (torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(size)) * 2 - 1 for size in (16, 32))
+    sr, features = small_net().sr_and_features(lr)
+    return sr, features, Target(hr, CountingDistance(hr), lr, {"a:x": CountingDistance(hr), "b:y": CountingDistance(hr, 2)})
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_is_a_scalar_with_a_gradient(name):
-    sr, hr = images()
-    sr.requires_grad_()
-    target = Target(hr, CountingDistance(hr))
-    loss = LOSSES[name](Config())(sr, target, 0)
-    loss.backward()
-    assert loss.shape == () and loss > 0 and sr.grad.isfinite().all() and sr.grad.any()
+    sr, features, target = batch()
+    loss = build(name)(sr, target, 0.5, features)
+    (gradient,) = torch.autograd.grad(loss, sr)
+    assert loss.shape == () and loss > 0 and gradient.isfinite().all() and gradient.any()
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_is_called_as_the_others(name):
-    loss = LOSSES[name](Config())
-    assert list(inspect.signature(loss.forward).parameters) == ["sr", "target", "epoch"]
-    if loss.helper is not None:
-        assert list(inspect.signature(loss.helper_loss).parameters) == ["sr", "target", "epoch"]
+    loss = build(name)
+    assert isinstance(loss, Loss)
+    for method in ("forward", "helper_loss", "begin_epoch", "words"):
+        assert inspect.signature(getattr(type(loss), method)).parameters.keys() == inspect.signature(getattr(Loss, method)).parameters.keys()
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_judge_is_asked_where_needed_and_only_there(name):
-    sr, hr = images()
-    distance = CountingDistance(hr)
-    loss = LOSSES[name](Config())
-    loss(sr, Target(hr, distance), 0)
+def test_a_helper_learns_from_a_loss_of_its_own_and_nothing_else_does(name):
+    sr, features, target = batch()
+    loss = build(name)
+    helper_loss = loss.helper_loss(sr, target, 0.5)
+    assert (helper_loss is None) == (loss.helper is None) == (not ("TLW" in name or "GAN" in name))
+    joint = {id(p) for p in loss.joint_parameters()}
+    assert bool(joint) == (name == "L1+UDL")
     if loss.helper is not None:
-        loss.helper_loss(sr, Target(hr, distance), 0)
-    assert (distance.calls > 0) == (name in NEEDS_JUDGE)
-    if name not in NEEDS_JUDGE:
-        loss(sr, Target(hr), 0)
+        assert not joint & {id(p) for p in loss.helper.parameters()}
+        helper_loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in loss.helper.parameters())
 
 
-def test_names_that_need_a_judge_exist():
-    assert NEEDS_JUDGE <= set(LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_is_asked_of_the_target(name):
+    """The judge and the extractors where the loss's name stands in the sets, and only there."""
+    sr, features, target = batch()
+    loss = build(name)
+    loss(sr, target, 0.5, features)
+    loss.helper_loss(sr, target, 0.5)
+    assert (target.distance.calls > 0) == (name in NEEDS_JUDGE)
+    assert all((distance.calls == 1) == (name in NEEDS_EXTRACTORS) for distance in target.features.values())
+    bare = Target(target.hr, target.distance if name in NEEDS_JUDGE else None, None, target.features if name in NEEDS_EXTRACTORS else None)
+    loss(sr, bare, 0.5, features)
+    loss.helper_loss(sr, bare, 0.5)
+
+
+def test_the_names_in_the_sets_exist():
+    assert NEEDS_JUDGE | NEEDS_EXTRACTORS <= set(LOSSES)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_weighting_network_is_found_inside_too(name):
+    loss = build(name)
+    found = [module for module in loss.modules() if type(module).__name__ == "WeightingNet"]
+    assert (loss.weighting is None) == (not found) == ("TLW" not in name)
+    assert loss.weighting is (found[0] if found else None)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_words(name):
+    """What the log shows, before and while a helper learns; plain numbers."""
+    shown = {"TLW": {"k", "WC"}, "GAN": {"D"}, "UDL": {"stage"}, "PSPL": {"sigma"}}
+    expected = set().union(*(words for part, words in shown.items() if part in name))
+    words = build(name).words(0.25, 2.5)
+    if name == "L1+TLW+DP+GAN":  # one number of two helpers
+        expected = {"k"}
+    assert set(words) == expected and all(type(value) in (int, float) for value in words.values())
+    assert set(build(name).words(None, 2.5)) == expected - {"WC", "D"}
+    for word, value in (("WC", 0.7788008), ("D", 0.25), ("stage", 1), ("sigma", 2.5)):
+        assert words.get(word, value) == pytest.approx(value)
 
 
 def test_settings_reach_tlw():
-    settings = Config(samples=5, eps=0.01, k_start=0.2, k_end=0.6, k_epochs=7, m_step="released")
+    settings = dict(samples=5, eps=0.01, k_start=0.2, k_end=0.6, k_epochs=7, m_step="released")
     for name in ("L1+TLW", "MSE+TLW"):
-        loss = LOSSES[name](settings)
+        loss = build(name, **settings)
         assert (loss.samples, loss.eps, loss.k(0)) == (5, 0.01, 0.2)
         assert loss.k(7) == pytest.approx(0.2 + 0.4 * (1 - 0.36787944))
-        assert loss.m_step is not LOSSES[name](Config()).m_step
+        assert loss.m_step is not build(name).m_step
+
+
+def test_settings_reach_the_rivals():
+    udl = build("L1+UDL", udl_epoch=7, udl_head="tlw", udl_plus_one=False)
+    assert (udl.second, udl.plus_one, udl.head[5].out_channels) == (7, False, 1)
+    assert build("L1+UDL").head[5].out_channels == 3 and build("L1+UDL").plus_one
+    for name in ("L1+PSPL", "MSE+PSPL"):
+        pspl = build(name, pspl_alpha=0.3, pspl_beta=0.7, pspl_max=5.0)
+        assert (pspl.sigma(10), pspl.maximum) == (pytest.approx(3.7), 5.0)
+    loss = build("L1+DP+GAN", pixel_weight=0.3, gan_weight=0.7, dp_mu=3.0, gan="ragan", pretrain_epochs=1.5)
+    pixel, dp, gan = loss.terms
+    assert (pixel.weight, pixel.since, dp.weight, dp.since, gan.weight, gan.since) == (0.3, 0, 1, 1.5, 0.7, 1.5)
+    assert (dp.loss.mu, dp.loss.extractors, gan.loss.relativistic) == (3.0, ("a:x", "b:y"), True)
+    assert not build("L1+DP+GAN").terms[2].loss.relativistic
+    assert build("L1+TLW+DP", samples=5).terms[0].loss.samples == 5
+
+
+def test_the_pixel_term_alone_before_the_others():
+    sr, features, target = batch()
+    loss = build("L1+TLW+DP+GAN", pretrain_epochs=2.0)
+    assert isinstance(loss, WeightedSum)
+    torch.manual_seed(0)
+    alone = loss.terms[0].loss(sr, target, 1.9)
+    torch.manual_seed(0)
+    torch.testing.assert_close(loss(sr, target, 1.9, features), 0.01 * alone)
+    loss.helper_loss(sr, target, 1.9).backward()
+    weighting, discriminator = loss.helper
+    assert all(p.grad is not None for p in weighting.parameters()) and all(p.grad is None for p in discriminator.parameters())
+    assert build("L1+DP+GAN", pretrain_epochs=2.0).helper_loss(sr, target, 1.9) is None
+    assert build("L1+DP+GAN", pretrain_epochs=2.0).helper_loss(sr, target, 2.0) is not None
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("model, options", [("EDSR", {"blocks": 1}), ("VDSR", {"blocks": 1}), ("SRResNet", {"blocks": 1})], ids=str)
+def test_the_uncertainty_head_fits_the_backbone(model, options, scale):
+    net = SR_MODELS[model](scale=scale, channels=8, **options)
+    loss = LOSSES["L1+UDL"](replace(SETTINGS, scale=scale, patch=None), net)
+    sr, features = net.sr_and_features(torch.zeros(1, 3, 7, 9))
+    assert loss.head(features).shape == sr.shape == (1, 3, 7 * scale, 9 * scale)
 
 
 def test_l1_and_mse_are_not_mixed_up():
     sr, hr = torch.full((1, 3, 4, 4), 0.5), torch.zeros(1, 3, 4, 4)
-    assert LOSSES["L1"](Config())(sr, Target(hr), 0) == 0.5 and LOSSES["MSE"](Config())(sr, Target(hr), 0) == 0.25
     target = Target(hr, CountingDistance(hr))
+    assert build("L1")(sr, target, 0) == 0.5 and build("MSE")(sr, target, 0) == 0.25
     weighted = {}
     for name in ("L1+TLW", "MSE+TLW"):
         torch.manual_seed(0)
-        weighted[name] = LOSSES[name](Config())(sr, target, 0)
+        weighted[name] = LOSSES[name](SETTINGS, None)(sr, target, 0)
     # MSE's weights are divided by |sr - hr| + 0.1 = 0.6 and its error is 0.25.
     torch.testing.assert_close(weighted["MSE+TLW"] / weighted["L1+TLW"], torch.tensor(0.25 / 0.6 / 0.5))
+    paced = {name: build(name)(sr, target, 1e9) for name in ("L1+PSPL", "MSE+PSPL")}
+    assert paced["L1+PSPL"] == 2 * 0.5 and paced["MSE+PSPL"] == 4 * 0.25
+
+
+@pytest.mark.parametrize(
+    "name, changes, words",
+    [
+        ("L1+UDL", {"udl_epoch": 0}, "--udl-epoch 0: UDL's second stage needs a first"),
+        ("L1+UDL", {"udl_epoch": 10, "startepoch": 10}, "--udl-epoch 10: .* after startepoch=10"),
+        ("L1+DP+GAN", {"patch": None}, "--patch: .*whole images; add --patch 128"),
+        ("L1+DP+GAN", {"patch": 48}, "--patch 48: .*use (32|64)"),
+        ("L1+TLW+DP+GAN", {"batchsize": 1}, "--batchsize 1: "),
+    ],
+)
+def test_settings_that_do_not_fit(name, changes, words):
+    with pytest.raises(ValueError, match=words):
+        build(name, **changes)

@@ -387,5 +387,5 @@ def test_vgg19_is_not_taken_for_vgg16(tmp_path):
     with torch.device("meta"):
         shapes = {f"features.{name}": value.shape for name, value in make_layers(cfgs["E"]).state_dict().items()}
     torch.save({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, tmp_path / "19.pth")
-    with pytest.raises(ValueError, match="19.pth: expected torchvision's VGG16"):
-        read_backbone_file(tmp_path / "19.pth")
+    with pytest.raises(ValueError, match="LPIPS-vgg needs ImageNet weights"):
+        find_backbone("vgg", (tmp_path / "19.pth",))

@@ -18,12 +18,15 @@ PARAMETERS = {
     ("RCAN", 2): 15_444_643, ("RCAN", 3): 15_629_283, ("RCAN", 4): 15_887_779,
     ("EDSR", 2): 1_369_859, ("EDSR", 3): 1_554_499, ("EDSR", 4): 1_517_571,
     ("VDSR", 2): 372_096, ("VDSR", 3): 372_096, ("VDSR", 4): 372_096,
+    ("SRResNet", 4): 1_517_571, ("RRDBNet", 4): 16_697_987,
     ("HAT-TLW", 4): 5_277_075, ("HAT", 4): 20_772_507,
 }  # fmt: skip
 SMALL = {
     "EDSR": dict(channels=8, blocks=2),
     "RCAN": dict(channels=16, groups=2, blocks=2, reduction=2),
     "VDSR": dict(channels=8, blocks=2),
+    "SRResNet": dict(channels=8, blocks=2),
+    "RRDBNet": dict(channels=8, blocks=2, growth=4),
     "HAT": dict(embed=24, depths=(2,), heads=(2,), window=4, squeeze_factor=2, channels=8),
     "HAT-TLW": dict(embed=24, depths=(2,), heads=(2,), squeeze_factor=2, channels=8),
 }
@@ -172,7 +175,7 @@ ENTRY = torch.zeros(1)
         (lambda: from_released_tlw({"sf.weight": ENTRY}, "EDSR"),
          "looks like RCAN; expected EDSR; convert it with from_released_tlw(state_dict, 'RCAN')"),
         (lambda: from_released_tlw({"u_estimator.1.weight": ENTRY}, "HAT-TLW"),
-         "looks like UHAT; expected HAT-TLW; its u_estimator has no counterpart here, drop"),
+         "looks like UHAT; expected HAT-TLW; convert its u_estimator with uncertainty_from_released(state_dict), and"),
         (lambda: from_released_tlw({"sf.weight": ENTRY}, "SwinIR"),
          "model_name='SwinIR' was not released; use one of EDSR, RCAN, VDSR, HAT-TLW"),
         (lambda: from_published_hat({"net.conv_first.weight": ENTRY}), "looks like HAT-TLW; expected published HAT"),
@@ -194,5 +197,5 @@ def test_other_state_dicts_are_refused(convert, message):
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("name", SR_MODELS)
 def test_scale_from_our_own_shapes(name, scale):
-    expected = None if name == "VDSR" else scale
+    expected = None if name in ("VDSR", "RRDBNet") else scale
     assert scale_from_shapes(small(name, scale).state_dict()) == expected

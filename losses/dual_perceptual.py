@@ -1,0 +1,34 @@
+"""Dual Perceptual loss: two feature extractors, the second held at a fixed share of the first.
+
+Song et al., "Dual Perceptual Loss for Single Image Super-Resolution Using ESRGAN", 2022 (ESRGAN-DP), Eq. (8)-(9):
+
+    DP = L_a + sg(L_a / (mu * L_b + eps)) * L_b,      sg: a constant for the gradient
+
+L_a and L_b are the L1 distances of features: in the paper of VGG19's conv5_4 before activation and of a stage of
+ResNet-50. So the second term is always 1/mu of the first: the larger mu, the less the second extractor says. The
+authors' code multiplies the ratio by 1/mu instead, which is the same up to eps. With one extractor it is L_a alone,
+the perceptual loss of SRGAN and ESRGAN.
+
+eps keeps the weight finite where L_b is 0: there L_b's own derivative is 0, and so is the second term's. (The code's
+ResNet normalises by the statistics of each batch; the extractors that this loss is given are frozen, in eval mode.)
+"""
+
+from torch import Tensor
+
+from .loss import Loss
+from .target import Target
+
+
+class DualPerceptual(Loss):
+    """The loss of one or two feature extractors, by their names in target.features."""
+
+    def __init__(self, extractors: tuple[str, ...], mu: float = 0.5, eps: float = 1e-6):
+        super().__init__()
+        self.extractors, self.mu, self.eps = extractors, mu, eps
+
+    def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
+        first, *second = (target.features[name](sr).mean() for name in self.extractors)
+        if not second:
+            return first
+        ratio = first / (self.mu * second[0] + self.eps)
+        return first + ratio.detach() * second[0]

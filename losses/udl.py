@@ -1,0 +1,84 @@
+"""Uncertainty-driven loss: first learn where the network is uncertain, then train more there.
+
+Ning et al., "Uncertainty-Driven Loss for Single Image Super-Resolution", NeurIPS 2021. With s = ln theta, the
+logarithm of the uncertainty, from a head on the SR network's features:
+
+    stage 1 (ESU):  mean(|sr - hr| * exp(-s)) + 2 mean(s)      SR network and head learn together
+    stage 2:        mean(|sr - hr| * (s - min s + 1))          min over height and width, per sample and channel
+
+Stage 2 goes on with the weights of stage 1, and its s is that of stage 1's network, which no longer learns.
+
+- The paper's weight is s - min s. The authors' code adds 1, without which pixels of little uncertainty have next to
+  no weight; the code's is the default, the paper's plus_one=False.
+- The code's images are in [0,255], and its head, which ends in an ELU, gives s > -1. For ours in [-1,1] the best s,
+  ln(|sr - hr| / 2), would lie below that almost everywhere. So stage 1 is that of the code's unit, divided by
+  UNIT: mean(|sr - hr| * exp(-s)) + 2 mean(s) / UNIT. It has the same optimum, and the scale of stage 2.
+- In the code the stages are two runs with an optimizer each. Here the loss changes over at the beginning of an epoch
+  of one run and keeps a frozen copy. (TLW's released comparison never trains the head; here it is trained.)
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from .loss import Loss
+from .pixel import absolute_error
+from .target import Target
+
+UNIT = 255 / 2  # levels of [0,255] in a unit of [-1,1]
+
+
+class UDL(Loss):
+    """Both stages on L1, the second from epoch `second` on. forward needs features in stage 1, target.lr in stage 2.
+
+    head: features -> s (B,3 or 1,H,W). The frozen copy is in the state from the beginning, so that all states of a
+    run have the same names.
+    """
+
+    def __init__(self, net: nn.Module, head: nn.Module, second: int = 10, plus_one: bool = True):
+        super().__init__()
+        self.head = head
+        self.frozen = nn.ModuleDict({"net": copy.deepcopy(net), "head": copy.deepcopy(head)})
+        self.frozen.eval().requires_grad_(False)
+        self.second, self.plus_one = second, plus_one
+        self.stage = 1  # a plain number: reading it from a GPU would wait for the device
+
+    def train(self, mode: bool = True) -> "UDL":
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        """The stage, which belongs to the state; under this name torch saves it."""
+        return torch.tensor(self.stage)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.stage = int(state)
+
+    def begin_epoch(self, net: nn.Module, epoch: float) -> None:
+        """Go over to stage 2 at its epoch. Raises ValueError where stage 1 was left out."""
+        if epoch < self.second or self.stage == 2:
+            return
+        if epoch > self.second:
+            raise ValueError(f"epoch {epoch:g} is in UDL's second stage (--udl-epoch {self.second}), and there is no "
+                             "first to weight it; begin the run before that epoch")  # fmt: skip
+        self.frozen["net"].load_state_dict(net.state_dict())
+        self.frozen["head"].load_state_dict(self.head.state_dict())
+        self.stage = 2
+
+    @torch.no_grad()
+    def weight(self, lr: Tensor) -> Tensor:
+        """The weights of stage 2: lr (B,3,h,w) -> (B,3 or 1,H,W), at least 0, or 1 with plus_one."""
+        s = self.frozen["head"](self.frozen["net"].features(lr)).to(lr.dtype)
+        return s - s.amin(dim=(-2, -1), keepdim=True) + self.plus_one
+
+    def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
+        error = absolute_error(sr, target.hr)
+        if self.stage == 1:
+            s = self.head(features).to(sr.dtype)
+            return (error * torch.exp(-s)).mean() + 2 / UNIT * s.mean()
+        return (error * self.weight(target.lr)).mean()
+
+    def words(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
+        return {"stage": self.stage}

@@ -1,0 +1,52 @@
+"""A loss of several terms, such as a GAN's generator has (Ledig et al., SRGAN, CVPR 2017): the sum of weight * term."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from .loss import Loss
+from .target import Target
+
+
+class Term(NamedTuple):
+    """A loss, its weight, and the age in epochs from which it acts and its helper learns."""
+
+    loss: Loss
+    weight: float = 1.0
+    since: float = 0.0
+
+
+class WeightedSum(Loss):
+    """The weighted sum of those terms that act at this age; their helpers learn together, each on its own loss."""
+
+    def __init__(self, *terms: Term):
+        helpers = [term.loss.helper for term in terms if term.loss.helper is not None]
+        super().__init__(nn.ModuleList(helpers) if helpers else None)
+        self.losses = nn.ModuleList(term.loss for term in terms)
+        self.terms = terms
+
+    @property
+    def weighting(self) -> nn.Module | None:
+        """The weighting network of the first term that has one."""
+        return next((loss.weighting for loss in self.losses if loss.weighting is not None), None)
+
+    def acting(self, epoch: float) -> list[Term]:
+        """The terms that act at this age."""
+        return [term for term in self.terms if epoch >= term.since]
+
+    def begin_epoch(self, net: nn.Module, epoch: float) -> None:
+        for loss in self.losses:
+            loss.begin_epoch(net, epoch)
+
+    def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor | None:
+        losses = [term.loss.helper_loss(sr, target, epoch) for term in self.acting(epoch)]
+        losses = [loss for loss in losses if loss is not None]
+        return sum(losses) if losses else None
+
+    def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
+        return sum(term.weight * term.loss(sr, target, epoch, features) for term in self.acting(epoch))
+
+    def words(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
+        """The terms' words; those of helpers only where there is one, for the sum does not tell their losses apart."""
+        own = helper_loss if self.helper is not None and len(self.helper) == 1 else None
+        return {name: value for term in self.acting(epoch) for name, value in term.loss.words(own, epoch).items()}

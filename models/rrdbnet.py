@@ -1,0 +1,84 @@
+"""RRDBNet, the generator of ESRGAN: Wang et al., ECCVW 2018, arXiv 1809.00219. Residual-in-residual dense blocks.
+
+The defaults are the published network (16,697,987 parameters at x4); parameter names are BasicSR's. At x2 and x3 there
+is one upsampling step instead of two, as in the authors' first code and BSRGAN's x2 network. BasicSR's own x2 network
+is another one (pixel unshuffle, then the x4 network): its checkpoints do not fit here.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .srresnet import init_small
+from .upsample import STEPS, check_scale
+
+RESIDUAL_SCALE = 0.2
+SLOPE = 0.2  # of the leaky ReLUs
+
+
+class DenseBlock(nn.ModuleDict):
+    """Five convolutions, each of which sees the input and all outputs before it: (B,C,h,w) -> (B,C,h,w)."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        widths = [growth] * 4 + [channels]
+        super().__init__({
+            f"conv{i + 1}": nn.Conv2d(channels + i * growth, width, 3, padding=1) for i, width in enumerate(widths)
+        })  # fmt: skip
+        init_small(self.values())
+
+    def forward(self, x: Tensor) -> Tensor:
+        *convs, last = self.values()
+        seen = x
+        for conv in convs:
+            seen = torch.cat([seen, F.leaky_relu(conv(seen), SLOPE, inplace=True)], dim=1)
+        return x + RESIDUAL_SCALE * last(seen)
+
+
+class RRDB(nn.ModuleDict):
+    """Three dense blocks in a row and a skip around them: (B,C,h,w) -> (B,C,h,w)."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__({f"rdb{i}": DenseBlock(channels, growth) for i in (1, 2, 3)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for block in self.values():
+            y = block(y)
+        return x + RESIDUAL_SCALE * y
+
+
+class RRDBNet(nn.Module):
+    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
+
+    Raises ValueError where the scale is not 2, 3 or 4.
+    """
+
+    def __init__(self, scale: int, channels: int = 64, blocks: int = 23, growth: int = 32) -> None:
+        super().__init__()
+        check_scale(scale, "RRDBNet")
+        self.scale = scale
+        self.feature_channels = channels
+        self.feature_scale = 1
+        self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
+        self.body = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
+        self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
+        for i, _ in enumerate(STEPS[scale], start=1):
+            self.add_module(f"conv_up{i}", nn.Conv2d(channels, channels, 3, padding=1))
+        self.conv_hr = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def features(self, lr: Tensor) -> Tensor:
+        """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
+        x = self.conv_first(lr)
+        return x + self.conv_body(self.body(x))
+
+    def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """sr and the features it was made from, in one pass: what a second head on the body needs."""
+        features = x = self.features(lr)
+        for i, factor in enumerate(STEPS[self.scale], start=1):
+            upsampled = F.interpolate(x, scale_factor=factor, mode="nearest")
+            x = F.leaky_relu(self.get_submodule(f"conv_up{i}")(upsampled), SLOPE)
+        return self.conv_last(F.leaky_relu(self.conv_hr(x), SLOPE)), features
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.sr_and_features(lr)[0]

@@ -1,0 +1,72 @@
+"""SRResNet: Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a GAN", CVPR 2017, arXiv 1609.04802.
+
+In the form without BatchNorm that BasicSR calls MSRResNet (1,517,571 parameters at x4), the generator of SRGAN in
+later work (Dual Perceptual loss among it). Parameter names are BasicSR's.
+"""
+
+from collections.abc import Iterable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .upsample import STEPS, check_scale
+
+
+def init_small(convs: Iterable[nn.Conv2d]) -> None:
+    """Give convolutions weights of a tenth of Kaiming's size and no bias, in place, so that residuals start small.
+
+    From torch's global random stream. ESRGAN (arXiv 1809.00219, section 3.1) says why: deep networks train easier.
+    """
+    for conv in convs:
+        nn.init.kaiming_normal_(conv.weight)
+        conv.weight.data.mul_(0.1)
+        nn.init.zeros_(conv.bias)
+
+
+class ResBlock(nn.Module):
+    """conv, ReLU, conv and a skip: (B,C,h,w) -> (B,C,h,w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x), inplace=True))
+
+
+class SRResNet(nn.Module):
+    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped: bilinear upsampling and what it lacks.
+
+    Raises ValueError where the scale is not 2, 3 or 4.
+    """
+
+    def __init__(self, scale: int, channels: int = 64, blocks: int = 16) -> None:
+        super().__init__()
+        check_scale(scale, "SRResNet")
+        self.scale = scale
+        self.feature_channels = channels
+        self.feature_scale = 1
+        self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
+        self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)))
+        for i, factor in enumerate(STEPS[scale], start=1):
+            self.add_module(f"upconv{i}", nn.Conv2d(channels, factor**2 * channels, 3, padding=1))
+        self.conv_hr = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
+        init_small(layer for layer in self.modules() if isinstance(layer, nn.Conv2d))
+
+    def features(self, lr: Tensor) -> Tensor:
+        """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
+        return self.body(F.leaky_relu(self.conv_first(lr), 0.1))
+
+    def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """sr and the features it was made from, in one pass: what a second head on the body needs."""
+        features = x = self.features(lr)
+        for i, factor in enumerate(STEPS[self.scale], start=1):
+            x = F.leaky_relu(F.pixel_shuffle(self.get_submodule(f"upconv{i}")(x), factor), 0.1)
+        residual = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
+        base = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
+        return base + residual, features
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.sr_and_features(lr)[0]

@@ -1,0 +1,36 @@
+"""The uncertainty head of UDL: Ning et al., "Uncertainty-Driven Loss for Single Image Super-Resolution", NeurIPS 2021.
+
+A second head on an SR network's body says how uncertain every pixel of sr is. Its layers are numbered like the
+`u_estimator` of the TLW authors' UHAT.
+"""
+
+from torch import Tensor, nn
+
+# Output channels, the last ELU's alpha and what is added to it: as UDL's authors have it, and as the TLW authors do.
+HEADS = {"authors": (3, 1.0, 0.0), "tlw": (1, 0.1, 0.1)}
+
+
+class UncertaintyHead(nn.Sequential):
+    """features (B,in_channels,h,w) -> s = log-variance (B,3 or 1,scale*h,scale*w).
+
+    scale is what the features lack to HR size: the network's scale / feature_scale. head="authors": s > -1, one map
+    per colour channel. head="tlw": s > 0, one map for all. Raises ValueError on another head.
+    """
+
+    def __init__(self, in_channels: int, scale: int, head: str = "authors") -> None:
+        if head not in HEADS:
+            raise ValueError(f"head={head!r} is not known; use {' or '.join(HEADS)}")
+        out_channels, alpha, offset = HEADS[head]
+        super().__init__(
+            nn.Upsample(scale_factor=scale, mode="nearest"),
+            nn.Conv2d(in_channels, in_channels, 3, padding=1),
+            nn.ELU(),
+            nn.Conv2d(in_channels, in_channels, 3, padding=1),
+            nn.ELU(),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.ELU(alpha),
+        )
+        self.offset = offset
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features) + self.offset
