@@ -72,8 +72,8 @@ def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, 
             config = configs.Config(model=model, scale=found, losses=losses, judge="lpips-vgg-unweighted")
         configs.expect((model, found) == (config.model, config.scale), "modelpath", path,
                        f"{config.model} x{config.scale} like the other files, found {model} x{found}")
-        judge = config.judge if loss.endswith("+TLW") else None
-        states[which][loss] = {"net": ours, "of": networks.identity(config), "judge": judge, "source": path.name}
+        judges = [config.judge] if loss.endswith("+TLW") else []
+        states[which][loss] = {"net": ours, "of": networks.identity(config), "judges": judges, "source": path.name}
         networks.fill_network(networks.build_network(config), states[which][loss], str(path), config)
         if weighting_path.is_file():
             released_helper = rundir.load_state(weighting_path)

@@ -9,7 +9,7 @@ from torch import nn
 
 import networks
 from configs import Config
-from losses import NEEDS_JUDGE, Loss
+from losses import NEEDS_EXTRACTORS, NEEDS_JUDGE, Loss
 
 
 class Learner:
@@ -17,7 +17,7 @@ class Learner:
 
     def __init__(self, name: str, net: nn.Module, loss: Loss, config: Config, device: torch.device):
         self.name, self.device, self.of = name, device, networks.identity(config)
-        self.judge = config.judge if name in NEEDS_JUDGE else None
+        self.judges = [config.judge] * (name in NEEDS_JUDGE) + [*config.dp_extractors] * (name in NEEDS_EXTRACTORS)
         self.net = net.to(device, memory_format=torch.channels_last).train()
         self.loss = loss.to(device, memory_format=torch.channels_last).train()
         adam = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
@@ -47,9 +47,9 @@ class Learner:
                 group["lr"] = rate
 
     def learned(self) -> dict:
-        """What the learner has learned, what network it is and the judge it learned from (None: no judge)."""
+        """What the learner has learned, what network it is and the judges and extractors it learned from."""
         weights = {"net": self.net.state_dict(), "loss": self.loss.state_dict()}
-        return weights | {"of": self.of, "judge": self.judge}
+        return weights | {"of": self.of, "judges": self.judges}
 
     def state(self) -> dict:
         """All that is needed to go on; load_state takes it back."""

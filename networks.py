@@ -75,8 +75,8 @@ def check_weights(net: nn.Module, weights: object, source: str, wanted: str) -> 
         raise ValueError(f"{source}: not a checkpoint of {wanted} ({len(wrong)} entries do not fit, as {wrong[0]})")
 
 
-def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], str | None]:
-    """The settings of a run, its SR networks by loss (all, or those named) and the judge of their training, if any.
+def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], list[str]]:
+    """The settings of a run, its SR networks by loss (all, or those named), and what judges and extractors they had.
 
     which: "best" (each loss's epoch of the lowest LPIPS) or "last". Raises ValueError.
     """
@@ -85,7 +85,7 @@ def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, d
         remedy = f"convert the released files with: python convert.py {run}" if released else "expected a run's folder"
         raise ValueError(f"--modelpath {run}: no config.yaml there; {remedy}")
     config = configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
-    nets, judge = {}, None
+    nets, judges = {}, []
     last = rundir.learner_states(rundir.load_state(run / "last.pt"), run / "last.pt") if which == "last" else {}
     for loss in [configs.choose(loss, config.losses, f"loss in {run}") for loss in losses or config.losses]:
         if which == "last" and loss not in last:
@@ -94,5 +94,5 @@ def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, d
         net = build_network(config)
         fill_network(net, state, f"{run} ({which}, {loss})", config)
         nets[loss] = net
-        judge = judge or state.get("judge")
-    return config, nets, judge
+        judges += [judge for judge in state.get("judges", ()) if judge not in judges]
+    return config, nets, judges

@@ -128,7 +128,8 @@ class Run:
                 extractor.to(self.device, memory_format=torch.channels_last)
                 configs.expect(smallest >= extractor.min_size, "patch", smallest,
                                f"at least {extractor.min_size} pixels for {name}")
-        self.metrics = val.build_metrics(self.lpips_nets, config.judge_weights, device=self.device)
+        files = config.judge_weights + config.extractor_weights
+        self.metrics = val.build_metrics(self.lpips_nets, files, device=self.device)
         val.check_sizes(self.validation, self.metrics, config.protocol)
 
     def resume(self) -> None:

@@ -9,7 +9,7 @@ import argparse
 import csv
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,12 +134,12 @@ class Row(NamedTuple):
     scores: dict[str, list[float]]
 
 
-def table(rows: list[Row], judge: str | None = None) -> str:
-    """The mean scores as text, LPIPS's judge marked."""
+def table(rows: list[Row], judges: Collection[str] = ()) -> str:
+    """The mean scores as text, metrics on a network that the SR networks learned from marked."""
     names = list(rows[0].scores)
-    judged_by = (judge or "").removesuffix("-unweighted")
-    plain = [name.lower().removesuffix("-bgr").removeprefix("1-") for name in names]
-    headers = [f"{name} (judge)" if word == judged_by else name for name, word in zip(names, plain)]
+    judging = set(map(metric_of, judges))
+    plain = [name.lower().removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-") for name in names]
+    headers = [f"{name} (judge)" if word in judging else name for name, word in zip(names, plain)]
     lines, previous = [], None
     for row in rows:
         dataset = f"{row.dataset} ({len(row.scores['PSNR-Y'])})" if row.dataset != previous else ""
@@ -169,18 +169,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def choose_metrics(args, judge_net: str | None, weights: tuple, device) -> dict[str, Metric]:
-    """The metrics asked for, else the judge's and one that was not the judge: an LPIPS where its weights can be had."""
+def choose_metrics(args, judges: Collection[str], weights: tuple, device) -> dict[str, Metric]:
+    """The metrics asked for, else the judges' and one that was no judge: an LPIPS where its weights can be had."""
     if args.lpips is not None:
         return build_metrics(args.lpips, weights, args.bgr, device)
-    metrics = build_metrics([judge_net] if judge_net else [], weights, args.bgr, device)
-    others = [net for net in ("squeeze", "alex", "vgg") if net != judge_net]
-    other = next((net for net in others if at_hand(net, weights)), others[0])
+    judging = [net for net in METRICS if net in map(metric_of, judges)]
+    metrics = build_metrics(judging, weights, args.bgr, device)
+    others = [net for net in ("squeeze", "alex", "vgg") if net not in judging] or ["tiny"]
+    other = next((net for net in others if net == "tiny" or at_hand(net, weights)), others[0])
     try:
         return metrics | build_metrics([other], weights, args.bgr, device)
     except ValueError as error:
-        print(f"no LPIPS network{' that was not the judge' if judge_net else ''}: {error}")
-        return metrics | build_metrics([] if judge_net == "ms-ssim" else ["ms-ssim"])
+        print(f"no LPIPS network{' that was not the judge' if judging else ''}: {error}")
+        return metrics | build_metrics([] if "ms-ssim" in judging else ["ms-ssim"], device=device)
 
 
 def write_results(path: Path, rows: list[Row], **about) -> None:
@@ -204,27 +205,27 @@ def main(argv: list[str] | None = None) -> None:
         if args.model:
             configs.choose(args.model, [*SR_MODELS, "bicubic"], "model")
         if args.model == "bicubic":
-            run, scale, judge, trained = None, args.scale or 4, None, {}
+            run, scale, judges, trained = None, args.scale or 4, [], {}
             given = [flag for flag in ("modelpath", "best", "losses") if getattr(args, flag)]
             configs.expect(not given, "model", "bicubic", f"no {', '.join(map(configs.flag_of, given))} beside it")
             folders, weights = args.folder or (), tuple(args.judge_weights or ())
         else:
             run = Path(args.modelpath) if args.modelpath else rundir.newest_run()
             print(f"run: {run} ({which})")
-            config, trained, judge = networks.load_networks(run, which, args.losses)
+            config, trained, judges = networks.load_networks(run, which, args.losses)
             for name, wanted, found in (("model", args.model, config.model), ("scale", args.scale, config.scale)):
                 configs.expect(wanted in (None, found), name, wanted, f"{found}, as {run} was trained")
             scale = config.scale
-            folders, weights = args.folder or config.valpath, tuple(args.judge_weights or config.judge_weights)
+            folders = args.folder or config.valpath
+            weights = tuple(args.judge_weights or config.judge_weights + config.extractor_weights)
         configs.expect(len(folders) > 0, "folder", "", "one or more folders of HR images")
-        judge_net = metric_of(judge) if judge else None
         lrfolders = args.lrfolder or ([] if args.folder or not trained else config.vallrpath)
         configs.expect(len(lrfolders) in (0, len(folders)), "lrfolder", " ".join(lrfolders), "one for each data set")
         sets = {
             name: read_pairs([path], scale, args.protocol, lrfolders[i : i + 1])
             for i, (name, path) in enumerate(label_folders(folders).items())
         }
-        metrics = choose_metrics(args, judge_net, weights, device)
+        metrics = choose_metrics(args, judges, weights, device)
         for pairs in sets.values():
             check_sizes(pairs, metrics, args.protocol)
         out = check_out(Path(args.out) if args.out else run / "val.json") if args.out or run else None
@@ -235,11 +236,11 @@ def main(argv: list[str] | None = None) -> None:
             scores = evaluate(net.to(device), pairs, metrics, args.protocol, device, f"{name} {loss}")
             rows.append(Row(name, loss, scores))
     title = f"{config.model} ({run.name}, {which})" if run else "bicubic"
-    print(f"{title} x{scale}, protocol {args.protocol}, {device}\n{table(rows, judge)}")
+    print(f"{title} x{scale}, protocol {args.protocol}, {device}\n{table(rows, judges)}")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         about = {"model": config.model if run else "bicubic", "run": str(run or ""), "checkpoint": which if run else "",
-                 "scale": scale, "protocol": args.protocol, "judge": judge or "", "device": str(device)}
+                 "scale": scale, "protocol": args.protocol, "judge": " ".join(judges), "device": str(device)}
         write_results(out, rows, **about)
         print(f"written: {out}, {out.with_suffix('.csv')}")
 

@@ -101,7 +101,7 @@ class Config:
     modelpath: str | None = setting(None, "the run's folder; default: checkpoints/MODEL_xSCALE_NUMBER")
     load: bool = setting(False, "go on with the run in --modelpath from where it stopped")
     lpips: tuple[str, ...] = setting(
-        (), "perceptual metrics of validation: alex vgg squeeze tiny ms-ssim, the first chooses `best`; default: the judge's"
+        (), "perceptual metrics of validation (alex vgg squeeze tiny ms-ssim), the first chooses `best`; default: the judge's"
     )
     protocol: str = setting("paper", "evaluation protocol", ("paper", "standard"))
     log_every: int = setting(10, "steps between two lines of the log")

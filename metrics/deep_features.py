@@ -49,7 +49,9 @@ class RangeCheck:
             self.settled = True
             return
         first, self.seen = self.seen == 0, self.seen + len(images)
-        doubt = f"{self.seen} reference images without a value below 0; expected RGB in [-1,1], pass 2 * x - 1 for [0,1]"
+        doubt = (
+            f"{self.seen} reference images without a value below 0; expected RGB in [-1,1], pass 2 * x - 1 for [0,1]"
+        )
         if self.seen >= CERTAIN:
             raise ValueError(doubt)
         if first:
@@ -66,7 +68,12 @@ class DeepDistance(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, channel_weights: Sequence[Tensor], name: str, min_size: int, pixel_bytes: int,
+        self,
+        backbone: nn.Module,
+        channel_weights: Sequence[Tensor],
+        name: str,
+        min_size: int,
+        pixel_bytes: int,
         memory: int = 4 << 30,
     ) -> None:
         super().__init__()
@@ -82,9 +89,10 @@ class DeepDistance(nn.Module):
         return [unit_normalise(f) for f in self.backbone(images)]
 
     def maps(self, features: list[Tensor], reference: list[Tensor]) -> list[Tensor]:
-        """Features (...,C_i,H_i,W_i) and the reference's, to broadcast -> weighted squared differences (...,H_i,W_i)."""
+        """Features (...,C_i,H_i,W_i), the reference's to broadcast -> weighted squared differences (...,H_i,W_i)."""
         return [
-            ((f - r).square() * getattr(self, f"weight{i}")).sum(dim=-3) for i, (f, r) in enumerate(zip(features, reference))
+            ((f - r).square() * getattr(self, f"weight{i}")).sum(dim=-3)
+            for i, (f, r) in enumerate(zip(features, reference))
         ]
 
     def distance(self, images: Tensor, reference: list[Tensor]) -> Tensor:

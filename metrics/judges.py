@@ -27,5 +27,9 @@ JUDGES = {
 
 
 def metric_of(judge: str) -> str:
-    """The metric that measures what the judge judges by: "lpips-alex-unweighted" -> "alex"."""
-    return judge.removeprefix("lpips-").removesuffix("-unweighted")
+    """The metric that flatters whoever learned from a judge or a feature extractor: the one on the same network.
+
+    "lpips-alex-unweighted" -> "alex", "squeezenet:fire9" -> "squeeze", "resnet50:layer3" -> "resnet50", which is none.
+    """
+    network = judge.removeprefix("lpips-").removesuffix("-unweighted").split(":")[0]
+    return {"alexnet": "alex", "squeezenet": "squeeze", "vgg16": "vgg"}.get(network, network)

@@ -59,5 +59,7 @@ class Tiny(DeepDistance):
                     raise RuntimeError("values that are not finite")
             except (OSError, SafetensorError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:160]
-                raise ValueError(f"{path}: no weights of the judge tiny ({reason}); restore the file, or make it again "
-                                 "with python -m reproduce.train_judge") from None
+                raise ValueError(
+                    f"{path}: no weights of the judge tiny ({reason}); restore the file, or make it again "
+                    "with python -m reproduce.train_judge"
+                ) from None

@@ -12,7 +12,6 @@ weight maps w of equal share k. Measured against the teacher:
 - seconds per megapixel, features and distances forward and backward to the images, reference included.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -92,7 +91,7 @@ def compare(found: list[dict], wanted: list[dict]) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = configs.OneLineParser(prog="reproduce.judge_agreement", description="How well judges agree with a teacher.")
+    parser = configs.OneLineParser(prog="reproduce.judge_agreement", description="How judges agree with a teacher.")
     parser.add_argument("--folder", nargs="+", default=["skimage:chelsea,coffee"], metavar="DIR")
     parser.add_argument("--judges", nargs="+", default=["tiny", "ms-ssim"], metavar="JUDGE", help=" ".join(JUDGES))
     parser.add_argument("--teacher", default="lpips-alex", metavar="JUDGE")
@@ -104,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with configs.one_line_errors("reproduce.judge_agreement"):
         names = list(dict.fromkeys([args.teacher, *args.judges]))
-        judges = {name: JUDGES[configs.choose(name, JUDGES, "judge")](weights=tuple(args.judge_weights)) for name in names}
+        files = tuple(args.judge_weights)
+        judges = {name: JUDGES[configs.choose(name, JUDGES, "judge")](weights=files) for name in names}
         pairs = {folder: Pairs([folder], 4, 4) for folder in args.folder}
         photographs = Pairs([PHOTOGRAPHS], 4, 4)
     networks: list[nn.Module] = [Bicubic(4)]
@@ -128,11 +128,16 @@ def main(argv: list[str] | None = None) -> None:
     for name, judge in judges.items():
         agreement = compare(observations[name], observations[args.teacher])
         rows.append({"judge": name} | agreement | {"seconds per megapixel": seconds_per_megapixel(judge)})
-    print(f"against {args.teacher}: {args.draws} pairs of weight maps on {len(patches)} patches of {' '.join(args.folder)}, "
-          f"{len(networks)} networks, seed {args.seed}, {torch.get_num_threads()} threads")
+    print(
+        f"against {args.teacher}: {args.draws} pairs of weight maps on {len(patches)} patches of "
+        f"{' '.join(args.folder)}, {len(networks)} networks, seed {args.seed}, {torch.get_num_threads()} threads"
+    )
     print(tabulate(rows, headers="keys", floatfmt=".3f"))
     if args.out:
-        args.out.write_text(json.dumps({"teacher": args.teacher, "folders": args.folder, "draws": args.draws, "rows": rows}, indent=1) + "\n")
+        args.out.write_text(
+            json.dumps({"teacher": args.teacher, "folders": args.folder, "draws": args.draws, "rows": rows}, indent=1)
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

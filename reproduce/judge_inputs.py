@@ -26,7 +26,9 @@ def endless_batches(pairs: Pairs, patch: int, batchsize: int, seed: int) -> Iter
     return iter(DataLoader(patches, batch_sampler=Batches(len(patches), batchsize, seed)))
 
 
-def train_generators(config: Config, stages: Iterable[int], pairs: Pairs, judge: nn.Module | None = None) -> list[nn.Module]:
+def train_generators(
+    config: Config, stages: Iterable[int], pairs: Pairs, judge: nn.Module | None = None
+) -> list[nn.Module]:
     """Networks as the settings say, trained on pairs with each of their losses: frozen copies after `stages` steps."""
     learners = build_learners(config, torch.device("cpu"))
     batches = endless_batches(pairs, config.patch, config.batchsize, config.seed)
@@ -81,7 +83,7 @@ DISTORTIONS = (compress, blur, noise, tint)
 
 
 def distort(sr: Tensor, hr: Tensor, random: np.random.Generator) -> Tensor:
-    """What stands for the SR image in one pair (3,H,W): sr as it is, on its way to hr, or distorted; or hr, distorted."""
+    """What stands for the SR image in a pair (3,H,W): sr as it is, on its way to hr, or distorted; or hr, distorted."""
     kind = random.uniform()
     if kind < 0.5:
         return sr
@@ -110,7 +112,10 @@ def draw_weights(sr: Tensor, hr: Tensor, k: Tensor, random: np.random.Generator)
         channels = int(random.choice([1, 3]))
         kind = random.integers(4)
         if kind == 0:
-            edges = (reference.diff(dim=1, append=reference[:, -1:]).abs() + reference.diff(dim=2, append=reference[:, :, -1:]).abs())
+            edges = (
+                reference.diff(dim=1, append=reference[:, -1:]).abs()
+                + reference.diff(dim=2, append=reference[:, :, -1:]).abs()
+            )
             field = F.avg_pool2d(edges[None], 5, 1, 2)
         elif kind == 1:
             width = int(random.choice([1, 3, 9]))

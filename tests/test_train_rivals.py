@@ -64,8 +64,12 @@ def test_all_losses_in_one_run(args, workplace):
         assert entry["WC"].keys() == {"L1+TLW", "MSE+TLW", "L1+TLW+DP"} and entry["k"].keys() == {*entry["WC"], "L1+TLW+DP+GAN"}
         assert entry["D"].keys() == {"L1+DP+GAN"} and entry["stage"] == {"L1+UDL": 1}
         assert entry["sigma"] == {"L1+PSPL": 0.5, "MSE+PSPL": 0.5}
-    judges = {name: torch.load(folder / f"best_{name}.pt")["judge"] for name in LOSSES}
-    assert {name for name, judge in judges.items() if judge} == {"L1+TLW", "MSE+TLW", "L1+TLW+DP", "L1+TLW+DP+GAN"}
+    judges = {name: torch.load(folder / f"best_{name}.pt")["judges"] for name in LOSSES}
+    learned_from = {"TLW": "lpips-squeeze", "DP": "alexnet:conv2"}
+    for name, found in judges.items():
+        assert [judge.split(":")[0] for judge in found] == [
+            judge.split(":")[0] for term, judge in learned_from.items() if term in name.split("+")
+        ], name
 
 
 @pytest.mark.parametrize("name", ["L1+UDL", "L1+DP+GAN", "L1+TLW+DP"])

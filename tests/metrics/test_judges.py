@@ -73,7 +73,9 @@ def test_judges_and_metrics():
 
 @pytest.mark.parametrize("name", JUDGES)
 def test_metric_of_a_judge_is_named_as_it(name):
-    assert build(METRICS, metric_of(name)).name == build(JUDGES, name).name.removesuffix("-unweighted")
+    judge = build(JUDGES, name)
+    assert build(METRICS, metric_of(name)).name == judge.name.removesuffix("-unweighted")
+    assert judge.name.endswith("-unweighted") == name.endswith("-unweighted")
 
 
 @pytest.mark.parametrize("name", JUDGES)

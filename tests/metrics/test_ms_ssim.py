@@ -121,6 +121,10 @@ def test_luminance_counts_from_black_on():
     """The formula wants values >= 0: grey on either side of 0 would be as far apart as can be."""
     dark, light = (torch.full((1, 3, 64, 64), value) for value in (-0.05, 0.05))
     assert 0 < MSSSIM()(dark, light).item() < 0.01 < MSSSIM()(dark, torch.ones(1, 3, 64, 64)).item()
+    for a, b in ((0.0, 0.02), (0.0, 2.0), (0.5, 0.9)):  # 0 is black; of even images luminance alone differs
+        expected = 1 - ((2 * a * b + 0.0004) / (a**2 + b**2 + 0.0004)) ** shares_of((64, 64))[-1]
+        found = MSSSIM()(*(torch.full((1, 3, 64, 64), value - 1) for value in (a, b)))
+        assert found.item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_negative_structure():

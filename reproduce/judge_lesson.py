@@ -1,0 +1,118 @@
+"""What the judge `tiny` learns from its teacher: the features, the distances, their maps and their gradients.
+
+Distilling features and gradients: Romero et al., FitNets, ICLR 2015; Czarnecki et al., "Sobolev Training for Neural
+Networks", NeurIPS 2017.
+"""
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from metrics.deep_features import DeepDistance
+from metrics.perceptual import LPIPS
+from metrics.tiny import WIDTHS, Tiny
+
+EPS = 1e-3  # WC's
+
+
+def compare(judge: DeepDistance, images: Tensor, features: list[Tensor], reference: list[Tensor]):
+    """The maps of images (V,B,3,H,W) against the reference, and log(D + eps) (V,B)."""
+    maps = judge.maps([f.unflatten(0, images.shape[:2]) for f in features], reference)
+    return maps, (sum(m.mean(dim=(-2, -1)) for m in maps) + EPS).log()
+
+
+def slopes(log_distance: Tensor, images: Tensor, gap: Tensor, create_graph: bool) -> Tensor:
+    """d log(D + eps) / dw, (V,B,3HW), of length 1: what the E-step follows."""
+    (slope,) = torch.autograd.grad(log_distance.sum(), images, create_graph=create_graph, retain_graph=True)
+    return nn.functional.normalize((slope * gap).flatten(2), dim=2)
+
+
+def before_relu(teacher: LPIPS, images: Tensor) -> list[Tensor]:
+    """LPIPS-alex's features (N,C_i,H_i,W_i) of every depth before their ReLUs."""
+    x, features = teacher.backbone.scaling(images), []
+    for i in range(1, 6):
+        x = getattr(teacher.backbone.net, f"slice{i}")[:-1](x)
+        features.append(x)
+        x = x.relu()
+    return features
+
+
+class Lesson:
+    """The student's loss on a batch, by parts.
+
+    Each of its channels stands for one of the teacher's: those that count most in the teacher's distances on the first
+    images shown. `channels`: their numbers, by depth; `spread`: their deviations, for all depths to weigh alike.
+    """
+
+    def __init__(self, teacher: LPIPS, student: Tiny, images: Tensor, hr: Tensor) -> None:
+        self.teacher, self.student, self.channels, self.spread = teacher, student, [], []
+        with torch.no_grad():
+            pairs = zip(teacher.features(images.flatten(0, 1)), teacher.features(hr), before_relu(teacher, hr), WIDTHS)
+            for i, (f, r, raw, width) in enumerate(pairs):
+                share = (f.unflatten(0, images.shape[:2]) - r).square().mean(dim=(0, 1, 3, 4))
+                chosen = (share * getattr(teacher, f"weight{i}").flatten()).argsort(descending=True)[:width]
+                self.channels.append(chosen)
+                self.spread.append(raw[:, chosen].std(dim=(0, 2, 3), keepdim=True))
+
+    def features(self, images: Tensor) -> Tensor:
+        """How far the student's features before the ReLUs are from the teacher's: the share not explained, mean."""
+        with torch.no_grad():
+            wanted = before_relu(self.teacher, images)
+        found = self.student.backbone.before_relu(images)
+        return sum(
+            ((f - w[:, c]) / spread).square().mean()
+            for f, w, c, spread in zip(found, wanted, self.channels, self.spread)
+        ) / len(found)
+
+    def distances(self, images: Tensor, hr: Tensor, gap: Tensor, with_slopes: bool) -> dict[str, Tensor]:
+        """The parts of the loss on images (V,B,3,H,W), what they are to hr, and gap = hr - sr."""
+        teacher, student = self.teacher, self.student
+        images = images.requires_grad_(with_slopes)
+        with torch.no_grad():
+            wanted_reference = teacher.features(hr)
+        with torch.set_grad_enabled(with_slopes):
+            wanted_maps, wanted = compare(teacher, images, teacher.features(images.flatten(0, 1)), wanted_reference)
+        maps, found = compare(student, images, student.features(images.flatten(0, 1)), student.features(hr))
+        parts = {"distance": (found - wanted.detach()).abs().mean()}
+        centred = (found - found.mean(dim=0)) - (wanted - wanted.mean(dim=0)).detach()
+        parts["ranking"] = centred.abs().mean()
+        parts["maps"] = sum(
+            ((m + EPS).log() - (w.detach() + EPS).log()).square().mean() for m, w in zip(maps, wanted_maps)
+        )
+        if with_slopes:
+            aim = slopes(wanted, images, gap, create_graph=False)
+            parts["slopes"] = 1 - (slopes(found, images, gap, create_graph=True) * aim).sum(dim=2).mean()
+        return parts
+
+
+def fresh_student() -> Tiny:
+    """Weights that keep the size of the signal (He et al., ICCV 2015), inputs scaled as ImageNet's networks have them."""
+    student = Tiny(path=None).to(memory_format=torch.channels_last)
+    student.backbone.requires_grad_(True)
+    for layer in student.backbone.children():
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        student.backbone.conv1.weight.mul_(2)
+    return student
+
+
+def learn_first_layer(lesson: Lesson, steps: int) -> None:
+    """The first convolution learns the teacher's responses to noise, whose flat spectrum leaves no direction out.
+
+    On photographs alone fine filters would hardly be learned: there is little in them that excites these.
+    """
+    conv, channels = lesson.student.backbone.conv1, lesson.channels[0]
+    opt = torch.optim.Adam(conv.parameters(), 4e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
+    for _ in tqdm(range(steps), "first layer", leave=False, disable=None):
+        noise = torch.randn(16, 3, 63, 63).contiguous(memory_format=torch.channels_last)
+        noise = noise * torch.rand(16, 3, 1, 1) + torch.randn(16, 3, 1, 1) * 0.5
+        with torch.no_grad():
+            wanted = lesson.teacher.backbone.net.slice1[0](lesson.teacher.backbone.scaling(noise))[:, channels]
+        loss = ((conv(noise) - wanted) / lesson.spread[0]).square().mean()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        schedule.step()
+    tqdm.write(f"first layer: {loss.item():.4f} of the variance on noise not explained")
