@@ -124,7 +124,7 @@ class DeepDistance(nn.Module):
             if len(flat) <= at_once:
                 return self.distance(flat, reference_features).reshape(images.shape[:-3])
             parts = [
-                checkpoint(chunk_distance, part, i * at_once, use_reentrant=False)
+                checkpoint(chunk_distance, part, i * at_once, use_reentrant=False, preserve_rng_state=False)
                 for i, part in enumerate(flat.split(at_once))
             ]
             return torch.cat(parts).reshape(images.shape[:-3])

@@ -86,7 +86,7 @@ class Lesson:
 
 
 def fresh_student() -> Tiny:
-    """Weights that keep the size of the signal (He et al., ICCV 2015), inputs scaled as ImageNet's networks have them."""
+    """Weights that keep the size of the signal (He et al., ICCV 2015), on inputs of ImageNet's scale."""
     student = Tiny(path=None).to(memory_format=torch.channels_last)
     student.backbone.requires_grad_(True)
     for layer in student.backbone.children():
