@@ -1,15 +1,19 @@
 """What learns in a run: one SR network with its loss, and all the state of both."""
 
+import copy
 import math
 import zlib
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+import configs
 import networks
 from configs import Config
-from losses import NEEDS_EXTRACTORS, NEEDS_JUDGE, Loss
+from losses import LOSSES, NEEDS_EXTRACTORS, NEEDS_JUDGE, Loss
+from models import init_paper
 
 
 class Learner:
@@ -23,7 +27,10 @@ class Learner:
         adam = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
         self.opt = torch.optim.Adam([*self.net.parameters(), *loss.joint_parameters()], **adam)
         self.helper_opt = torch.optim.Adam(loss.helper.parameters(), **adam) if loss.helper is not None else None
+        self.clip_grad = config.clip_grad
         self.best = math.inf  # lowest validation LPIPS so far
+        self.bad = torch.zeros((), device=device)  # 1: something in this step is not finite
+        self.skips = torch.zeros(2, device=device)  # steps skipped for that: in all, and the last ones in a row
         # Of the loss's name, not of its place in the run: alone or among others, it draws the same numbers.
         seed = zlib.crc32(f"{config.seed} {name}".encode())
         self.streams = {kind: torch.Generator(kind).manual_seed(seed).get_state() for kind in {"cpu", device.type}}
@@ -40,6 +47,42 @@ class Learner:
             self.streams["cpu"] = torch.get_rng_state()
             for device in cuda:
                 self.streams["cuda"] = torch.cuda.get_rng_state(device)
+
+    @contextmanager
+    def skipping(self):
+        """Within, one step: if a loss or gradient is not finite, nothing of it stays, and it is counted.
+
+        The optimizers skip by themselves (see check); here go back the helper, which has learned before the SR
+        network's loss is known, and BatchNorm's statistics. Never waits for the device.
+        """
+        self.bad = torch.zeros_like(self.bad)
+        before = {id(x): x.detach().clone() for x in self._moved_by_a_step()}
+        yield
+        with torch.no_grad():
+            for x in self._moved_by_a_step():
+                old = before.get(id(x), torch.zeros_like(x))  # Adam's moments begin as zeros, in its first step
+                x.copy_(torch.where(self.bad > 0, old, x))
+            total, row = self.skips
+            self.skips = torch.stack([total + self.bad, (row + self.bad) * self.bad])
+
+    def _moved_by_a_step(self) -> list[Tensor]:
+        norms = [m for part in (self.net, self.loss) for m in part.modules() if isinstance(m, _BatchNorm)]
+        tensors = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        if self.helper_opt:
+            tensors += self.loss.helper.parameters()
+            tensors += [x for moments in self.helper_opt.state.values() for x in moments.values()]
+        return tensors
+
+    def check(self, opt: torch.optim.Optimizer, loss: Tensor) -> None:
+        """Clip the gradients that opt is about to follow; unless they and the loss are finite, have it stay."""
+        params = [p for group in opt.param_groups for p in group["params"] if p.grad is not None]
+        if self.clip_grad is not None:
+            norm = nn.utils.clip_grad_norm_(params, self.clip_grad)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in params])
+        finite = loss.detach().isfinite() & norm.isfinite()
+        self.bad = torch.where(finite, self.bad, 1.0)
+        opt.found_inf = self.bad  # as under torch.amp's GradScaler: a fused Adam reads it on its device
 
     def set_learning_rate(self, rate: float) -> None:
         for opt in filter(None, (self.opt, self.helper_opt)):
@@ -58,6 +101,7 @@ class Learner:
             "helper_opt": self.helper_opt.state_dict() if self.helper_opt else None,
             "streams": self.streams,
             "best": self.best,
+            "skips": [int(count) for count in self.skips],
         }
 
     def load_state(self, state: dict) -> None:
@@ -67,5 +111,24 @@ class Learner:
         if self.helper_opt:
             self.helper_opt.load_state_dict(state["helper_opt"])
         self.best = state["best"]
+        self.skips = torch.tensor(state.get("skips", [0, 0]), dtype=torch.float32, device=self.device)
         # A run that moves to another kind of device begins that device's stream.
         self.streams |= {kind: stream for kind, stream in state["streams"].items() if kind in self.streams}
+
+
+def build_learners(config: Config, device: torch.device) -> list[Learner]:
+    """One learner per loss: SR networks start equal, weighting networks too. Raises ValueError on a wrong name."""
+    for name in config.losses:
+        configs.choose(name, LOSSES, "loss")
+    torch.manual_seed(config.seed)
+    net = networks.build_network(config)
+    if config.init == "paper":
+        init_paper(net)
+    learners = []
+    for name in config.losses:
+        torch.manual_seed(config.seed)
+        loss = LOSSES[name](config, net)
+        if config.init == "paper":
+            init_paper(loss)
+        learners.append(Learner(name, copy.deepcopy(net), loss, config, device))
+    return learners

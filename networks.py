@@ -86,7 +86,12 @@ def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, d
         raise ValueError(f"--modelpath {run}: no config.yaml there; {remedy}")
     config = configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
     nets, judges = {}, []
-    last = rundir.learner_states(rundir.load_state(run / "last.pt"), run / "last.pt") if which == "last" else {}
+    last = {}
+    if which == "last":
+        state, path, wrong = rundir.load_last(run)
+        last = rundir.learner_states(state, path)
+        if wrong:
+            print(f"{wrong}; {path.name} of step {state.get('step')} stands in for it")
     for loss in [configs.choose(loss, config.losses, f"loss in {run}") for loss in losses or config.losses]:
         if which == "last" and loss not in last:
             raise ValueError(f"{run / 'last.pt'}: holds no network of {loss}; add --best")

@@ -3,14 +3,20 @@
     checkpoints/RUN/config.yaml     every setting
                     log.jsonl       a line every few steps and after each epoch
                     last.pt         all that is needed to go on
+                    previous.pt     the last.pt before that
                     best_LOSS.pt    the networks of one loss at their best epoch
                     val.json        written by val.py
+                    .lock           names the process that trains here, while it does
+
+A state is the zip archive that torch.save writes; its CRC-32 of every entry is the checksum that loading verifies.
 """
 
+import io
 import json
 import math
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -25,29 +31,114 @@ def next_run(model: str, scale: int, root: Path = ROOT) -> Path:
     return root / f"{stem}{max(taken, default=0) + 1:03d}"
 
 
+def make_next(run: Path, model: str, scale: int) -> Path:
+    """Make the folder `run`, a number of next_run's, or the next one that no other run has made in the meantime."""
+    while True:
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            run = next_run(model, scale, run.parent)
+
+
+def stamp(run: Path) -> tuple[int, int] | None:
+    """What tells one last.pt in the folder from another; None where there is none."""
+    try:
+        stat = (run / "last.pt").stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
 def newest_run(root: Path = ROOT) -> Path:
     """The run that was last written to. Raises ValueError where there is none."""
-    runs = [path.parent for path in root.glob("*/last.pt")] + [path.parent for path in root.glob("*/best_*.pt")]
+    runs = [path.parent for name in ("last", "previous", "best_*") for path in root.glob(f"*/{name}.pt")]
     if not runs:
         raise ValueError(f"no run in {root.resolve()}; train one with train.py, or name a folder with --modelpath")
     return max(runs, key=lambda run: max(path.stat().st_mtime_ns for path in run.glob("*.pt")))
 
 
+def packed(state: dict) -> bytes:
+    """The file of a state."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes, previous: Path | None = None) -> None:
+    """Write content so that path holds, at any moment, the old content or the new, whole.
+
+    The old one stays as `previous`, where that is given and the old one is not damaged. Raises OSError.
+    """
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and intact(path):
+            link = previous.with_name(previous.name + ".tmp")
+            link.unlink(missing_ok=True)
+            try:
+                os.link(path, link)
+                os.replace(link, previous)
+            except OSError:  # a file system without hard links: for a moment there is `previous` alone
+                os.replace(path, previous)
+        os.replace(aside, path)
+    except OSError:
+        _try_to_remove(aside)  # what it takes of a full disk
+        raise
+    sync(path.parent)
+
+
+def _try_to_remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass
+
+
 def save_state(state: dict, path: Path) -> None:
     """Write state to path so that path holds, at any moment, the old state or the new one, whole."""
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    write_whole(path, packed(state))
+
+
+def verify(path: Path) -> None:
+    """Raise an exception where a checksum in the file is wrong. Files from before torch wrote archives have none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"wrong checksum of {damaged}")
+
+
+def intact(path: Path) -> bool:
+    """Whether path is a file with the right checksums."""
+    try:
+        verify(path)
+        return zipfile.is_zipfile(path)
+    except Exception:  # whatever zipfile makes of a damaged one
+        return False
 
 
 def load_state(path: Path) -> dict:
-    """A state of tensors and plain values, on the CPU; code in the file is never run. Raises ValueError."""
+    """A state of tensors and plain values, on the CPU; code in the file is never run. Raises ValueError.
+
+    Bits that are not as they were written are an error too.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
     try:
+        verify(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
         reason = " ".join(str(error).split())[:160] or type(error).__name__
@@ -55,6 +146,24 @@ def load_state(path: Path) -> dict:
     if not isinstance(state, dict):
         raise ValueError(f"{path}: expected a checkpoint, found a {type(state).__name__}")
     return state
+
+
+def load_last(run: Path) -> tuple[dict, Path, str | None]:
+    """The state to go on from, its file, and what is wrong with last.pt where that is previous.pt (else None).
+
+    Raises ValueError where neither can be read.
+    """
+    last, previous = run / "last.pt", run / "previous.pt"
+    try:
+        return load_state(last), last, None
+    except ValueError as error:
+        if not previous.exists():
+            raise
+        wrong = str(error)
+    try:
+        return load_state(previous), previous, wrong
+    except ValueError as error:
+        raise ValueError(f"{wrong}; nor can the one before: {error}; begin anew in another folder") from None
 
 
 def learner_states(state: dict, path: Path) -> dict[str, dict]:
@@ -83,14 +192,36 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def trim_log(path: Path, step: int) -> None:
-    """Drop what was logged after `step`: a run goes on from there and will log it again."""
+def trim_log(path: Path, step: int, validated: bool = True) -> None:
+    """Drop what was logged after `step` (not validated: the scores of `step` too), for it will be logged again.
+
+    A last line that was cut off goes with it.
+    """
+
+    def stays(line: str) -> bool:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            return False
+        return line.endswith("\n") and entry["step"] < step + (validated or "validation" not in entry)
+
     if path.exists():
-        kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
-        path.write_text("".join(kept))
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        write_whole(path, "".join(filter(stays, lines)).encode())
 
 
-def append_log(path: Path, **entry) -> None:
-    """Add one line of JSON to the log."""
-    with open(path, "a") as file:
-        file.write(json.dumps(finite(entry)) + "\n")
+def log_line(entry: dict) -> bytes:
+    """A line of JSON for the log."""
+    return (json.dumps(finite(entry)) + "\n").encode()
+
+
+def append_whole(path: Path, content: bytes) -> None:
+    """Add content to a file, all of it or nothing. Raises OSError."""
+    with open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            if file.write(content) < len(content):
+                raise OSError("No space left on device")
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise

@@ -3,15 +3,14 @@
     python train.py --config configs/quickstart.yaml
     python train.py --model RCAN --device cuda --trainpath DIR --valpath DIR
 
-Trainable Loss Weights, arXiv 2301.10575: `em_step` below is its Algorithm 1.
+Trainable Loss Weights, arXiv 2301.10575: `em_step` below is its Algorithm 1. Exit codes: 0 done; 1 stopped by what
+went wrong; 2 bad input; 128 + its number: stopped by SIGINT, SIGTERM or SIGUSR1, all saved.
 """
 
-import copy
 import math
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,24 +18,24 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import configs
-import networks
+import locks
 import rundir
+import signals
 import val
 from configs import Config
-from data import Batches, Pairs, Patches
+from data import Batches
 from figures import weight_maps
 from learner import Learner
-from losses import LOSSES, NEEDS_EXTRACTORS, NEEDS_JUDGE, Target
-from metrics.extractors import build_extractor
-from metrics.judges import JUDGES, metric_of
-from models import init_paper
+from losses import Target
+from prepared import Prepared
 
 
-def descend(opt: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-    """One step of opt down the gradient of loss; returns the loss's value, still on its device."""
+def descend(learner: Learner, opt: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    """One step of the learner's opt down the gradient of loss; returns the loss's value, still on its device."""
     opt.zero_grad(set_to_none=True)
     with torch.autocast(loss.device.type, enabled=False):  # backward keeps the forward's types by itself
         loss.backward()
+        learner.check(opt, loss)
         opt.step()
     return loss.detach()
 
@@ -50,26 +49,8 @@ def em_step(learner: Learner, lr: Tensor, target: Target, epoch: float) -> tuple
     sr = sr.float()
     helper_loss = learner.loss.helper_loss(sr.detach(), target, epoch)
     if helper_loss is not None:  # E-step: the weighting network (or a discriminator) learns from the SR image as it is
-        helper_loss = descend(learner.helper_opt, helper_loss)
-    return helper_loss, descend(learner.opt, learner.loss(sr, target, epoch, features))  # M-step
-
-
-def build_learners(config: Config, device: torch.device) -> list[Learner]:
-    """One learner per loss: SR networks start equal, weighting networks too. Raises ValueError on a wrong name."""
-    for name in config.losses:
-        configs.choose(name, LOSSES, "loss")
-    torch.manual_seed(config.seed)
-    net = networks.build_network(config)
-    if config.init == "paper":
-        init_paper(net)
-    learners = []
-    for name in config.losses:
-        torch.manual_seed(config.seed)
-        loss = LOSSES[name](config, net)
-        if config.init == "paper":
-            init_paper(loss)
-        learners.append(Learner(name, copy.deepcopy(net), loss, config, device))
-    return learners
+        helper_loss = descend(learner, learner.helper_opt, helper_loss)
+    return helper_loss, descend(learner, learner.opt, learner.loss(sr, target, epoch, features))  # M-step
 
 
 def learning_rate(config: Config, epoch: int, step: int, steps: int) -> float:
@@ -83,103 +64,38 @@ def learning_rate(config: Config, epoch: int, step: int, steps: int) -> float:
     return config.learning_rate * factor[config.schedule]
 
 
-class Run:
-    """A training: its data, judge, learners and folder. Building one checks all input and writes nothing."""
-
-    def __init__(self, config: Config):
-        self.config = config
-        self.device = networks.choose_device(config.device)
-        configs.choose(config.judge, JUDGES, "judge")
-        self.learners = build_learners(config, self.device)
-
-        for name in ("trainpath", "valpath"):
-            configs.expect(len(getattr(config, name)) > 0, name, "", "one or more folders of HR images")
-        multiple = config.scale if config.patch else val.PROTOCOLS["paper"].multiple
-        pairs = Pairs(config.trainpath, config.scale, multiple, lr_folders=config.lrpath or None)
-        self.patches = Patches(pairs, config.patch, config.augment, config.seed, config.skip_small)
-        shapes = {size[::turn] for size in pairs.sizes for turn in ((1, -1) if config.augment else (1,))}
-        if config.patch is None and config.batchsize > 1 and len(shapes) > 1:
-            raise ValueError(f"--batchsize {config.batchsize}: images of different sizes; add --patch or take 1")
-        self.validation = val.read_pairs(config.valpath, config.scale, config.protocol, config.vallrpath)
-
-        self.repeat = config.repeat or self.patches.draws_to_cover
-        self.epoch_steps = Batches(len(self.patches), config.batchsize, 0, repeat=self.repeat).steps_per_epoch
-        self.begin = self.step = config.startepoch * self.epoch_steps
-        self.end = self.begin + config.steps if config.steps else config.endepoch * self.epoch_steps
-        self.folder = Path(config.modelpath) if config.modelpath else rundir.next_run(config.model, config.scale)
-        if config.load:
-            self.resume()
-        else:
-            rundir.check_new(self.folder)
-        self.begin_epoch()  # raises where a loss cannot go on from here
-
-        # Last, for their weights may be a long download.
-        smallest = config.patch or min(map(min, pairs.sizes))
-        self.judge = None
-        if NEEDS_JUDGE & set(config.losses):
-            self.judge = JUDGES[config.judge](weights=config.judge_weights, memory=config.judge_memory << 20)
-            self.judge.to(self.device, memory_format=torch.channels_last)
-            configs.expect(smallest >= self.judge.min_size, "patch", smallest,
-                           f"at least {self.judge.min_size} pixels for {config.judge}")
-        self.extractors = {}
-        if NEEDS_EXTRACTORS & set(config.losses):
-            for name in config.dp_extractors:
-                self.extractors[name] = extractor = build_extractor(name, config.extractor_weights)
-                extractor.to(self.device, memory_format=torch.channels_last)
-                configs.expect(smallest >= extractor.min_size, "patch", smallest,
-                               f"at least {extractor.min_size} pixels for {name}")
-        files = config.judge_weights + config.extractor_weights
-        self.metrics = val.build_metrics(self.lpips_nets, files, device=self.device)
-        val.check_sizes(self.validation, self.metrics, config.protocol)
-
-    def resume(self) -> None:
-        """Take up the run in the folder where its last.pt left it. Raises ValueError where it does not fit."""
-        path = self.folder / "last.pt"
-        state = rundir.load_state(path)
-        saved = rundir.learner_states(state, path)
-        if sorted(saved) != sorted(self.config.losses) or state.get("epoch_steps") != self.epoch_steps:
-            raise ValueError(f"{path}: is of losses {' '.join(saved)} with {state.get('epoch_steps')} steps an epoch; "
-                             f"these settings give {' '.join(self.config.losses)} with {self.epoch_steps}")
-        for learner in self.learners:
-            networks.fill_network(learner.net, saved[learner.name], str(path), self.config)
-            learner.load_state(saved[learner.name])
-        if state["yardstick"] != self.yardstick():
-            print(f"best is chosen anew: by {' '.join(self.yardstick())}, before by {' '.join(state['yardstick'])}")
-            for learner in self.learners:
-                learner.best = math.inf
-        self.step = state["step"]
-        if self.step > self.end:
-            raise ValueError(f"{path}: is at step {self.step}, beyond {self.end}; raise --endepoch or --steps")
-
-    def begin_epoch(self) -> None:
-        for learner in self.learners:
-            learner.loss.begin_epoch(learner.net, self.age)
-
-    @property
-    def age(self) -> float:
-        """The age of the training in epochs."""
-        return self.step / self.epoch_steps
-
-    @property
-    def lpips_nets(self) -> tuple[str, ...]:
-        """The perceptual metrics of validation; the first chooses `best`."""
-        return self.config.lpips or (metric_of(self.config.judge),)
-
-    def yardstick(self) -> list[str]:
-        """What `best` is measured by: the metric, the protocol and the images."""
-        return [self.lpips_nets[0], self.config.protocol, *self.config.valpath]
+class Run(Prepared):
+    """A training under way: the loop, its log, and what ends it."""
 
     def train(self) -> None:
-        """From the present step to the end, validating and saving after each epoch."""
+        """From the present step to the end, validating after each epoch, and saving.
+
+        Raises signals.Stopped after a signal and FloatingPointError after too many skipped steps, both with all saved,
+        and locks.Unusable, with nothing changed, where another run has the folder or has gone on with it.
+        """
         config = self.config
-        while not config.modelpath and self.folder.exists():  # taken by another run in the meantime
-            self.folder = rundir.next_run(config.model, config.scale)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        configs.save(replace(config, load=False, modelpath=None), self.folder / "config.yaml")
-        rundir.trim_log(self.folder / "log.jsonl", self.step if config.load else -1)
+        if config.modelpath:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        else:
+            self.files.folder = rundir.make_next(self.folder, config.model, config.scale)
+        with locks.locked(self.folder), signals.heeded() as self.asked:
+            if rundir.stamp(self.folder) != self.stamp:
+                raise locks.Unusable(f"--modelpath {self.folder}: another run has just gone on with it; start again")
+            configs.save(replace(config, load=False, modelpath=None), self.folder / "config.yaml")
+            rundir.trim_log(self.folder / "log.jsonl", self.step if config.load else -1, self.validated)
+            self.train_to_end()
+
+    def train_to_end(self) -> None:
+        """The steps and validations that are left."""
+        config = self.config
         batches = Batches(len(self.patches), config.batchsize, config.seed, self.step, self.end, self.repeat)
         pinned = self.device.type == "cuda"
-        loader = iter(DataLoader(self.patches, batch_sampler=batches, num_workers=config.workers, pin_memory=pinned))
+        loader = iter(DataLoader(self.patches, batch_sampler=batches, num_workers=config.workers, pin_memory=pinned,
+                                 worker_init_fn=signals.leave_to_parent))  # fmt: skip
+        self.count_skipped()
+        self.saved_at = time.monotonic()
+        if not self.validated:
+            self.validate((self.step - 1) // self.epoch_steps)
         while self.step < self.end:
             epoch = self.step // self.epoch_steps
             self.begin_epoch()
@@ -200,18 +116,27 @@ class Run:
                 lr, hr = (
                     x.to(self.device, non_blocking=True, memory_format=torch.channels_last) for x in next(loader)
                 )
+                before = self.packed() if self.skipped_in_a_row >= config.max_skipped else None
                 age, rate = self.age, learning_rate(config, epoch, self.step - self.begin, self.end - self.begin)
                 values = {}
                 with autocast:
                     target = Target.judged_by(self.judge, hr, lr, self.extractors)
                     for learner in self.learners:
                         learner.set_learning_rate(rate)
-                        with learner.own_stream():
+                        with learner.own_stream(), learner.skipping():
                             values[learner.name] = em_step(learner, lr, target, age)
                 self.step += 1
+                self.validated = self.step < stop
                 bar.update(len(lr))
                 if self.step % config.log_every == 0 or self.step == stop:  # reading values waits for the device
                     self.log_losses(bar, values, age, rate)
+                if before or self.device.type == "cpu" or self.step % config.max_skipped == 0:  # so does counting
+                    self.count_skipped()
+                if before and self.skipped_in_a_row > config.max_skipped:
+                    self.give_up(before)
+                if self.validated and self.save_is_due():
+                    self.save()
+                self.stop_if_asked()
 
     def log_losses(self, bar: tqdm, values: dict, age: float, rate: float) -> None:
         """Show the losses and what they have to say beside them on the bar, and add all to the log."""
@@ -224,14 +149,13 @@ class Run:
             for word, value in words.items():
                 entry.setdefault(word, {})[learner.name] = value
             text.append(" ".join([f"{learner.name} {loss:.4f}", *(f"{word} {x:.3g}" for word, x in words.items())]))
+            if (skipped := int(learner.skips[0])) > 0:
+                entry.setdefault("skipped", {})[learner.name] = skipped
         bar.set_postfix_str(" | ".join(text))
-        rundir.append_log(self.folder / "log.jsonl", **entry)
-        for name, loss in entry["loss"].items():
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss {name} is {loss} at step {self.step}; lower --learning-rate")
+        self.files.log(**entry)
 
     def validate(self, epoch: int) -> None:
-        """Score every network, save `best` where its LPIPS fell, then `last`."""
+        """Score every network, save `best` where its LPIPS fell, then `last`. Raises signals.Stopped in between."""
         first = next(iter(self.metrics))
         width = max(len(learner.name) for learner in self.learners) + 2
         for learner in self.learners:
@@ -242,13 +166,44 @@ class Run:
             if better:
                 learner.best = means[first]
                 best = learner.learned() | {"epoch": epoch, "step": self.step, "scores": means}
-                rundir.save_state(best, self.folder / f"best_{learner.name}.pt")
+                self.files.put(f"best_{learner.name}.pt", rundir.packed(best))
             shown = "  ".join(f"{name} {score:.4f}" for name, score in means.items())
             print(f"  epoch {epoch}  {learner.name:{width}}{shown}{'  best' if better else ''}")
-            rundir.append_log(self.folder / "log.jsonl", step=self.step, epoch=epoch, validation=learner.name, **means)
-        learners = {learner.name: learner.state() for learner in self.learners}
-        place = {"step": self.step, "epoch_steps": self.epoch_steps, "yardstick": self.yardstick()}
-        rundir.save_state(place | {"learners": learners}, self.folder / "last.pt")
+            self.files.log(step=self.step, epoch=epoch, validation=learner.name, **means)
+            self.stop_if_asked()
+        self.validated = True
+        self.save()
+
+    def stop_if_asked(self) -> None:
+        """Save and raise signals.Stopped if a signal has come."""
+        if number := self.asked():
+            self.save()
+            raise signals.Stopped(number)
+
+    def count_skipped(self) -> None:
+        """Ask the device how many steps were skipped in a row, by the learner of which it is most."""
+        self.skipped_in_a_row = max(int(learner.skips[1]) for learner in self.learners)
+
+    def give_up(self, before: bytes) -> None:
+        """Save the state `before` the last step, which it repeats, and raise FloatingPointError."""
+        config, step = self.config, self.step - 1
+        (batch,) = Batches(len(self.patches), config.batchsize, config.seed, step, step + 1, self.repeat)
+        paths = [str(self.patches.pairs.paths[self.patches.used[index % len(self.patches)]]) for _, index in batch]
+        names = [learner.name for learner in self.learners if int(learner.skips[1]) > config.max_skipped]
+        self.files.put("last.pt", before)
+        self.files.save()
+        self.step = step
+        raise FloatingPointError(
+            f"step {step + 1}, {' '.join(names)}: the loss or its gradient is not finite, as in {config.max_skipped} "
+            f"steps before, all skipped; batch of {' '.join(paths)}; last.pt is of before this step: go on with a "
+            "lower --learning-rate, or --clip-grad"
+        )
+
+    def summary(self) -> list[str]:
+        """What did not go as it should: skipped, retried, fallen back to."""
+        counts = {learner.name: int(learner.skips[0]) for learner in self.learners}
+        skipped = [f"{name}: {n} steps skipped, their loss or gradient not finite" for name, n in counts.items() if n]
+        return skipped + self.files.notes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -259,18 +214,31 @@ def main(argv: list[str] | None = None) -> None:
     print(f"run: {run.folder}, {config.model} x{config.scale} on {run.device}, steps {run.step} to {run.end}, "
           f"{run.epoch_steps} an epoch\ntraining on {len(run.patches)} images of {' '.join(config.trainpath)}, "
           f"validating on {len(run.validation)} of {' '.join(config.valpath)}")
+    code = 0
     try:
         run.train()
+        print(f"trained in {time.monotonic() - began:.0f} s")
+    except signals.Stopped as stop:
+        code = stop.exit_code
+        print(f"\nstopped by {stop} at step {run.step}")
     except KeyboardInterrupt:
-        saved = (run.folder / "last.pt").exists()
-        remedy = f"to go on from the last epoch's end: python train.py --load --modelpath {run.folder}"
-        print(f"\nstopped at step {run.step}; {remedy if saved else 'before the first epoch ended, nothing was saved'}")
-        raise SystemExit(130) from None
-    except (FloatingPointError, torch.OutOfMemoryError) as error:
-        remedy = "" if isinstance(error, FloatingPointError) else "; take --patch, a smaller one, or less --batchsize"
+        code = 128 + signals.signal.SIGINT
+        print(f"\nstopped at once at step {run.step}")
+    except (locks.Unusable, FloatingPointError, torch.OutOfMemoryError, OSError) as error:
+        code = 2 if isinstance(error, locks.Unusable) else 1
+        memory = isinstance(error, torch.OutOfMemoryError)
+        remedy = "; take --patch, a smaller one, or less --batchsize" if memory else ""
         print(f"train.py: error: {str(error).splitlines()[0]}{remedy}", file=sys.stderr)
-        raise SystemExit(1) from None
-    print(f"trained in {time.monotonic() - began:.0f} s")
+    for note in run.summary():
+        print(f"note: {note}")
+    if run.files.unsaved:
+        code = code if code in (1, 2) else 1
+        print(f"train.py: error: not saved: {run.files.unsaved}; the state before it is whole", file=sys.stderr)
+    if code:
+        if code != 2:
+            saved = (run.folder / "last.pt").exists()
+            print(f"to go on: python train.py --load --modelpath {run.folder}" if saved else "nothing was saved yet")
+        raise SystemExit(code)
     weighted = {x.name: (x.net, x.loss.weighting) for x in run.learners if x.loss.weighting is not None}
     if weighted:
         weight_maps(weighted, *(image[None].to(run.device) for image in run.validation[0]), run.folder / "weights.png")

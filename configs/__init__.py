@@ -6,6 +6,7 @@ without hyphens ("k-start" or "k_start"); whatever is unknown is an error that s
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ __all__ = ["Config", "OneLineParser", "add_settings", "check_resumable", "choose
 RESUMABLE = {
     "endepoch", "steps", "learning_rate", "schedule", "step_epochs", "step_gamma", "precision", "device", "workers",
     "judge_weights", "judge_memory", "valpath", "vallrpath", "lpips", "protocol", "log_every", "load", "modelpath",
-    "milestones", "extractor_weights",
+    "milestones", "extractor_weights", "save_every", "save_minutes", "clip_grad", "max_skipped",
 }  # fmt: skip
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
@@ -91,6 +92,8 @@ class Config:
     step_epochs: int = setting(50, "schedule step: epochs between two drops")
     step_gamma: float = setting(0.5, "schedules step and milestones: factor of each drop")
     milestones: tuple[int, ...] = setting((), "schedule milestones: steps from which the rate has dropped once more")
+    clip_grad: float | None = setting(None, "largest norm of a gradient, beyond which it is scaled down; default: none")
+    max_skipped: int = setting(10, "steps in a row that may be skipped for a loss or gradient that is not finite")
     startepoch: int = setting(0, "number of the first epoch (k is that of this epoch)")
     endepoch: int = setting(100, "number of the epoch to stop before")
     steps: int | None = setting(None, "stop after this many steps instead of at --endepoch")
@@ -100,6 +103,8 @@ class Config:
     # the run
     modelpath: str | None = setting(None, "the run's folder; default: checkpoints/MODEL_xSCALE_NUMBER")
     load: bool = setting(False, "go on with the run in --modelpath from where it stopped")
+    save_every: int | None = setting(None, "steps between two saves, besides those of --save-minutes and epochs")
+    save_minutes: float = setting(10.0, "minutes between two saves, besides those after epochs; 0: those alone")
     lpips: tuple[str, ...] = setting(
         (), "perceptual metrics of validation (alex vgg squeeze tiny ms-ssim), the first chooses `best`; default: the judge's"
     )
@@ -108,13 +113,14 @@ class Config:
 
     def __post_init__(self):
         positive = ("judge_memory", "samples", "eps", "k_epochs", "patch", "repeat", "batchsize", "learning_rate",
-                    "step_epochs", "step_gamma", "steps", "log_every", "pspl_max", "dp_mu", "gan_weight")
+                    "step_epochs", "step_gamma", "steps", "log_every", "pspl_max", "dp_mu", "gan_weight",
+                    "clip_grad", "max_skipped", "save_every")
         for name in positive:
             value = getattr(self, name)
             expect(value is None or value > 0, name, value, "a number above 0")
         for name in ("workers", "startepoch", "seed"):
             expect(0 <= getattr(self, name) < 2**32, name, getattr(self, name), "0 or more, below 2^32")
-        for name in ("pspl_alpha", "pspl_beta", "pixel_weight", "pretrain_epochs"):
+        for name in ("pspl_alpha", "pspl_beta", "pixel_weight", "pretrain_epochs", "save_minutes"):
             expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         named = len(set(self.dp_extractors)) == len(self.dp_extractors) in (1, 2)
         expect(named, "dp_extractors", " ".join(self.dp_extractors), "one feature extractor, or two different ones")
@@ -193,7 +199,9 @@ def read_yaml(path: str | Path) -> dict:
 
 def load(argv: list[str] | None = None) -> Config:
     """The settings of a command line: defaults, then --config, then flags. Exits with code 2 on a bad one."""
-    parser = OneLineParser(prog="train.py", description="Train SR networks, one per loss, from one start on one data.")
+    codes = "exit codes: 0 done; 1 gone wrong; 2 bad input; 130, 138, 143 stopped by SIGINT, SIGUSR1, SIGTERM and saved"
+    about = "Train SR networks, one per loss, from one start on one data."
+    parser = OneLineParser(prog="train.py", description=about, epilog=codes)
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below; flags win")
     add_settings(parser)
     flags = vars(parser.parse_args(argv))
@@ -230,7 +238,9 @@ def check_resumable(config: Config, saved: Config) -> None:
 def save(config: Config, path: str | Path) -> None:
     """Write every setting to a YAML file that --config reads back."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-    Path(path).write_text(yaml.safe_dump(values, sort_keys=False))
+    aside = Path(f"{path}.tmp")  # a run whose settings are cut off would be lost
+    aside.write_text(yaml.safe_dump(values, sort_keys=False))
+    os.replace(aside, path)
 
 
 def _kind(annotation) -> tuple[type, bool]:

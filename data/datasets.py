@@ -5,8 +5,7 @@ Every random choice is a pure function of (seed, epoch, index): worker counts an
 
 import os
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,15 +15,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
-from .images import list_images, read_rgb
+from .images import read_rgb
 from .imresize import imresize
+from .partners import Folders, match, rooted, unique_names
 
 # What each 8-bit level is in [-1,1]: a look-up is exact and saves the float64 copy of an image.
 _LEVELS = (np.arange(256) / 255 * 2 - 1).astype(np.float32)
 # How far an LR pixel's kernel reaches beyond its own HR pixels, in LR pixels.
 _REACH = 2
-
-Folders = str | Path | Iterable[str | Path]
 
 
 def make_pair(rgb: np.ndarray, scale: int, multiple: int, round_lr: bool = False) -> tuple[Tensor, Tensor]:
@@ -48,10 +46,12 @@ class Pairs(Dataset):
     lr_folders: LR images, taken as they are; without them LR is HR's bicubic downscaling (see `make_pair`).
     Matched by file stem ("0001" or DIV2K's "0001x4"), then by folder below its root, then by the root's position.
     cache_bytes: decoded images are kept up to this size; the others are decoded again on each use.
-    paths: the HR files; names: their stems, or paths where stems collide; sizes: HR's (H,W) after cropping.
+    bad_images: "stop" or "skip", what to do with an image that is unreadable, damaged, too small, without an LR
+    partner or with one that is unreadable or of the wrong size.
+    paths: the HR files; names: their stems, or paths where stems collide; sizes: HR's (H,W) after cropping;
+    skipped: the HR files left out, each with the reason in one line.
 
-    Every file is read once at construction: ValueError names the first that is unreadable, too small,
-    without an LR partner or with one of the wrong size.
+    Every file is read once at construction. Raises ValueError for the first bad image, or, with "skip", where all are.
     """
 
     def __init__(
@@ -64,30 +64,61 @@ class Pairs(Dataset):
         round_lr: bool = False,
         cache_bytes: int = 2 << 30,
         progress: bool = True,
+        bad_images: str = "stop",
     ) -> None:
         _check_multiple(scale, multiple)
-        self.scale, self.multiple, self.round_lr = scale, multiple, round_lr
-        files = _rooted(folders)
+        if bad_images not in ("stop", "skip"):
+            raise ValueError(f"bad_images={bad_images}; expected stop or skip")
+        self.scale, self.multiple, self.round_lr, self._stop = scale, multiple, round_lr, bad_images == "stop"
+        files = rooted(folders)
         self.paths = list(files)
-        self.names = _names(files)
         self.sizes: list[tuple[int, int]] = []
-        self._partners = None if lr_folders is None else _match(files, _rooted(lr_folders), scale)
-        self._cache: list[tuple[np.ndarray, np.ndarray]] = []
+        self.skipped: dict[Path, str] = {}
+        self._partners = None
+        if lr_folders is not None:
+            self._partners = match(files, rooted(lr_folders), scale)
+            self._drop_lonely()
+        self._cache: list[tuple[np.ndarray | None, np.ndarray]] = []
         self._read_all(cache_bytes, progress)
+        if not self.paths:
+            first = next(iter(self.skipped.values()))
+            raise ValueError(f"all of {len(files)} images are bad, the first: {first}")
+        names = unique_names(files)
+        self.names = [names[path] for path in self.paths]
+
+    def _skip(self, path: Path, reason: str) -> None:
+        if self._stop:
+            raise ValueError(reason)
+        self.skipped[path] = reason
+
+    def _drop_lonely(self) -> None:
+        for path in self.paths:
+            if path not in self._partners:
+                names = f"{path.stem} or {path.stem}x{self.scale}"
+                self._skip(path, f"{path} has no LR partner; expected {names} in lr_folders, add or remove it")
+        self.paths = [path for path in self.paths if path in self._partners]
 
     def _read_all(self, cache_bytes: int, progress: bool) -> None:
-        left = cache_bytes
+        left, good = cache_bytes, []
 
-        def read(index: int) -> tuple[np.ndarray | None, np.ndarray]:
-            lr, hr = self._decode(index)
+        def read(path: Path) -> tuple[np.ndarray | None, np.ndarray] | ValueError:
+            try:
+                lr, hr = self._decode(path)
+            except ValueError as error:
+                return error
             # Once the cache is full a downscaling would be thrown away.
             return (self._downscaled(hr) if lr is None and left > 0 else lr), hr
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             # disable=None: the bar shows on a terminal only, so that logs stay clean.
             hidden = None if progress else True
-            images = pool.map(read, range(len(self)))
-            for lr, hr in tqdm(images, "reading images", len(self), leave=False, disable=hidden):
+            images = tqdm(pool.map(read, self.paths), "reading images", len(self), leave=False, disable=hidden)
+            for path, image in zip(self.paths, images):
+                if isinstance(image, ValueError):
+                    self._skip(path, str(image))
+                    continue
+                lr, hr = image
+                good.append(path)
                 self.sizes.append(hr.shape[:2])
                 size = hr.nbytes + (0 if lr is None else lr.nbytes)
                 if size <= left:
@@ -95,6 +126,7 @@ class Pairs(Dataset):
                     left -= size
                 else:
                     left = 0
+        self.paths = good
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -108,7 +140,7 @@ class Pairs(Dataset):
         lr (3,H/scale,W/scale) is that part of the whole image's LR, bit by bit; hr is (3,H,W).
         """
         scale = self.scale
-        lr, hr = self._cache[index] if 0 <= index < len(self._cache) else self._decode(index)
+        lr, hr = self._cache[index] if 0 <= index < len(self._cache) else self._read_again(index)
         top, left = (x // scale for x in start)
         height, width = (x // scale for x in size)
         if lr is None:
@@ -125,18 +157,24 @@ class Pairs(Dataset):
     def _downscaled(self, hr: np.ndarray) -> np.ndarray:
         return _downscale(hr, self.scale, self.round_lr)
 
-    def _decode(self, index: int) -> tuple[np.ndarray | None, np.ndarray]:
+    def _read_again(self, index: int) -> tuple[np.ndarray | None, np.ndarray]:
+        lr, hr = self._decode(self.paths[index])
+        if hr.shape[:2] != self.sizes[index]:
+            sizes = " instead of ".join(f"{height}x{width}" for height, width in (hr.shape[:2], self.sizes[index]))
+            raise ValueError(f"{self.paths[index]} is {sizes} now; expected images not to change, put it back")
+        return lr, hr
+
+    def _decode(self, path: Path) -> tuple[np.ndarray | None, np.ndarray]:
         """LR float32 (h,w,3) in [-1,1] where it has a file of its own, and HR uint8 (H,W,3), both cropped."""
-        path = self.paths[index]
         whole = read_rgb(path)
         hr = _crop(whole, self.multiple, name=str(path))
         if self._partners is None:
             return None, hr
-        lr = read_rgb(self._partners[index])
+        lr = read_rgb(self._partners[path])
         height, width = (x // self.scale for x in whole.shape[:2])
         if lr.shape[:2] != (height, width):
             raise ValueError(
-                f"{self._partners[index]}, LR partner of {path}, is {lr.shape[0]}x{lr.shape[1]}; "
+                f"{self._partners[path]}, LR partner of {path}, is {lr.shape[0]}x{lr.shape[1]}; "
                 f"expected {height}x{width} at scale={self.scale}, replace one of them"
             )
         return _LEVELS[lr[: hr.shape[0] // self.scale, : hr.shape[1] // self.scale]], hr
@@ -266,49 +304,3 @@ def _downscale(rgb: np.ndarray, scale: int, round_lr: bool) -> np.ndarray:
     if round_lr:
         lr = np.rint(lr.clip(0, 1) * 255) / 255
     return (lr * 2 - 1).astype(np.float32)
-
-
-def _rooted(folders: Folders) -> dict[Path, tuple[int, Path]]:
-    """Every image file with its root folder's position in the list and its path below that root."""
-    roots = [folders] if isinstance(folders, str | Path) else list(folders)
-    list_images(roots)  # names the first wrong folder, or that there is none
-    files: dict[Path, tuple[int, Path]] = {}
-    for position, root in enumerate(roots):
-        for path in list_images(root):
-            below = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
-            files.setdefault(path, (position, below))
-    return files
-
-
-def _names(files: dict[Path, tuple[int, Path]]) -> list[str]:
-    """The shortest of stem, path below the root, whole path (all without suffix) and file path that is unique."""
-    labels = [
-        (path.stem, below.with_suffix("").as_posix(), path.with_suffix("").as_posix(), path.as_posix())
-        for path, (_, below) in files.items()
-    ]
-    counts = [Counter(column) for column in zip(*labels)]
-    return [next(x for x, count in zip(row, counts) if count[x] == 1) for row in labels]
-
-
-def _match(hr: dict[Path, tuple[int, Path]], lr: dict[Path, tuple[int, Path]], scale: int) -> list[Path]:
-    """The LR partner of each HR file."""
-    by_stem: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in lr:
-        by_stem[path.stem].append(path)
-    owners: dict[Path, Path] = {}
-    for path, (position, below) in hr.items():
-        found = by_stem.get(path.stem) or by_stem.get(f"{path.stem}x{scale}") or []
-        if not found:
-            raise ValueError(
-                f"{path} has no LR partner; expected {path.stem} or {path.stem}x{scale} in lr_folders, add or remove it"
-            )
-        if len(found) > 1:
-            found = [x for x in found if lr[x][1].parent == below.parent] or found
-        if len(found) > 1:
-            found = [x for x in found if lr[x][0] == position] or found
-        if len(found) > 1:
-            raise ValueError(f"{path} has two LR partners, {found[0]} and {found[1]}; expected one, remove the other")
-        if found[0] in owners:
-            raise ValueError(f"{path} and {owners[found[0]]} share the LR partner {found[0]}; expected two, add one")
-        owners[found[0]] = path
-    return list(owners)

@@ -1,6 +1,8 @@
 """Finding image files and reading any of them as 8-bit RGB, or saying in one line why not."""
 
+import logging
 import os
+import warnings
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -13,11 +15,21 @@ from .photographs import PREFIX, photographs
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 # Named, so that a file in disguise never reaches a reader that starts other programs (EPS starts Ghostscript).
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+_JPEG_MAGIC, _JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Beyond this Pillow suspects a decompression bomb; training images are two orders of magnitude smaller.
 _MAX_PIXELS = 89_478_485
+# As many pixels as 16-bit samples of four channels, and more.
+_MAX_BYTES = 1 << 30
+# A progressive JPEG may go over all its pixels again for every few bytes: pixels times scans bound the time.
+_MAX_SCANNED = 20 * _MAX_PIXELS
 _MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2  # TIFF's PhotometricInterpretation
 _ORIENTATION = 274  # the EXIF tag
+
+# Either a file is refused with a reason, or what they warn of (odd metadata) does not touch its pixels. For the whole
+# process, because files are read in threads, which share the filters of warnings.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 def list_images(folders: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -25,7 +37,7 @@ def list_images(folders: str | Path | Iterable[str | Path]) -> list[Path]:
 
     The files of one folder come sorted by path, the folders in the given order, no file twice. A folder called
     "skimage:NAME,NAME" stands for these photographs of scikit-image.
-    Raises ValueError where a folder is missing, is a file, or holds no image.
+    Raises ValueError where a folder is missing, is a file, holds no image, or cannot be listed.
     """
     folders = [folders] if isinstance(folders, str | Path) else list(folders)
     if not folders:
@@ -35,10 +47,13 @@ def list_images(folders: str | Path | Iterable[str | Path]) -> list[Path]:
         if str(name).startswith(PREFIX):
             found.update(dict.fromkeys(photographs(str(name))))
             continue
+        if name == "":  # Path would take it for the working folder
+            raise ValueError("the name of a folder is empty; expected a folder of images, name one")
         folder = Path(name)
-        if folder.is_file():
+        # os.path's tests say no where Path's raise, as for too long a name.
+        if os.path.isfile(folder):
             raise ValueError(f"{folder} is a file; expected a folder of images, use {folder.parent}")
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise ValueError(f"folder {folder} does not exist; expected a folder of images, check the path")
         images = sorted(_walk(folder))
         if not images:
@@ -48,8 +63,11 @@ def list_images(folders: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterable[Path]:
+    def refuse(error: OSError):
+        raise ValueError(f"cannot list folder {error.filename}: {error.strerror}; make it readable or remove it")
+
     seen = set()
-    for root, below, names in os.walk(folder, followlinks=True):
+    for root, below, names in os.walk(folder, followlinks=True, onerror=refuse):
         # A link may lead back up: every real folder is entered once.
         real = os.path.realpath(root)
         below[:] = sorted(name for name in below if not name.startswith(".")) if real not in seen else []
@@ -68,10 +86,10 @@ def read_rgb(path: str | Path) -> np.ndarray:
     16-bit samples v become round(v / 257); 16-bit colour PNG alone gets Pillow's v >> 8, as in OpenCV.
 
     Raises ValueError("cannot read image <path>: <reason>; remove or replace it") for whatever else: missing,
-    empty, truncated or damaged files, float or other samples, sizes of a decompression bomb.
+    empty, truncated or damaged files, float or other samples, sizes of a decompression bomb, pipes and devices.
     """
     try:
-        return _decode(Path(path).read_bytes())
+        return _decode(_contents(Path(path)))
     except UnidentifiedImageError:
         reason = "not a PNG, JPEG, BMP, WebP or TIFF image, or damaged"
     except OSError as error:
@@ -81,6 +99,15 @@ def read_rgb(path: str | Path) -> np.ndarray:
     raise ValueError(f"cannot read image {path}: {' '.join(reason.split())}; remove or replace it")
 
 
+def _contents(path: Path) -> bytes:
+    size = path.stat().st_size
+    if not (path.is_file() or path.is_dir()):  # it could keep its reader waiting, or never end
+        raise ValueError("a pipe or a device, not a file")
+    if size > _MAX_BYTES:
+        raise ValueError(f"{size} bytes are more than {_MAX_BYTES}")
+    return path.read_bytes()
+
+
 def _decode(data: bytes) -> np.ndarray:
     if not data:
         raise ValueError("the file is empty")
@@ -88,9 +115,15 @@ def _decode(data: bytes) -> np.ndarray:
     image = None
     if data.startswith(_TIFF_MAGIC):
         image, inverted = _inspect_tiff(data)
+    if data.startswith(b"RIFF") and data[8:16] == b"WEBPVP8X":  # Pillow makes room for all its pixels on opening
+        _check_size(*(1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27)))
     if image is None:
         image = Image.open(BytesIO(data), formats=_FORMATS)
         _check_size(*image.size)
+        if data.startswith(_JPEG_MAGIC):
+            scans = data.count(_JPEG_SCAN)
+            if scans * image.width * image.height > _MAX_SCANNED:
+                raise ValueError(f"{scans} scans of {image.width}x{image.height} pixels, as in a decompression bomb")
         if image.format == "PNG":
             # Decoding alone does not look at the check sums; verify() leaves the image unusable.
             image.verify()
@@ -116,6 +149,9 @@ def _inspect_tiff(data: bytes) -> tuple[Image.Image | None, bool]:
     with tifffile.TiffFile(BytesIO(data)) as tiff:
         page = tiff.pages.first
         _check_size(page.imagewidth, page.imagelength)
+        if page.nbytes > _MAX_BYTES:
+            size = f"{page.imagewidth}x{page.imagelength} pixels of {page.samplesperpixel} samples"
+            raise ValueError(f"{size} make {page.nbytes} bytes, as in a decompression bomb")
         if page.dtype not in (np.bool_, np.uint8, np.uint16) or page.bitspersample not in (1, 2, 4, 8, 16):
             raise ValueError(f"{page.bitspersample}-bit {page.dtype} samples; expected 8 or 16 bits, unsigned")
         if page.dtype != np.uint16 or page.photometric not in (_MINISWHITE, _MINISBLACK, _RGB):

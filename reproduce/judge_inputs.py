@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from configs import Config
 from data import Batches, Pairs, Patches
+from learner import build_learners
 from losses import Target
 from models.weighting import fixed_sum, relaxed_bernoulli
-from train import build_learners, em_step
+from train import em_step
 
 
 def endless_batches(pairs: Pairs, patch: int, batchsize: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -20,9 +20,13 @@ MAY_IMPORT = {
     "data": set(),
     "configs": set(),
     "rundir": set(),
+    "locks": set(),
+    "signals": set(),
+    "files": {"rundir"},
     "figures": set(),
     "losses": {"models"},
-    "learner": {"configs", "losses", "networks"},
+    "learner": {"configs", "losses", "models", "networks"},
+    "prepared": {"configs", "data", "files", "learner", "locks", "losses", "metrics", "networks", "rundir", "val"},
     "networks": {"configs", "models", "rundir"},
     "val": {"configs", "data", "metrics", "models", "networks", "rundir"},
     "convert": {"configs", "models", "networks", "rundir"},
@@ -67,7 +71,7 @@ def test_nothing_imports_the_training_or_the_reproduction():
 
 
 def test_only_training_asks_for_losses():
-    inside = ("reproduce", "benchmarks", "train", "learner")
+    inside = ("reproduce", "benchmarks", "train", "prepared", "learner")
     assert [label(path) for path in FILES if "losses" in imported(path) and part_of(path) not in inside] == []
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import rundir
+from files import Files
 
 
 class Bomb:
@@ -115,8 +116,8 @@ def test_newest_run(tmp_path):
 
 
 def test_log_lines(tmp_path):
-    rundir.append_log(tmp_path / "log.jsonl", step=1, loss={"L1": 0.5})
-    rundir.append_log(tmp_path / "log.jsonl", step=2)
+    Files(tmp_path).log(step=1, loss={"L1": 0.5})
+    Files(tmp_path).log(step=2)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"step": 1, "loss": {"L1": 0.5}}, {"step": 2}]
 
@@ -125,6 +126,6 @@ def test_trim_log_drops_what_comes_after_a_step(tmp_path):
     log = tmp_path / "log.jsonl"
     rundir.trim_log(log, 3)  # no log yet: nothing to do
     for step in (1, 3, 5):
-        rundir.append_log(log, step=step, loss=float("nan"))
+        Files(tmp_path).log(step=step, loss=float("nan"))
     rundir.trim_log(log, 3)
     assert [json.loads(line) for line in log.read_text().splitlines()] == [{"step": s, "loss": None} for s in (1, 3)]

@@ -15,6 +15,7 @@ import losses.tlw
 import rundir
 import train
 from data import list_images, read_rgb
+from learner import build_learners
 from losses import Target
 from metrics.judges import JUDGES
 
@@ -117,7 +118,7 @@ def naive_step(net, conv, opts, judge, pixel, lr, hr, k, uniforms):
 @pytest.mark.parametrize("pixel", ["L1", "MSE"])
 def test_em_step_is_algorithm_1(tiny_args, squeeze_file, pixel, monkeypatch):
     config = configs.load([*tiny_args, "--losses", f"{pixel}+TLW"])
-    (learner,) = train.build_learners(config, torch.device("cpu"))
+    (learner,) = build_learners(config, torch.device("cpu"))
     judge = JUDGES[config.judge](weights=[squeeze_file])
     net, conv = copy.deepcopy(learner.net), copy.deepcopy(learner.loss.helper.conv)
     # Plain gradient descent: Adam's first step is the gradient's sign, so it blows rounding up where that is near 0.
@@ -299,7 +300,7 @@ def test_the_schedule_reaches_both_optimizers(tiny_args, workplace):
 def test_paper_init(tiny_args):
     options = ["--model-options", "blocks=2", "channels=32", "--losses", "L1+TLW", "MSE+TLW", "L1"]
     paper, default = (
-        train.build_learners(configs.load([*tiny_args, *options, "--init", init]), torch.device("cpu"))
+        build_learners(configs.load([*tiny_args, *options, "--init", init]), torch.device("cpu"))
         for init in ("paper", "pytorch")
     )
     for module in (paper[0].net, paper[0].loss.helper):

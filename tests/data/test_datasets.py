@@ -1,5 +1,6 @@
 """Pairs, patches and batches: values, matching of files, and determinism."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -82,6 +83,68 @@ def test_pairs_name_the_first_bad_file(folder):
         Pairs(folder, 4, 12)
     with pytest.raises(ValueError, match="multiple=3 is not divisible by scale=4; use 4"):
         Pairs(folder, 4, 3)
+
+
+def bad_folders(folder, tmp_path):
+    """Pairs with files of every kind of trouble: the good images' numbers and what is said of each of the others."""
+    cut = (folder / "1.png").read_bytes()[:200]
+    for number in range(3, 9):
+        save(folder / f"{number}.png", (40, 48))
+    for number in (0, 1, 2, 3, 4, 5, 6, 8):
+        save_lr(folder / f"{number}.png", tmp_path / f"lr/{number}.png", 4)
+    (folder / "1.png").write_bytes(cut)
+    save(folder / "3.png", (11, 40))
+    (folder / "4.png").write_text("no image")
+    save(tmp_path / "lr/5.png", (9, 12))
+    (tmp_path / "lr/6.png").write_bytes(cut)
+    return ["0", "2", "8"], {
+        "1": "hr/1.png: ", "3": "3.png is 11x40, smaller than multiple=12", "4": "hr/4.png: not a PNG",
+        "5": "lr/5.png, LR partner of .*hr/5.png, is 9x12; expected 10x12", "6": "cannot read image .*lr/6.png: ",
+        "7": "hr/7.png has no LR partner; expected 7 or 7x4 in lr_folders",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 20_000, 2 << 30])
+def test_bad_images_are_skipped_and_named(folder, tmp_path, cache_bytes):
+    good, bad = bad_folders(folder, tmp_path)
+    settings = dict(lr_folders=tmp_path / "lr", cache_bytes=cache_bytes)
+    pairs = Pairs(folder, 4, 12, **settings, bad_images="skip")
+    assert pairs.names == [path.stem for path in pairs.paths] == good and len(pairs) == len(pairs.sizes) == 3
+    assert {path.stem for path in pairs.skipped} == set(bad) and all(path.is_file() for path in pairs.skipped)
+    for path, reason in pairs.skipped.items():
+        assert re.search(bad[path.stem], reason) and "\n" not in reason
+    for number in bad:  # what is left is what a folder without them gives
+        (folder / f"{number}.png").unlink()
+    clean = Pairs(folder, 4, 12, **settings)
+    assert clean.paths == pairs.paths and clean.sizes == pairs.sizes and clean.skipped == {}
+    assert all(equal(a, b) for a, b in zip(pairs, clean, strict=True))
+
+
+def test_bad_images_stop_where_they_are_not_skipped(folder, tmp_path):
+    good, bad = bad_folders(folder, tmp_path)
+    for bad_images in ("stop", "skip"):
+        for number in (*good, *bad):
+            for other in folder.parent.glob("alone/*"):
+                other.unlink()
+            (tmp_path / "alone").mkdir(exist_ok=True)
+            (tmp_path / "alone" / f"{number}.png").write_bytes((folder / f"{number}.png").read_bytes())
+            settings = dict(lr_folders=tmp_path / "lr", bad_images=bad_images)
+            if number in good:
+                assert Pairs(tmp_path / "alone", 4, 12, **settings).skipped == {}
+                continue
+            words = "all of 1 images are bad, the first: .*" if bad_images == "skip" else ""
+            with pytest.raises(ValueError, match=f"^{words}") as caught:
+                Pairs(tmp_path / "alone", 4, 12, **settings)
+            assert re.search(bad[number].replace("hr/", "alone/"), str(caught.value))
+    with pytest.raises(ValueError, match="bad_images=ignore; expected stop or skip"):
+        Pairs(folder, 4, 12, bad_images="ignore")
+
+
+def test_an_image_that_changes_its_size_in_the_meantime(folder):
+    pairs = Pairs(folder, 4, 12, cache_bytes=0)
+    save(folder / "1.png", (64, 64))
+    with pytest.raises(ValueError, match="1.png is 60x60 instead of 36x48 now; expected images not to change"):
+        pairs[1]
 
 
 def test_names_are_unique(tmp_path):

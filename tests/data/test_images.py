@@ -264,6 +264,8 @@ def test_list_images_errors(tmp_path):
     (tmp_path / "none").mkdir()
     for folders, words in [
         ([], "no folder given"),
+        ([""], "the name of a folder is empty"),
+        (["x" * 300], "x does not exist"),
         ([tmp_path / "missing"], "missing does not exist; expected a folder of images, check"),
         ([tmp_path, tmp_path / "none"], "no images in .*none; expected PNG"),
         ([tmp_path / "file.png"], "file.png is a file; expected a folder of images, use"),

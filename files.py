@@ -1,0 +1,68 @@
+"""What a run writes while it trains, whatever happens to its disk."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import rundir
+
+
+class Files:
+    """What a run writes while it trains. A full disk or a folder that cannot be written to does not end it.
+
+    What could not be written waits in memory, in order, for the next save; said once, and again when it is written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.lines = b""  # of the log
+        self.states: dict[str, bytes] = {}  # by file name; last.pt comes after the best that it knows of
+        self.trouble: str | None = None
+        self.notes: list[str] = []  # what the run's summary shall say
+
+    def log(self, **entry) -> None:
+        """Add one line of JSON to the log."""
+        self.lines += rundir.log_line(entry)
+        with self._patience():
+            self._write_log()
+
+    def put(self, name: str, content: bytes) -> None:
+        """Have a state written at the next save, instead of one of that name that still waits."""
+        self.states.pop(name, None)
+        self.states[name] = content
+
+    def save(self) -> None:
+        """Write all that waits."""
+        with self._patience():
+            self._write_log()
+            if (self.folder / "log.jsonl").exists():
+                rundir.sync(self.folder / "log.jsonl")
+            for name in [*self.states]:
+                previous = self.folder / "previous.pt" if name == "last.pt" else None
+                rundir.write_whole(self.folder / name, self.states[name], previous)
+                del self.states[name]
+            if self.trouble:
+                print(f"\nsaved again after: {self.trouble}", flush=True)
+                self.trouble = None
+
+    @property
+    def unsaved(self) -> str | None:
+        """What is not in the folder and why; None where all is."""
+        names = ["log.jsonl"] * bool(self.lines) + [*self.states]
+        return f"{', '.join(names)} ({self.trouble})" if names else None
+
+    def _write_log(self) -> None:
+        if self.lines:
+            rundir.append_whole(self.folder / "log.jsonl", self.lines)
+            self.lines = b""
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        """An OSError is said and remembered."""
+        try:
+            yield
+        except OSError as error:
+            if not self.trouble:
+                self.trouble = error.strerror or str(error)
+                self.notes.append(f"a save failed: {self.trouble}")
+                print(f"\nnot saved: {self.unsaved}; training goes on, the next save tries again", flush=True)

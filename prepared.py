@@ -1,0 +1,141 @@
+"""A run that is ready to begin or to go on: its data, judge, learners and folder, all input checked."""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+
+import configs
+import locks
+import networks
+import rundir
+import val
+from configs import Config
+from data import Batches, Pairs, Patches
+from files import Files
+from learner import build_learners
+from losses import NEEDS_EXTRACTORS, NEEDS_JUDGE
+from metrics.extractors import build_extractor
+from metrics.judges import JUDGES, metric_of
+
+
+class Prepared:
+    """A training's data, judge, learners, place and folder. Building one checks all input and writes nothing."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.device = networks.choose_device(config.device)
+        configs.choose(config.judge, JUDGES, "judge")
+        self.learners = build_learners(config, self.device)
+
+        for name in ("trainpath", "valpath"):
+            configs.expect(len(getattr(config, name)) > 0, name, "", "one or more folders of HR images")
+        multiple = config.scale if config.patch else val.PROTOCOLS["paper"].multiple
+        pairs = Pairs(config.trainpath, config.scale, multiple, lr_folders=config.lrpath or None)
+        self.patches = Patches(pairs, config.patch, config.augment, config.seed, config.skip_small)
+        shapes = {size[::turn] for size in pairs.sizes for turn in ((1, -1) if config.augment else (1,))}
+        if config.patch is None and config.batchsize > 1 and len(shapes) > 1:
+            raise ValueError(f"--batchsize {config.batchsize}: images of different sizes; add --patch or take 1")
+        self.validation = val.read_pairs(config.valpath, config.scale, config.protocol, config.vallrpath)
+
+        self.repeat = config.repeat or self.patches.draws_to_cover
+        self.epoch_steps = Batches(len(self.patches), config.batchsize, 0, repeat=self.repeat).steps_per_epoch
+        self.begin = self.step = config.startepoch * self.epoch_steps
+        self.end = self.begin + config.steps if config.steps else config.endepoch * self.epoch_steps
+        self.files = Files(Path(config.modelpath) if config.modelpath else rundir.next_run(config.model, config.scale))
+        self.validated = True  # whether the validation that is due at this step has been made
+        self.asked = lambda: None  # which signal asks the run to stop
+        locks.check_free(self.folder)
+        if config.load:
+            self.resume()
+        else:
+            rundir.check_new(self.folder)
+        self.stamp = rundir.stamp(self.folder)  # another run's last.pt has another
+        if self.validated:
+            self.begin_epoch()  # raises where a loss cannot go on from here
+
+        # Last, for their weights may be a long download.
+        smallest = config.patch or min(map(min, pairs.sizes))
+        self.judge = None
+        if NEEDS_JUDGE & set(config.losses):
+            self.judge = JUDGES[config.judge](weights=config.judge_weights, memory=config.judge_memory << 20)
+            self.judge.to(self.device, memory_format=torch.channels_last)
+            configs.expect(smallest >= self.judge.min_size, "patch", smallest,
+                           f"at least {self.judge.min_size} pixels for {config.judge}")
+        self.extractors = {}
+        if NEEDS_EXTRACTORS & set(config.losses):
+            for name in config.dp_extractors:
+                self.extractors[name] = extractor = build_extractor(name, config.extractor_weights)
+                extractor.to(self.device, memory_format=torch.channels_last)
+                configs.expect(smallest >= extractor.min_size, "patch", smallest,
+                               f"at least {extractor.min_size} pixels for {name}")
+        files = config.judge_weights + config.extractor_weights
+        self.metrics = val.build_metrics(self.lpips_nets, files, device=self.device)
+        val.check_sizes(self.validation, self.metrics, config.protocol)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files are."""
+        return self.files.folder
+
+    def resume(self) -> None:
+        """Take up the run in the folder where its last state left it. Raises ValueError where it does not fit."""
+        state, path, wrong = rundir.load_last(self.folder)
+        saved = rundir.learner_states(state, path)
+        if sorted(saved) != sorted(self.config.losses) or state.get("epoch_steps") != self.epoch_steps:
+            raise ValueError(f"{path}: is of losses {' '.join(saved)} with {state.get('epoch_steps')} steps an epoch; "
+                             f"these settings give {' '.join(self.config.losses)} with {self.epoch_steps}")
+        try:
+            for learner in self.learners:
+                networks.fill_network(learner.net, saved[learner.name], str(path), self.config)
+                learner.load_state(saved[learner.name])
+            self.step, yardstick, self.validated = state["step"], state["yardstick"], state.get("validated", True)
+            beyond = self.step > self.end
+        except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"{path}: not a state of this run ({type(error).__name__}: {reason})") from None
+        if beyond:
+            raise ValueError(f"{path}: is at step {self.step}, beyond {self.end}; raise --endepoch or --steps")
+        if yardstick != self.yardstick():
+            print(f"best is chosen anew: by {' '.join(self.yardstick())}, before by {' '.join(yardstick)}")
+            for learner in self.learners:
+                learner.best = math.inf
+        if wrong:
+            self.files.notes.append(f"{wrong}; went on from {path.name}, step {self.step}")
+            print(self.files.notes[-1])
+
+    def begin_epoch(self) -> None:
+        for learner in self.learners:
+            learner.loss.begin_epoch(learner.net, self.age)
+
+    @property
+    def age(self) -> float:
+        """The age of the training in epochs."""
+        return self.step / self.epoch_steps
+
+    @property
+    def lpips_nets(self) -> tuple[str, ...]:
+        """The perceptual metrics of validation; the first chooses `best`."""
+        return self.config.lpips or (metric_of(self.config.judge),)
+
+    def yardstick(self) -> list[str]:
+        """What `best` is measured by: the metric, the protocol and the images."""
+        return [self.lpips_nets[0], self.config.protocol, *self.config.valpath]
+
+    def packed(self) -> bytes:
+        """The file of all that is needed to go on from here."""
+        place = {"step": self.step, "epoch_steps": self.epoch_steps, "yardstick": self.yardstick()}
+        learners = {learner.name: learner.state() for learner in self.learners}
+        return rundir.packed(place | {"validated": self.validated, "learners": learners})
+
+    def save(self) -> None:
+        """Write last.pt and what else waits to be written."""
+        self.files.put("last.pt", self.packed())
+        self.files.save()
+        self.stamp, self.saved_at = rundir.stamp(self.folder), time.monotonic()
+
+    def save_is_due(self) -> bool:
+        """Whether --save-every or --save-minutes asks for a save at this step."""
+        every, minutes = self.config.save_every, self.config.save_minutes
+        return bool(every and self.step % every == 0 or minutes and time.monotonic() >= self.saved_at + 60 * minutes)

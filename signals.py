@@ -1,0 +1,47 @@
+"""Being asked to stop: SIGINT, SIGTERM and SIGUSR1 let a run finish its step and save.
+
+The exit code is then 128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1 (on Linux).
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(Exception):
+    """A run ended early because a signal asked for it."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def heeded() -> Iterator[Callable[[], int | None]]:
+    """Within, a signal is only remembered; yields a function that returns it, or None where none has come.
+
+    A SIGINT after another signal raises KeyboardInterrupt at once. Outside the main thread signals do what they did.
+    """
+    come: list[int] = []
+
+    def remember(number, frame):
+        if come and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        come.append(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, remember) for number in HEEDED} if main else {}
+    try:
+        yield lambda: come[0] if come else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave_to_parent(worker: int) -> None:
+    """For a process that loads data: a signal to the whole group must not end it before the run's step is done."""
+    for number in HEEDED:
+        signal.signal(number, signal.SIG_IGN)

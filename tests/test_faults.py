@@ -1,0 +1,338 @@
+"""What can happen to a run: signals, kills, damaged files, a full disk, a second run, numbers that go wrong.
+
+The kills of real processes, in full: FAULTS=20 python -m pytest tests/test_faults.py -k killed
+"""
+
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import configs
+import convert
+import files
+import locks
+import networks
+import rundir
+import signals
+import train
+from metrics.backbones import read_backbone_file
+
+KILLS = int(os.environ.get("FAULTS", 2))  # of each kind
+
+
+@pytest.fixture
+def args(tiny_args, workplace):
+    """Two learners, two epochs of four steps."""
+    at = tiny_args.index("--repeat")
+    return [*tiny_args[:at], "--repeat", "2", *tiny_args[at + 2 :], "--endepoch", "2"]
+
+
+def make_run(args, *more) -> train.Run:
+    return train.Run(configs.load([*args, *map(str, more)]))
+
+
+def equal(a, b) -> bool:
+    """Whether two states are the same, bit by bit."""
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def same_files(one: Path, other: Path) -> None:
+    names = sorted(path.name for path in one.glob("*.pt") if path.name != "previous.pt")
+    for name in names:
+        assert equal(rundir.load_state(one / name), rundir.load_state(other / name)), name
+    assert (one / "log.jsonl").read_text() == (other / "log.jsonl").read_text()
+
+
+# --- signals -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """at_step(n, what): what() is called within the n-th call of em_step from then on."""
+    step = train.em_step
+
+    def set_up(n, what):
+        left = [n]
+
+        def em_step(*arguments):
+            left[0] -= 1
+            if not left[0]:
+                what()
+            return step(*arguments)
+
+        monkeypatch.setattr(train, "em_step", em_step)
+
+    return set_up
+
+
+@pytest.mark.parametrize("losses", [["L1+TLW", "L1"], ["L1+UDL", "L1+PSPL"]], ids=" ".join)
+def test_stopped_at_any_step_and_resumed(args, losses, at_step):
+    """At the last step of an epoch (4, 8) the state is of before its validation."""
+    args = [*args, "--losses", *losses, "--udl-epoch", "1"]
+    make_run(args, "--modelpath", "whole").train()
+    for cut in range(1, 9):
+        run = make_run(["--load", "--modelpath", "parts"] if cut > 1 else [*args, "--modelpath", "parts"])
+        assert run.step == cut - 1
+        at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(signals.Stopped) as stopped:
+            run.train()
+        assert run.step == cut and stopped.value.exit_code == 143
+    at_step(0, None)  # never
+    make_run(["--load", "--modelpath", "parts"]).train()
+    same_files(Path("whole"), Path("parts"))
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_a_signal_ends_the_command_with_its_code(args, at_step, number, code, capsys):
+    at_step(1, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(SystemExit) as end:
+        train.main([*args, "--modelpath", "run"])
+    assert end.value.code == code
+    assert "to go on: python train.py --load --modelpath run" in capsys.readouterr().out
+    assert rundir.load_state(Path("run/last.pt"))["step"] == 1
+
+
+def test_a_second_interrupt_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), signals.heeded() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked() == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# --- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_no_flipped_bit_goes_unseen(tmp_path):
+    state = {"x": torch.arange(4.0), "step": 3}
+    path = tmp_path / "last.pt"
+    whole = rundir.packed(state)
+    seen = 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            found = rundir.load_state(path)
+        except ValueError:
+            seen += 1
+        else:
+            assert equal(found, state), at  # padding, or a field of the archive that nobody reads
+    assert seen > len(whole) / 4
+
+
+def test_the_state_before_stands_in_for_a_damaged_one(tmp_path):
+    run = files.Files(tmp_path)
+    for step in (1, 2, 3):
+        run.put("last.pt", rundir.packed({"step": step}))
+        run.save()
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    assert rundir.load_last(tmp_path)[0] == {"step": 3} and rundir.load_state(previous) == {"step": 2}
+    last.write_bytes(last.read_bytes()[:-100])
+    state, path, wrong = rundir.load_last(tmp_path)
+    assert state == {"step": 2} and path == previous and "last.pt: cannot be read" in wrong
+    run.put("last.pt", rundir.packed({"step": 4}))
+    run.save()
+    assert rundir.load_state(previous) == {"step": 2}  # a damaged one does not take its place
+    for path in (last, previous):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="last.pt: cannot be read.*nor can the one before.*begin anew") as caught:
+        rundir.load_last(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_says_that_it_went_on_from_the_state_before(args, capsys):
+    make_run(args, "--modelpath", "run", "--losses", "L1").train()
+    Path("run/last.pt").write_bytes(b"torn")
+    run = make_run(["--load", "--modelpath", "run"])
+    assert run.step == 4 and "went on from previous.pt, step 4" in run.summary()[0] in capsys.readouterr().out
+
+
+def test_a_full_disk_costs_nothing_but_time(tmp_path, monkeypatch, capsys):
+    run = files.Files(tmp_path)
+    run.put("last.pt", rundir.packed({"step": 1}))
+    run.save()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        for step in (2, 3):
+            run.put("best_L1.pt", rundir.packed({"step": step}))
+            run.put("last.pt", rundir.packed({"step": step}))
+            run.save()
+    assert rundir.load_last(tmp_path)[0] == {"step": 1} and "best_L1.pt, last.pt (No space" in run.unsaved
+    assert capsys.readouterr().out.count("training goes on") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    run.save()
+    assert run.unsaved is None and rundir.load_state(tmp_path / "best_L1.pt") == {"step": 3}
+    assert rundir.load_last(tmp_path)[0] == {"step": 3} and "saved again" in capsys.readouterr().out
+
+
+def test_what_is_not_saved_at_the_end_is_an_error(args, monkeypatch, capsys):
+    write = rundir.write_whole
+
+    def full(path, content, previous=None):
+        if path.suffix == ".pt":
+            raise OSError(28, "No space left on device")
+        write(path, content, previous)
+
+    monkeypatch.setattr(rundir, "write_whole", full)
+    with pytest.raises(SystemExit) as end:
+        train.main([*args, "--modelpath", "run", "--losses", "L1"])
+    assert end.value.code == 1 and "not saved: best_L1.pt, last.pt (No space left" in capsys.readouterr().err
+
+
+def test_a_log_line_cut_off_goes(tmp_path):
+    log = tmp_path / "log.jsonl"
+    lines = ['{"step": 1}\n', '{"step": 2}\n', '{"step": 2, "validation": "L1"}\n', '{"step": 2, "val']
+    log.write_text("".join(lines))
+    rundir.trim_log(log, 2)
+    assert log.read_text() == "".join(lines[:3])
+    rundir.trim_log(log, 2, validated=False)
+    assert log.read_text() == "".join(lines[:2])
+
+
+# --- two runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_is_refused(tmp_path):
+    with locks.locked(tmp_path):
+        for enter in (lambda: locks.check_free(tmp_path), lambda: locks.locked(tmp_path).__enter__()):
+            with pytest.raises(locks.Unusable, match=f"in use by .*, process {os.getpid()}, since"):
+                enter()
+    locks.check_free(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_of_a_dead_process_is_none(tmp_path):
+    child = os.fork()
+    if not child:
+        locks.locked(tmp_path).__enter__()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert f"process {child}" in (tmp_path / ".lock").read_text()
+    locks.check_free(tmp_path)
+    with locks.locked(tmp_path):
+        pass
+
+
+def test_a_run_that_another_went_on_with_is_left_alone(args):
+    make_run(args, "--modelpath", "run", "--losses", "L1", "--endepoch", 1).train()
+    late, first = (make_run(["--load", "--modelpath", "run", "--endepoch", "2"]) for _ in range(2))
+    first.train()
+    with pytest.raises(locks.Unusable, match="another run"):
+        late.train()
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def spoil(learner, steps, what=float("nan")):
+    """The learner's loss is not finite in these of its steps, counted from 0."""
+    forward, count = learner.loss.forward, iter(range(1000))
+    learner.loss.forward = lambda *a: forward(*a) * (what if next(count) in steps else 1)
+
+
+def test_a_step_whose_loss_is_not_finite_leaves_no_trace(args):
+    run = make_run(args, "--losses", "L1+TLW", "--steps", 1)
+    (learner,) = run.learners
+    before = {name: x.clone() for part in (learner.net, learner.loss) for name, x in part.state_dict().items()}
+    spoil(learner, {0})
+    run.train()
+    after = {name: x for part in (learner.net, learner.loss) for name, x in part.state_dict().items()}
+    assert equal(before, after) and learner.skips.tolist() == [1, 1]
+    for opt in (learner.opt, learner.helper_opt):
+        assert all(not x.any() for state in opt.state.values() for x in state.values())
+    assert run.summary() == ["L1+TLW: 1 steps skipped, their loss or gradient not finite"]
+
+
+def test_too_many_in_a_row_stop_the_run_where_it_can_be_repeated(args, images):
+    for again in range(2):
+        more = ["--load", "--modelpath", "run"] if again else [*args, "--modelpath", "run", "--max-skipped", "2"]
+        run = make_run(more)
+        spoil(run.learners[0], {0} if again else {0, 2, 3, 4})
+        with pytest.raises(FloatingPointError, match=f"step 5, L1.TLW: .*batch of {images}.*--clip-grad"):
+            run.train()
+        assert rundir.load_state(Path("run/last.pt"))["step"] == 4
+    make_run(["--load", "--modelpath", "run"]).train()
+
+
+def test_gradients_are_clipped(args):
+    run = make_run(args, "--losses", "L1", "--clip-grad", 1e-3, "--steps", 1)
+    run.train()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in run.learners[0].net.parameters()])
+    assert norm == pytest.approx(1e-3, rel=1e-2)
+
+
+# --- strangers ---------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Unpickling it makes the file `ran`."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_no_loader_runs_code(args, workplace, plain):
+    make_run(args, "--modelpath", "run", "--losses", "L1", "--steps", 1).train()
+    for name in ("run/last.pt", "run/best_L1.pt", "SRModel_l1.pth"):
+        Path(name).write_bytes(pickle.dumps({"net": Bomb()})) if plain else torch.save({"net": Bomb()}, name)
+    for load in (
+        lambda: make_run(["--load", "--modelpath", "run"]),
+        lambda: networks.load_networks(Path("run"), "best"),
+        lambda: networks.load_networks(Path("run"), "last"),
+        lambda: read_backbone_file("run/last.pt"),  # --judge-weights, --extractor-weights
+        lambda: convert.convert(Path("SRModel_l1.pth"), 4),
+    ):
+        with pytest.raises(ValueError, match="cannot be read as"):
+            load()
+    assert not Path("ran").exists()
+
+
+# --- kills -------------------------------------------------------------------------------------------------------------
+
+
+def lines_of(log: Path) -> int:
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+@pytest.mark.parametrize("loss", ["L1+TLW", "L1+UDL", "L1+DP+GAN"])
+def test_killed_at_random_moments(args, loss, alex_file):
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["train"])
+    epochs = max(2, KILLS)
+    args = [*args, "--losses", loss, "--dp-extractors", "alexnet:conv2", "--extractor-weights", str(alex_file),
+            "--endepoch", str(epochs), "--udl-epoch", "1", "--save-every", "1"]  # fmt: skip
+
+    def begin(*arguments):
+        process = processes.Process(target=train.main, args=([*arguments],))
+        process.start()
+        return process
+
+    whole = begin(*args, "--modelpath", "whole")
+    whole.join()
+    assert whole.exitcode == 0
+    log, draw = Path("parts/log.jsonl"), random.Random(loss)
+    for kill in range(KILLS + 1):
+        started = any(Path("parts").glob("*.pt"))
+        process = begin(*(["--load"] if started else args), "--modelpath", "parts")
+        if kill < KILLS:
+            lines = lines_of(log)
+            while lines_of(log) in range(lines + 1) and process.is_alive():
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 0.3))
+            process.kill()
+        process.join()
+    assert process.exitcode == 0
+    same_files(Path("whole"), Path("parts"))
+    assert json.loads(log.read_text().splitlines()[-1])["step"] == 4 * epochs
