@@ -123,7 +123,7 @@ def test_em_step_is_algorithm_1(tiny_args, squeeze_file, pixel, monkeypatch):
     net, conv = copy.deepcopy(learner.net), copy.deepcopy(learner.loss.helper.conv)
     # Plain gradient descent: Adam's first step is the gradient's sign, so it blows rounding up where that is near 0.
     learner.opt, learner.helper_opt, *opts = (
-        torch.optim.SGD(x.parameters(), lr=0.03) for x in (learner.net, learner.loss.helper, net, conv)
+        torch.optim.SGD(x.parameters(), lr=0.03, fused=True) for x in (learner.net, learner.loss.helper, net, conv)
     )
 
     uniforms, sample = [], losses.tlw.relaxed_bernoulli
