@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .deep_features import RangeCheck
+
 _WINDOW, _SIGMA = 11, 1.5
 _SHARES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents of the five scales, fine to coarse
 _C1, _C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the range of values is 2
@@ -29,13 +31,21 @@ class MSSSIM(nn.Module):
         offsets = torch.arange(_WINDOW) - _WINDOW // 2
         window = torch.exp(-offsets.square() / (2 * _SIGMA**2))
         self.register_buffer("window", (window / window.sum()).repeat(3, 1, 1, 1))
+        self.check_range = RangeCheck()
 
     def blur(self, images: Tensor) -> Tensor:
         """The Gaussian window's weighted mean, (N,3,H,W) -> (N,3,H-10,W-10)."""
         return F.conv2d(F.conv2d(images, self.window, groups=3), self.window.mT, groups=3)
 
     def against(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
-        """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B)."""
+        """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B).
+
+        Raises ValueError where the reference is smaller than the window or its values are not in [-1,1].
+        """
+        if min(reference.shape[-2:]) < _WINDOW:
+            size = "x".join(map(str, reference.shape[-2:]))
+            raise ValueError(f"images of {size}; MS-SSIM needs {_WINDOW} pixels each way, use larger ones")
+        self.check_range(reference)
         scales = []
         with torch.no_grad(), torch.autocast(reference.device.type, enabled=False):
             level = reference.detach().float()

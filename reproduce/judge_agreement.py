@@ -68,7 +68,7 @@ def observe(judge, sr: Tensor, hr: Tensor, weights: list[Tensor]) -> dict[str, T
 
 def seconds_per_megapixel(judge, size: int = 96, batchsize: int = 16, times: int = 7) -> float:
     """The median time of the distance between images and its gradient, per megapixel of images judged."""
-    hr, sr = torch.rand(2, batchsize, 3, size, size).mul(2).sub(1).contiguous(memory_format=torch.channels_last)
+    hr, sr = (torch.rand(batchsize, size, size, 3).mul(2).sub(1).permute(0, 3, 1, 2) for _ in range(2))
     taken = []
     for _ in range(times + 1):
         began = time.perf_counter()
