@@ -32,7 +32,10 @@ class Prepared:
         for name in ("trainpath", "valpath"):
             configs.expect(len(getattr(config, name)) > 0, name, "", "one or more folders of HR images")
         multiple = config.scale if config.patch else val.PROTOCOLS["paper"].multiple
-        pairs = Pairs(config.trainpath, config.scale, multiple, lr_folders=config.lrpath or None)
+        pairs = Pairs(
+            config.trainpath, config.scale, multiple, lr_folders=config.lrpath or None, bad_images=config.bad_images
+        )
+        self.left_out = list(pairs.skipped.values())  # a line for each training image that --bad-images skip left out
         self.patches = Patches(pairs, config.patch, config.augment, config.seed, config.skip_small)
         shapes = {size[::turn] for size in pairs.sizes for turn in ((1, -1) if config.augment else (1,))}
         if config.patch is None and config.batchsize > 1 and len(shapes) > 1:

@@ -203,7 +203,7 @@ class Run(Prepared):
         """What did not go as it should: skipped, retried, fallen back to."""
         counts = {learner.name: int(learner.skips[0]) for learner in self.learners}
         skipped = [f"{name}: {n} steps skipped, their loss or gradient not finite" for name, n in counts.items() if n]
-        return skipped + self.files.notes
+        return [f"left out: {line}" for line in self.left_out] + skipped + self.files.notes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -239,6 +239,11 @@ def main(argv: list[str] | None = None) -> None:
             saved = (run.folder / "last.pt").exists()
             print(f"to go on: python train.py --load --modelpath {run.folder}" if saved else "nothing was saved yet")
         raise SystemExit(code)
+    lost = [learner.name for learner in run.learners if not (run.folder / f"best_{learner.name}.pt").exists()]
+    if lost:
+        remedy = "lower --learning-rate, or add --clip-grad"
+        print(f"train.py: error: {' '.join(lost)}: no validation was finite; {remedy}", file=sys.stderr)
+        raise SystemExit(1)
     weighted = {x.name: (x.net, x.loss.weighting) for x in run.learners if x.loss.weighting is not None}
     if weighted:
         weight_maps(weighted, *(image[None].to(run.device) for image in run.validation[0]), run.folder / "weights.png")

@@ -7,6 +7,7 @@ without hyphens ("k-start" or "k_start"); whatever is unknown is an error that s
 import argparse
 import dataclasses
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ __all__ = ["Config", "OneLineParser", "add_settings", "check_resumable", "choose
 # What --load may change; all else a run keeps for life.
 RESUMABLE = {
     "endepoch", "steps", "learning_rate", "schedule", "step_epochs", "step_gamma", "precision", "device", "workers",
-    "judge_weights", "judge_memory", "valpath", "vallrpath", "lpips", "protocol", "log_every", "load", "modelpath",
-    "milestones", "extractor_weights", "save_every", "save_minutes", "clip_grad", "max_skipped",
+    "judge_weights", "judge_memory", "bad_images", "valpath", "vallrpath", "lpips", "protocol",
+    "log_every", "load", "modelpath", "milestones", "extractor_weights", "save_every", "save_minutes", "clip_grad", "max_skipped",
 }  # fmt: skip
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
@@ -78,6 +79,7 @@ class Config:
     valpath: tuple[str, ...] = setting(("skimage:chelsea,coffee",), "folders of HR validation images")
     vallrpath: tuple[str, ...] = setting((), "folders of LR validation images; default: made from HR")
     patch: int | None = setting(None, "HR pixels of a random square patch; default: whole images, as in the paper")
+    bad_images: str = setting("stop", "damaged training images: stop, or skip and name them", ("stop", "skip"))
     skip_small: bool = setting(False, "leave out images smaller than the patch instead of stopping")
     augment: bool = setting(False, "random flips and rotations")
     repeat: int | None = setting(
@@ -170,7 +172,12 @@ def from_mapping(values: Mapping, source: str = "settings") -> Config:
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as usual, but a key that stands twice is an error instead of the last one winning."""
+    """YAML as usual, but a key that stands twice is an error instead of the last one winning, and so is an alias."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):  # a few lines of them would fill the memory
+            raise yaml.YAMLError("an alias (*); write the value out")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
@@ -186,7 +193,7 @@ def read_yaml(path: str | Path) -> dict:
         values = yaml.load(Path(path).read_text(), Loader=UniqueKeyLoader)
     except FileNotFoundError:
         raise ValueError(f"--config {path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # wrong tags, deep nesting: PyYAML raises anything from KeyError to RecursionError
         raise ValueError(f"--config {path}: cannot be read ({' '.join(str(error).split())})") from None
     if values is None:
         return {}
@@ -206,16 +213,17 @@ def load(argv: list[str] | None = None) -> Config:
     add_settings(parser)
     flags = vars(parser.parse_args(argv))
     path, saved = flags.pop("config"), None
-    if flags.get("load") and flags.get("modelpath") and (Path(flags["modelpath"]) / "config.yaml").exists():
+    # os.path.exists says no where Path's raises, as for too long a name.
+    if flags.get("load") and flags.get("modelpath") and os.path.exists(Path(flags["modelpath"]) / "config.yaml"):
         saved = Path(flags["modelpath"]) / "config.yaml"
-        path = path or saved
-    elif flags.get("load") and not path:
+        path = saved if path is None else path
+    elif flags.get("load") and path is None:
         where = flags.get("modelpath", "checkpoints without --modelpath")
         parser.error(f"--load: no run in {where}; name its folder, or leave --load out to begin one")
     try:
         if isinstance(flags.get("model_options"), list):
             flags["model_options"] = _parse_pairs(flags["model_options"])
-        values = read_yaml(path) if path else {}
+        values = {} if path is None else read_yaml(path)
         if "endepoch" in flags and "steps" not in flags:
             values["steps"] = None  # of the two ends the one that was typed
         config = from_mapping({**values, **flags}, source=str(path or "the flags"))
@@ -277,11 +285,11 @@ def _convert_one(field, kind: type, value):
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             value = float(value)  # YAML reads 1e-4 as a string
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if kind is float and isinstance(value, float):
         expect(abs(value) < float("inf"), field.name, value, "a finite number")
-    expect(type(value) is kind, field.name, repr(value), KIND_NAMES[kind])
+    expect(type(value) is kind, field.name, reprlib.repr(value), KIND_NAMES[kind])
     choices = field.metadata["choices"]
     expect(not choices or value in choices, field.name, value, "one of " + ", ".join(map(str, choices)))
     return value
@@ -294,8 +302,10 @@ def _parse_pairs(words: list[str]) -> dict:
         name, equals, value = word.partition("=")
         if not (name and equals):
             raise ValueError(f"--model-options {word}: expected NAME=VALUE, such as blocks=4")
+        if name in pairs:
+            raise ValueError(f"--model-options {word}: {name} stands there twice; leave one out")
         try:
-            pairs[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            pairs[name] = yaml.load(value, Loader=UniqueKeyLoader)
+        except Exception:  # as in read_yaml
             raise ValueError(f"--model-options {word}: {value} is no value; expected such as 4, 0.5 or [6,6]") from None
     return pairs

@@ -381,3 +381,16 @@ def test_a_folder_without_a_name(place, capsys, monkeypatch):
 def test_bicubic_with_what_belongs_to_runs(place, capsys, flag):
     err = refused(place, capsys, "val.py", f"--model bicubic --folder good --device cpu {flag}")
     assert f"no {flag.split()[0]} beside it" in err
+
+
+def test_a_damaged_training_image(place, images, capsys):
+    """It stops the run before it began, or is left out and named in the end."""
+    shutil.copytree(images, "some")
+    Path("some/torn.png").write_bytes(next(images.glob("*.png")).read_bytes()[:900])
+    words = TRAIN.replace("--trainpath good", "--trainpath some") + "--steps 1 --modelpath torn"
+    with pytest.raises(SystemExit) as caught:
+        train.main(words.split())
+    assert caught.value.code == 2 and "torn.png" in capsys.readouterr().err and not Path("torn").exists()
+    train.main([*words.split(), "--bad-images", "skip"])
+    out = capsys.readouterr().out
+    assert "training on 4 images" in out and sum("torn.png" in line for line in out.splitlines()) == 1

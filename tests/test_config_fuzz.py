@@ -1,7 +1,7 @@
 """500 random mutations of every shipped YAML file and of command lines: settings, or one line and exit code 2.
 
 A settings file that loads holds no key that is ignored, and what is saved of it loads again as the same. The mutations
-are fixed by their number. More of them: CONFIG_MUTATIONS=20000 python -m pytest tests/test_config_fuzz.py
+are fixed by their number. More of them: CONFIG_MUTATIONS=500 python -m pytest tests/test_config_fuzz.py
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from models import SR_MODELS
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
-MUTATIONS = int(os.environ.get("CONFIG_MUTATIONS", 500))
+MUTATIONS = int(os.environ.get("CONFIG_MUTATIONS", 60))
 FIELDS = {field.name: field for field in dataclasses.fields(configs.Config)}
 SECONDS = 5  # of computing; the slowest mutation takes a tenth of one
 LONGEST_LINE = 5000  # an error that repeats half a file is no help

@@ -21,7 +21,7 @@ OTHER = {
     "udl_epoch": 4, "udl_head": "tlw", "udl_plus_one": False, "pspl_alpha": 0.3, "pspl_beta": 0.2, "pspl_max": 3.0,
     "dp_extractors": ("alexnet:conv5",), "dp_mu": 0.2, "extractor_weights": ("c.pth",), "pixel_weight": 0.5,
     "gan_weight": 0.1, "gan": "ragan", "pretrain_epochs": 1.5, "milestones": (5, 10), "trainpath": ("a", "b c"), "lrpath": ("d",),
-    "valpath": ("e",), "vallrpath": ("f",), "patch": 48, "skip_small": True, "augment": True, "repeat": 7, "batchsize": 2, "workers": 3,
+    "valpath": ("e",), "vallrpath": ("f",), "patch": 48, "skip_small": True, "bad_images": "skip", "augment": True, "repeat": 7, "batchsize": 2, "workers": 3,
     "learning_rate": 2e-5, "betas": (0.9, 0.99), "schedule": "step", "step_epochs": 9, "step_gamma": 0.1,
     "startepoch": 4, "endepoch": 8, "steps": 11, "seed": 12, "precision": "bf16", "device": "cpu", "modelpath": "m",
     "load": True, "lpips": ("squeeze", "alex"), "protocol": "standard", "log_every": 13,

@@ -215,7 +215,8 @@ def test_a_second_run_is_refused(tmp_path):
 def test_the_lock_of_a_dead_process_is_none(tmp_path):
     child = os.fork()
     if not child:
-        locks.locked(tmp_path).__enter__()
+        held = locks.locked(tmp_path)  # named, or it would end at once
+        held.__enter__()
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert f"process {child}" in (tmp_path / ".lock").read_text()
