@@ -1,6 +1,7 @@
 """Bad input: exit code 2, one line on stderr that says what is wrong, and nothing written."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path

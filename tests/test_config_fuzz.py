@@ -17,6 +17,7 @@ import yaml
 
 import configs
 import train
+from metrics.judges import JUDGES
 from models import SR_MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -241,7 +242,7 @@ def test_some_of_those_that_load_reach_a_run(workplace, images, squeeze_file, al
             change = dict(tiny)
             if config.model in SR_MODELS:
                 change |= {"model": "EDSR", "model_options": {"blocks": 1, "channels": 8}}
-            change |= {"judge": "lpips-squeeze"} if config.judge in train.JUDGES else {}
+            change |= {"judge": "lpips-squeeze"} if config.judge in JUDGES else {}
             change |= {"patch": 36} if config.patch else {}
             change |= {"dp_extractors": ("alexnet:conv5",)} if ":" in "".join(config.dp_extractors) else {}
 
