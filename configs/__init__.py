@@ -25,7 +25,8 @@ __all__ = ["Config", "OneLineParser", "add_settings", "check_resumable", "choose
 RESUMABLE = {
     "endepoch", "steps", "learning_rate", "schedule", "step_epochs", "step_gamma", "precision", "device", "workers",
     "judge_weights", "judge_memory", "bad_images", "valpath", "vallrpath", "lpips", "protocol",
-    "log_every", "load", "modelpath", "milestones", "extractor_weights", "save_every", "save_minutes", "clip_grad", "max_skipped",
+    "log_every", "load", "modelpath", "milestones", "extractor_weights", "save_every",
+    "save_minutes", "clip_grad", "max_skipped",
 }  # fmt: skip
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
@@ -108,7 +109,7 @@ class Config:
     save_every: int | None = setting(None, "steps between two saves, besides those of --save-minutes and epochs")
     save_minutes: float = setting(10.0, "minutes between two saves, besides those after epochs; 0: those alone")
     lpips: tuple[str, ...] = setting(
-        (), "perceptual metrics of validation (alex vgg squeeze tiny ms-ssim), the first chooses `best`; default: the judge's"
+        (), "perceptual metrics of validation (alex vgg squeeze tiny ms-ssim), first for `best`; default: the judge's"
     )
     protocol: str = setting("paper", "evaluation protocol", ("paper", "standard"))
     log_every: int = setting(10, "steps between two lines of the log")
