@@ -22,7 +22,7 @@ from models import SR_MODELS
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
-MUTATIONS = int(os.environ.get("CONFIG_MUTATIONS", 60))
+MUTATIONS = int(os.environ.get("CONFIG_MUTATIONS", 25))
 FIELDS = {field.name: field for field in dataclasses.fields(configs.Config)}
 SECONDS = 5  # of computing; the slowest mutation takes a tenth of one
 LONGEST_LINE = 5000  # an error that repeats half a file is no help

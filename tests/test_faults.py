@@ -25,7 +25,7 @@ import signals
 import train
 from metrics.backbones import read_backbone_file
 
-KILLS = int(os.environ.get("FAULTS", 2))  # of each kind
+KILLS = int(os.environ.get("FAULTS", 1))  # of each kind
 
 
 @pytest.fixture
@@ -105,11 +105,12 @@ def test_a_signal_ends_the_command_with_its_code(args, at_step, number, code, ca
 
 
 def test_a_second_interrupt_stops_at_once():
+    before = signal.getsignal(signal.SIGINT)  # ignored where the tests were started in the background
     with pytest.raises(KeyboardInterrupt), signals.heeded() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         assert asked() == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # --- files -------------------------------------------------------------------------------------------------------------
