@@ -40,7 +40,7 @@ def train_generators(
         lr, hr = next(batches)
         target = Target.judged_by(judge, hr)
         for learner in learners:
-            with learner.own_stream():
+            with learner.own_stream(), learner.skipping():
                 em_step(learner, lr, target, epoch=0)
     return copies
 

@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     train_student(teacher, generators, batches, args)
     print(
         f"written: {args.out}, {args.out.stat().st_size / 1e6:.2f} MB, after {time.monotonic() - began:.0f} s\n"
-        f"next: python -m reproduce.judge_agreement --judges {args.out}"
+        f"next: python -m reproduce.judge_agreement --judges tiny    (measures {TINY_FILE})"
     )
 
 
