@@ -30,6 +30,27 @@ def no_network(tmp_path_factory):
         yield
 
 
+def same(a, b, where=""):
+    """Assert that two states (dicts and lists of tensors and plain values) are the same, bit by bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b)):
+            same(x, y, f"{where}[{i}]")
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+    """`same`, for the tests of all files."""
+    return same
+
+
 def save_image(path, rgb: np.ndarray):
     """Write uint8 RGB (H,W,3), making folders as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)

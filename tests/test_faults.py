@@ -39,20 +39,17 @@ def make_run(args, *more) -> train.Run:
     return train.Run(configs.load([*args, *map(str, more)]))
 
 
-def equal(a, b) -> bool:
-    """Whether two states are the same, bit by bit."""
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+@pytest.fixture
+def same_files(assert_same):
+    """same_files(one, other): two runs' folders hold the same states and log."""
 
+    def check(one: Path, other: Path) -> None:
+        names = sorted(path.name for path in one.glob("*.pt") if path.name != "previous.pt")
+        for name in names:
+            assert_same(rundir.load_state(one / name), rundir.load_state(other / name), name)
+        assert (one / "log.jsonl").read_text() == (other / "log.jsonl").read_text()
 
-def same_files(one: Path, other: Path) -> None:
-    names = sorted(path.name for path in one.glob("*.pt") if path.name != "previous.pt")
-    for name in names:
-        assert equal(rundir.load_state(one / name), rundir.load_state(other / name)), name
-    assert (one / "log.jsonl").read_text() == (other / "log.jsonl").read_text()
+    return check
 
 
 # --- signals -----------------------------------------------------------------------------------------------------------
@@ -78,7 +75,7 @@ def at_step(monkeypatch):
 
 
 @pytest.mark.parametrize("losses", [["L1+TLW", "L1"], ["L1+UDL", "L1+PSPL"]], ids=" ".join)
-def test_stopped_at_any_step_and_resumed(args, losses, at_step):
+def test_stopped_at_any_step_and_resumed(args, losses, at_step, same_files):
     """At the last step of an epoch (4, 8) the state is of before its validation."""
     args = [*args, "--losses", *losses, "--udl-epoch", "1"]
     make_run(args, "--modelpath", "whole").train()
@@ -116,7 +113,7 @@ def test_a_second_interrupt_stops_at_once():
 # --- files -------------------------------------------------------------------------------------------------------------
 
 
-def test_no_flipped_bit_goes_unseen(tmp_path):
+def test_no_flipped_bit_goes_unseen(tmp_path, assert_same):
     state = {"x": torch.arange(4.0), "step": 3}
     path = tmp_path / "last.pt"
     whole = rundir.packed(state)
@@ -128,7 +125,7 @@ def test_no_flipped_bit_goes_unseen(tmp_path):
         except ValueError:
             seen += 1
         else:
-            assert equal(found, state), at  # padding, or a field of the archive that nobody reads
+            assert_same(found, state, str(at))  # padding, or a field of the archive that nobody reads
     assert seen > len(whole) / 4
 
 
@@ -243,14 +240,15 @@ def spoil(learner, steps, what=float("nan")):
     learner.loss.forward = lambda *a: forward(*a) * (what if next(count) in steps else 1)
 
 
-def test_a_step_whose_loss_is_not_finite_leaves_no_trace(args):
+def test_a_step_whose_loss_is_not_finite_leaves_no_trace(args, assert_same):
     run = make_run(args, "--losses", "L1+TLW", "--steps", 1)
     (learner,) = run.learners
     before = {name: x.clone() for part in (learner.net, learner.loss) for name, x in part.state_dict().items()}
     spoil(learner, {0})
     run.train()
     after = {name: x for part in (learner.net, learner.loss) for name, x in part.state_dict().items()}
-    assert equal(before, after) and learner.skips.tolist() == [1, 1]
+    assert_same(before, after)
+    assert learner.skips.tolist() == [1, 1]
     for opt in (learner.opt, learner.helper_opt):
         assert all(not x.any() for state in opt.state.values() for x in state.values())
     assert run.summary() == ["L1+TLW: 1 steps skipped, their loss or gradient not finite"]
@@ -309,7 +307,7 @@ def lines_of(log: Path) -> int:
 
 
 @pytest.mark.parametrize("loss", ["L1+TLW", "L1+UDL", "L1+DP+GAN"])
-def test_killed_at_random_moments(args, loss, alex_file):
+def test_killed_at_random_moments(args, loss, alex_file, same_files):
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["train"])
     epochs = max(2, KILLS)

@@ -33,23 +33,6 @@ def trained(args, *more) -> train.Run:
     return run
 
 
-def assert_equal(a, b, where=""):
-    """Two states are the same, bit by bit."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b)):
-            assert_equal(x, y, f"{where}[{i}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
 def log_of(run) -> list[dict]:
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -150,13 +133,13 @@ def test_em_step_is_algorithm_1(tiny_args, squeeze_file, pixel, monkeypatch):
 # --- learners side by side ---------------------------------------------------------------------------------------------
 
 
-def test_learners_start_equal_and_see_the_same_batches(tiny_args, workplace, monkeypatch):
+def test_learners_start_equal_and_see_the_same_batches(tiny_args, workplace, monkeypatch, assert_same):
     run = make_run(tiny_args, "--losses", "L1+TLW", "MSE+TLW", "L1", "MSE", "--endepoch", 2)
     first, *others = run.learners
     for other in others:
-        assert_equal(other.net.state_dict(), first.net.state_dict())
+        assert_same(other.net.state_dict(), first.net.state_dict())
         assert not {p.data_ptr() for p in other.net.parameters()} & {p.data_ptr() for p in first.net.parameters()}
-    assert_equal(run.learners[1].loss.state_dict(), first.loss.state_dict())
+    assert_same(run.learners[1].loss.state_dict(), first.loss.state_dict())
 
     seen, step = {}, train.em_step
 
@@ -168,24 +151,24 @@ def test_learners_start_equal_and_see_the_same_batches(tiny_args, workplace, mon
     run.train()
     assert len(seen) == 4 and [epoch for epoch, *_ in seen["L1"]] == [0, 0.5, 1, 1.5]
     for batches in seen.values():
-        assert_equal(batches, seen["L1"])
+        assert_same(batches, seen["L1"])
     assert not torch.equal(seen["L1"][0][1], seen["L1"][1][1])
     nets = [learner.net.state_dict()["head.0.weight"] for learner in run.learners]
     assert not any(torch.equal(a, b) for i, a in enumerate(nets) for b in nets[:i])
 
 
-def test_alone_or_among_four_is_the_same(tiny_args, workplace):
+def test_alone_or_among_four_is_the_same(tiny_args, workplace, assert_same):
     among = trained(tiny_args, "--losses", "MSE", "MSE+TLW", "L1", "L1+TLW", "--steps", 3)
     alone = trained(tiny_args, "--losses", "L1+TLW", "--steps", 3)
     assert alone.folder != among.folder
-    assert_equal(alone.learners[0].state(), among.learners[3].state())
+    assert_same(alone.learners[0].state(), among.learners[3].state())
 
 
-def test_stochastic_depth_draws_from_the_learners_own_stream(tiny_args, workplace):
+def test_stochastic_depth_draws_from_the_learners_own_stream(tiny_args, workplace, assert_same):
     args = [*tiny_args, *SMALL_HAT, "--patch", "16", "--judge", "lpips-squeeze", "--steps", "3"]
     among = trained(args, "--losses", "MSE", "L1")
     alone = trained(args, "--losses", "L1")
-    assert_equal(alone.learners[0].state(), among.learners[1].state())
+    assert_same(alone.learners[0].state(), among.learners[1].state())
     streams = [learner.streams["cpu"] for learner in among.learners]
     fresh = [learner.streams["cpu"] for learner in make_run(args, "--losses", "MSE", "L1").learners]
     assert not torch.equal(streams[1], fresh[1])  # it did draw
@@ -205,28 +188,28 @@ def test_the_global_stream_is_left_alone(tiny_args, workplace):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_run_equals_an_uninterrupted_one(tiny_args, workplace, workers):
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny_args, workplace, workers, assert_same):
     args = [*tiny_args, "--augment", "--workers", str(workers)]
     whole = trained(args, "--endepoch", 2, "--modelpath", "whole")
     trained(args, "--endepoch", 1, "--modelpath", "parts")
     resumed = make_run(["--load", "--modelpath", "parts", "--endepoch", "2"])
     assert (resumed.step, resumed.end) == (2, 4)
     resumed.train()
-    assert_equal(rundir.load_state(resumed.folder / "last.pt"), rundir.load_state(whole.folder / "last.pt"))
+    assert_same(rundir.load_state(resumed.folder / "last.pt"), rundir.load_state(whole.folder / "last.pt"))
     assert log_of(resumed) == log_of(whole)
     for name in ("best_L1+TLW.pt", "best_L1.pt"):
-        assert_equal(rundir.load_state(resumed.folder / name), rundir.load_state(whole.folder / name))
+        assert_same(rundir.load_state(resumed.folder / name), rundir.load_state(whole.folder / name))
 
 
-def test_hat_with_stochastic_depth_resumes_exactly(tiny_args, workplace):
+def test_hat_with_stochastic_depth_resumes_exactly(tiny_args, workplace, assert_same):
     args = [*tiny_args, *SMALL_HAT, "--patch", "16", "--losses", "L1"]
     whole = trained(args, "--endepoch", 2, "--modelpath", "whole")
     trained(args, "--endepoch", 1, "--modelpath", "parts")
     resumed = trained(["--load", "--modelpath", "parts", "--endepoch", "2"])
-    assert_equal(resumed.learners[0].state(), whole.learners[0].state())
+    assert_same(resumed.learners[0].state(), whole.learners[0].state())
 
 
-def test_best_and_last(tiny_args, workplace, monkeypatch):
+def test_best_and_last(tiny_args, workplace, monkeypatch, assert_same):
     lpips = {"L1": [0.5, 0.3, 0.4], "MSE": [0.2, 0.2, 0.1]}
     nets, calls = {"L1": [], "MSE": []}, {"L1": iter(lpips["L1"]), "MSE": iter(lpips["MSE"])}
 
@@ -244,11 +227,11 @@ def test_best_and_last(tiny_args, workplace, monkeypatch):
         best = rundir.load_state(run.folder / f"best_{name}.pt")
         assert (best["epoch"], best["step"]) == (epoch, 2 * epoch + 2)
         assert best["scores"]["LPIPS-squeeze"] == pytest.approx(min(lpips[name])) and best["scores"]["PSNR-Y"] == 31
-        assert_equal(dict(best["net"]), dict(nets[name][epoch]))
+        assert_same(dict(best["net"]), dict(nets[name][epoch]))
     last = rundir.load_state(run.folder / "last.pt")
     assert last["step"] == 6
     for name in nets:
-        assert_equal(dict(last["learners"][name]["net"]), dict(nets[name][2]))
+        assert_same(dict(last["learners"][name]["net"]), dict(nets[name][2]))
         assert last["learners"][name]["best"] == pytest.approx(min(lpips[name]))
 
 
@@ -297,7 +280,7 @@ def test_the_schedule_reaches_both_optimizers(tiny_args, workplace):
     assert learner.opt.param_groups[0]["betas"] == learner.helper_opt.param_groups[0]["betas"] == (0.5, 0.999)
 
 
-def test_paper_init(tiny_args):
+def test_paper_init(tiny_args, assert_same):
     options = ["--model-options", "blocks=2", "channels=32", "--losses", "L1+TLW", "MSE+TLW", "L1"]
     paper, default = (
         build_learners(configs.load([*tiny_args, *options, "--init", init]), torch.device("cpu"))
@@ -312,8 +295,8 @@ def test_paper_init(tiny_args):
     assert helper[1].bias.std().item() == pytest.approx(1, rel=0.4)
     assert helper[0].bias.abs().max() <= (6 * 49) ** -0.5  # PyTorch's default
     for other in paper[1:]:
-        assert_equal(other.net.state_dict(), paper[0].net.state_dict())
-    assert_equal(paper[1].loss.state_dict(), paper[0].loss.state_dict())
+        assert_same(other.net.state_dict(), paper[0].net.state_dict())
+    assert_same(paper[1].loss.state_dict(), paper[0].loss.state_dict())
     assert default[0].net.head[0].weight.std().item() > 0.08
 
 

@@ -38,21 +38,6 @@ def log_of(run) -> list[dict]:
     return [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
 
 
-def assert_same(a, b, where=""):
-    """Two states are the same, bit by bit."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b)):
-            assert_same(x, y, f"{where}[{i}]")
-    else:
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
-
-
 def test_all_losses_in_one_run(args, workplace):
     train.main([*args, "--losses", *LOSSES, "--modelpath", "run"])
     folder = workplace / "run"
@@ -71,7 +56,7 @@ def test_all_losses_in_one_run(args, workplace):
 
 
 @pytest.mark.parametrize("name", ["L1+UDL", "L1+DP+GAN", "L1+TLW+DP"])
-def test_alone_or_among_others_is_the_same(args, name):
+def test_alone_or_among_others_is_the_same(args, name, assert_same):
     among = trained(args, "--losses", "L1", "L1+TLW+DP", "L1+UDL", "L1+DP+GAN", "--steps", 2)
     alone = trained(args, "--losses", name, "--steps", 2)
     learner = next(learner for learner in among.learners if learner.name == name)
@@ -170,7 +155,7 @@ def test_the_network_meets_the_discriminator_that_has_just_learned(args):
         ("L1+TLW+DP+GAN", ["--pretrain-epochs", "1.5"], 1),
     ],
 )
-def test_a_resumed_run_equals_an_uninterrupted_one(args, name, more, cut):
+def test_a_resumed_run_equals_an_uninterrupted_one(args, name, more, cut, assert_same):
     args = [*args, "--losses", name, *more, "--schedule", "milestones", "--milestones", "1", "3"]
     whole = trained(args, "--endepoch", 3, "--modelpath", "whole")
     trained(args, "--endepoch", cut, "--modelpath", "parts")
