@@ -263,8 +263,9 @@ def carry_out(run: Run) -> int:
 
 def how_to_go_on(run: Run) -> str:
     """The command that goes on with a run that has ended early."""
-    saved = (run.folder / "last.pt").exists()
-    return f"to go on: {distributed.command()} train.py --load --modelpath {run.folder}" if saved else "nothing was saved yet"
+    if not (run.folder / "last.pt").exists():
+        return "nothing was saved yet"
+    return f"to go on: {distributed.command()} train.py --load --modelpath {run.folder}"
 
 
 def conclude(run: Run) -> None:
