@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import configs
+import distributed
 import networks
 from configs import Config
 from losses import LOSSES, NEEDS_EXTRACTORS, NEEDS_JUDGE, Loss
 from models import init_paper
+from models.whole_batch import with_whole_batch_norm
 
 
 class Learner:
@@ -23,8 +25,17 @@ class Learner:
         self.name, self.device, self.of = name, device, networks.identity(config)
         self.judges = [config.judge] * (name in NEEDS_JUDGE) + [*config.dp_extractors] * (name in NEEDS_EXTRACTORS)
         layout = networks.layout(device, config.precision)
+        net, loss = (with_whole_batch_norm(part, device) for part in (net, loss))
         self.net = net.to(device, memory_format=layout).train()
         self.loss = loss.to(device, memory_format=layout).train()
+        # The two passes of a step that gradients come back from, averaged over the processes of torchrun.
+        self.sr_and_features = distributed.Averaged(
+            lambda lr: self.net.sr_and_features(lr), lambda lr: [*self.net.parameters(), *self.loss.joint_parameters()]
+        )
+        self.helper_loss = distributed.Averaged(
+            lambda sr, target, epoch: self.loss.helper_loss(sr, target, epoch),
+            lambda sr, target, epoch: self.loss.helper_parameters(epoch),
+        )
         adam = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
         self.opt = torch.optim.Adam([*self.net.parameters(), *loss.joint_parameters()], **adam)
         self.helper_opt = torch.optim.Adam(loss.helper.parameters(), **adam) if loss.helper is not None else None

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 import configs
+import distributed
 import locks
 import networks
 import rundir
 import val
 from configs import Config
 from data import Batches, Pairs, Patches
-from files import Files
+from files import Files, NoFiles
 from learner import build_learners
 from losses import NEEDS_EXTRACTORS, NEEDS_JUDGE
 from metrics.extractors import build_extractor
@@ -25,7 +26,10 @@ class Prepared:
 
     def __init__(self, config: Config):
         self.config = config
-        self.device = networks.choose_device(config.device)
+        self.device = distributed.own_device(networks.choose_device(config.device))
+        together = distributed.processes()
+        configs.expect(config.batchsize % together == 0, "batchsize", config.batchsize,
+                       f"a multiple of {together}, for it is shared by the processes of torchrun")
         configs.choose(config.judge, JUDGES, "judge")
         self.learners = build_learners(config, self.device)
 
@@ -46,7 +50,8 @@ class Prepared:
         self.epoch_steps = Batches(len(self.patches), config.batchsize, 0, repeat=self.repeat).steps_per_epoch
         self.begin = self.step = config.startepoch * self.epoch_steps
         self.end = self.begin + config.steps if config.steps else config.endepoch * self.epoch_steps
-        self.files = Files(Path(config.modelpath) if config.modelpath else rundir.next_run(config.model, config.scale))
+        folder = Path(config.modelpath) if config.modelpath else rundir.next_run(config.model, config.scale)
+        self.files = Files(folder) if distributed.first() else NoFiles(folder)
         self.validated = True  # whether the validation that is due at this step has been made
         self.asked = lambda: None  # which signal asks the run to stop
         locks.check_free(self.folder)
@@ -133,12 +138,16 @@ class Prepared:
         return rundir.packed(place | {"validated": self.validated, "learners": learners})
 
     def save(self) -> None:
-        """Write last.pt and what else waits to be written."""
-        self.files.put("last.pt", self.packed())
-        self.files.save()
+        """Write last.pt and what else waits to be written; of several processes the first does, the others wait."""
+        if distributed.first():
+            self.files.put("last.pt", self.packed())
+            self.files.save()
+        distributed.wait()
         self.stamp, self.saved_at = rundir.stamp(self.folder), time.monotonic()
 
     def save_is_due(self) -> bool:
         """Whether --save-every or --save-minutes asks for a save at this step."""
         every, minutes = self.config.save_every, self.config.save_minutes
-        return bool(every and self.step % every == 0 or minutes and time.monotonic() >= self.saved_at + 60 * minutes)
+        if every and self.step % every == 0:
+            return True
+        return bool(minutes and distributed.largest(time.monotonic() >= self.saved_at + 60 * minutes))

@@ -2,6 +2,7 @@
 
     python train.py --config configs/quickstart.yaml
     python train.py --model RCAN --device cuda --trainpath DIR --valpath DIR
+    torchrun --nproc-per-node 4 train.py --batchsize 16 --patch 96 --trainpath DIR --valpath DIR
 
 Trainable Loss Weights, arXiv 2301.10575: `em_step` below is its Algorithm 1. Exit codes: 0 done; 1 stopped by what
 went wrong; 2 bad input; 128 + its number: stopped by SIGINT, SIGTERM or SIGUSR1, all saved.
@@ -10,6 +11,7 @@ went wrong; 2 bad input; 128 + its number: stopped by SIGINT, SIGTERM or SIGUSR1
 import math
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -18,6 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import configs
+import distributed
 import locks
 import networks
 import rundir
@@ -28,17 +31,19 @@ from data import Batches
 from figures import weight_maps
 from learner import Learner
 from losses import Target
+from models import whole_batch
 from prepared import Prepared
 
 
 def descend(learner: Learner, opt: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-    """One step of the learner's opt down the gradient of loss; returns the loss's value, still on its device."""
+    """One step of the learner's opt down the gradient of loss; returns its value, the whole batch's, on its device."""
     opt.zero_grad(set_to_none=True)
     with torch.autocast(loss.device.type, enabled=False):  # backward keeps the forward's types by itself
         loss.backward()
+        loss = whole_batch.mean(loss.detach())
         learner.check(opt, loss)
         opt.step()
-    return loss.detach()
+    return loss
 
 
 def em_step(learner: Learner, lr: Tensor, target: Target, epoch: float) -> tuple[Tensor | None, Tensor]:
@@ -46,9 +51,9 @@ def em_step(learner: Learner, lr: Tensor, target: Target, epoch: float) -> tuple
 
     Returns the two losses before their steps: the E-step's (-log WC; None without a helper) and the M-step's.
     """
-    sr, features = learner.net.sr_and_features(lr)
+    sr, features = learner.sr_and_features(lr)
     sr = sr.float()
-    helper_loss = learner.loss.helper_loss(sr.detach(), target, epoch)
+    helper_loss = learner.helper_loss(sr.detach(), target, epoch)
     if helper_loss is not None:  # E-step: the weighting network (or a discriminator) learns from the SR image as it is
         helper_loss = descend(learner, learner.helper_opt, helper_loss)
     return helper_loss, descend(learner, learner.opt, learner.loss(sr, target, epoch, features))  # M-step
@@ -89,22 +94,31 @@ class Run(Prepared):
         Raises signals.Stopped after a signal and FloatingPointError after too many skipped steps, both with all saved,
         and locks.Unusable, with nothing changed, where another run has the folder or has gone on with it.
         """
+        with ExitStack() as lock, signals.heeded() as self.asked:
+            with distributed.agreed():
+                if distributed.first():
+                    self.take_folder(lock)
+            self.files.folder = distributed.gathered(self.folder)[0]
+            self.train_to_end()
+
+    def take_folder(self, lock: ExitStack) -> None:
+        """Make and lock the run's folder, and write in it with what settings the run goes on from where."""
         config = self.config
         if config.modelpath:
             self.folder.mkdir(parents=True, exist_ok=True)
         else:
             self.files.folder = rundir.make_next(self.folder, config.model, config.scale)
-        with locks.locked(self.folder), signals.heeded() as self.asked:
-            if rundir.stamp(self.folder) != self.stamp:
-                raise locks.Unusable(f"--modelpath {self.folder}: another run has just gone on with it; start again")
-            configs.save(replace(config, load=False, modelpath=None), self.folder / "config.yaml")
-            rundir.trim_log(self.folder / "log.jsonl", self.step if config.load else -1, self.validated)
-            self.train_to_end()
+        lock.enter_context(locks.locked(self.folder))
+        if rundir.stamp(self.folder) != self.stamp:
+            raise locks.Unusable(f"--modelpath {self.folder}: another run has just gone on with it; start again")
+        configs.save(replace(config, load=False, modelpath=None), self.folder / "config.yaml")
+        rundir.trim_log(self.folder / "log.jsonl", self.step if config.load else -1, self.validated)
 
     def train_to_end(self) -> None:
         """The steps and validations that are left."""
         config = self.config
-        batches = Batches(len(self.patches), config.batchsize, config.seed, self.step, self.end, self.repeat)
+        batches = Batches(len(self.patches), config.batchsize, config.seed, self.step, self.end, self.repeat,
+                          share=(distributed.rank(), distributed.processes()))  # fmt: skip
         pinned = self.device.type == "cuda"
         loader = iter(DataLoader(self.patches, batch_sampler=batches, num_workers=config.workers, pin_memory=pinned,
                                  worker_init_fn=signals.leave_to_parent))  # fmt: skip
@@ -123,7 +137,8 @@ class Run(Prepared):
         config = self.config
         images = (stop - self.step) * config.batchsize
         layout = networks.layout(self.device, config.precision)
-        bar = tqdm(total=images, desc=f"epoch {epoch}", unit="image", dynamic_ncols=True, disable=None)
+        hidden = None if distributed.first() else True  # None: where there is no terminal
+        bar = tqdm(total=images, desc=f"epoch {epoch}", unit="image", dynamic_ncols=True, disable=hidden)
         with bar:
             while self.step < stop:
                 lr, hr = (
@@ -136,7 +151,7 @@ class Run(Prepared):
                 values = step_all(self.learners, self.judge, self.extractors, lr, hr, age, config.precision)
                 self.step += 1
                 self.validated = self.step < stop
-                bar.update(len(lr))
+                bar.update(config.batchsize)
                 if self.step % config.log_every == 0 or self.step == stop:  # reading values waits for the device
                     self.log_losses(bar, values, age, rate)
                 if before or self.device.type == "cpu" or self.step % config.max_skipped == 0:  # so does counting
@@ -167,9 +182,11 @@ class Run(Prepared):
         """Score every network, save `best` where its LPIPS fell, then `last`. Raises signals.Stopped in between."""
         first = next(iter(self.metrics))
         width = max(len(learner.name) for learner in self.learners) + 2
+        images = self.validation if distributed.processes() == 1 else distributed.OwnImages(self.validation)
         for learner in self.learners:
-            label = f"validation {learner.name}"
-            scores = val.evaluate(learner.net, self.validation, self.metrics, self.config.protocol, self.device, label)
+            label = f"validation {learner.name}" if distributed.first() else ""
+            scores = val.evaluate(learner.net, images, self.metrics, self.config.protocol, self.device, label)
+            scores = distributed.scores_of_all(scores)
             means = {name: val.mean(values) for name, values in scores.items()}
             better = means[first] < learner.best
             if better:
@@ -185,7 +202,7 @@ class Run(Prepared):
 
     def stop_if_asked(self) -> None:
         """Save and raise signals.Stopped if a signal has come."""
-        if number := self.asked():
+        if number := distributed.largest(self.asked() or 0):
             self.save()
             raise signals.Stopped(number)
 
@@ -215,15 +232,9 @@ class Run(Prepared):
         return [f"left out: {line}" for line in self.left_out] + skipped + self.files.notes
 
 
-def main(argv: list[str] | None = None) -> None:
-    config = configs.load(argv)
-    with configs.one_line_errors("train.py"):
-        run = Run(config)
-    began = time.monotonic()
-    print(f"run: {run.folder}, {config.model} x{config.scale} on {run.device}, steps {run.step} to {run.end}, "
-          f"{run.epoch_steps} an epoch\ntraining on {len(run.patches)} images of {' '.join(config.trainpath)}, "
-          f"validating on {len(run.validation)} of {' '.join(config.valpath)}")
-    code = 0
+def carry_out(run: Run) -> int:
+    """Train, and say how it ended; returns the exit code. Raises SystemExit where this process ends without others."""
+    began, code, together = time.monotonic(), 0, True
     try:
         run.train()
         print(f"trained in {time.monotonic() - began:.0f} s")
@@ -231,23 +242,44 @@ def main(argv: list[str] | None = None) -> None:
         code = stop.exit_code
         print(f"\nstopped by {stop} at step {run.step}")
     except KeyboardInterrupt:
-        code = 128 + signals.signal.SIGINT
+        code, together = 128 + signals.signal.SIGINT, False
         print(f"\nstopped at once at step {run.step}")
     except (locks.Unusable, FloatingPointError, torch.OutOfMemoryError, OSError) as error:
         code = 2 if isinstance(error, locks.Unusable) else 1
+        together = isinstance(error, FloatingPointError)
         memory = isinstance(error, torch.OutOfMemoryError)
         remedy = "; take --patch, a smaller one, or less --batchsize" if memory else ""
-        print(f"train.py: error: {str(error).splitlines()[0]}{remedy}", file=sys.stderr)
+        if distributed.first() or not together:
+            print(f"train.py: error: {str(error).splitlines()[0]}{remedy}", file=sys.stderr)
+    except RuntimeError as error:
+        if not distributed.lost(error):
+            raise
+        print(f"train.py: error: another process of this run was lost; {how_to_go_on(run)}", file=sys.stderr)
+        raise SystemExit(1) from None
     for note in run.summary():
         print(f"note: {note}")
     if run.files.unsaved:
         code = code if code in (1, 2) else 1
         print(f"train.py: error: not saved: {run.files.unsaved}; the state before it is whole", file=sys.stderr)
-    if code:
-        if code != 2:
-            saved = (run.folder / "last.pt").exists()
-            print(f"to go on: python train.py --load --modelpath {run.folder}" if saved else "nothing was saved yet")
+    if code not in (0, 2):
+        print(how_to_go_on(run))
+    if not together:
         raise SystemExit(code)
+    sys.stdout.flush()
+    distributed.wait()  # torchrun ends the others as soon as one has ended
+    return code
+
+
+def how_to_go_on(run: Run) -> str:
+    """The command that goes on with a run that has ended early."""
+    if not (run.folder / "last.pt").exists():
+        return "nothing was saved yet"
+    return f"to go on: {distributed.command()} train.py --load --modelpath {run.folder}"
+
+
+def conclude(run: Run) -> None:
+    """After the last step: the picture of the weights, the table of the best networks, the next command."""
+    config = run.config
     lost = [learner.name for learner in run.learners if not (run.folder / f"best_{learner.name}.pt").exists()]
     if lost:
         remedy = "lower --learning-rate, or add --clip-grad"
@@ -260,6 +292,21 @@ def main(argv: list[str] | None = None) -> None:
     same = ["--protocol", config.protocol, "--device", str(run.device)]
     val.main(["--modelpath", str(run.folder), "--best", *same, *(["--lpips", *config.lpips] if config.lpips else [])])
     print(f"next: python val.py --modelpath {run.folder} --best --folder DIR    (any folder of HR images)")
+
+
+def main(argv: list[str] | None = None) -> None:
+    with distributed.joined():
+        with distributed.agreed(), configs.one_line_errors("train.py"):
+            run = Run(configs.load(argv))
+        config = run.config
+        print(f"run: {run.folder}, {config.model} x{config.scale} on {run.device}, steps {run.step} to {run.end}, "
+              f"{run.epoch_steps} an epoch\ntraining on {len(run.patches)} images of {' '.join(config.trainpath)}, "
+              f"validating on {len(run.validation)} of {' '.join(config.valpath)}")
+        code, first = carry_out(run), distributed.first()
+    if code:
+        raise SystemExit(code)
+    if first:
+        conclude(run)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def evaluate(
         for name, metric in metrics.items():
             scores[name].append(metric(sr, hr))
     net.train(training)
-    return {name: torch.cat(values).tolist() for name, values in scores.items()}
+    return {name: torch.cat(values).tolist() if values else [] for name, values in scores.items()}
 
 
 def mean(values: list[float]) -> float:

@@ -244,10 +244,12 @@ class Batches(Sampler[list[tuple[int, int]]]):
     n images, each drawn `repeat` times per epoch, as different patches (indices n apart). An epoch's order is fixed
     by (seed, epoch) alone, so that starting at first_step gives the tail of the whole sequence. An incomplete
     last batch is dropped; images too few for one batch are drawn as often as fills it. last_step: endless by default.
+    share: (i, m) yields the i-th of every batch's m equal parts; batchsize is that of the whole.
     """
 
     def __init__(
-        self, n: int, batchsize: int, seed: int, first_step: int = 0, last_step: int = sys.maxsize, repeat: int = 1
+        self, n: int, batchsize: int, seed: int, first_step: int = 0, last_step: int = sys.maxsize, repeat: int = 1,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         for name, value in (("n", n), ("batchsize", batchsize), ("repeat", repeat)):
             if value < 1:
@@ -256,6 +258,7 @@ class Batches(Sampler[list[tuple[int, int]]]):
             raise ValueError(f"first_step={first_step} is not within 0..last_step={last_step}; use a step in between")
         self.n, self.batchsize, self.seed = n, batchsize, seed
         self.first_step, self.last_step = first_step, last_step
+        self.own = slice(share[0] * batchsize // share[1], (share[0] + 1) * batchsize // share[1])
         self.repeat = max(repeat, -(-batchsize // n))
         self.steps_per_epoch = max(1, n * repeat // batchsize)
 
@@ -268,7 +271,7 @@ class Batches(Sampler[list[tuple[int, int]]]):
             epoch, batch = divmod(step, self.steps_per_epoch)
             if not batch or not order:
                 order = self._order(epoch)
-            yield [(epoch, index) for index in order[batch * self.batchsize : (batch + 1) * self.batchsize]]
+            yield [(epoch, index) for index in order[batch * self.batchsize : (batch + 1) * self.batchsize][self.own]]
 
     def _order(self, epoch: int) -> list[int]:
         # The fourth number keeps this stream apart from those of the patches.

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import whole_batch
+
 from .loss import Loss
 from .target import Target
 
@@ -37,7 +39,7 @@ def vanilla(sr: Tensor, hr: Tensor, sr_label: float) -> Tensor:
 
 def relativistic_average(sr: Tensor, hr: Tensor, sr_label: float) -> Tensor:
     """The same where each side's logits count relative to the mean of the other's."""
-    return vanilla(sr - hr.mean(), hr - sr.mean(), sr_label)
+    return vanilla(sr - whole_batch.mean(hr.mean()), hr - whole_batch.mean(sr.mean()), sr_label)
 
 
 @contextmanager

@@ -13,7 +13,10 @@ eps keeps the weight finite where L_b is 0: there L_b's own derivative is 0, and
 ResNet normalises by the statistics of each batch; the extractors that this loss is given are frozen, in eval mode.)
 """
 
+import torch
 from torch import Tensor
+
+from models import whole_batch
 
 from .loss import Loss
 from .target import Target
@@ -30,5 +33,5 @@ class DualPerceptual(Loss):
         first, *second = (target.features[name](sr).mean() for name in self.extractors)
         if not second:
             return first
-        ratio = first / (self.mu * second[0] + self.eps)
-        return first + ratio.detach() * second[0]
+        a, b = whole_batch.mean(torch.stack([first.detach(), second[0].detach()]))
+        return first + a / (self.mu * b + self.eps) * second[0]

@@ -37,6 +37,10 @@ class Loss(nn.Module):
         """What the log shows beside the loss's value, given that of the last helper_loss."""
         return {}
 
+    def helper_parameters(self, epoch: float) -> list[nn.Parameter]:
+        """The parameters of the helper that helper_loss at this age has a gradient for."""
+        return [] if self.helper is None else [*self.helper.parameters()]
+
     def joint_parameters(self) -> list[nn.Parameter]:
         """The parameters that learn together with the SR network, by its optimizer."""
         helpers = set(self.helper.parameters()) if self.helper is not None else set()

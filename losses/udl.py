@@ -54,7 +54,11 @@ class UDL(Loss):
         return torch.tensor(self.stage)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.stage = int(state)
+        self._enter(int(state))
+
+    def _enter(self, stage: int) -> None:
+        self.stage = stage
+        self.head.requires_grad_(stage == 1)
 
     def begin_epoch(self, net: nn.Module, epoch: float) -> None:
         """Go over to stage 2 at its epoch. Raises ValueError where stage 1 was left out."""
@@ -65,7 +69,7 @@ class UDL(Loss):
                              "first to weight it; begin the run before that epoch")  # fmt: skip
         self.frozen["net"].load_state_dict(net.state_dict())
         self.frozen["head"].load_state_dict(self.head.state_dict())
-        self.stage = 2
+        self._enter(2)
 
     @torch.no_grad()
     def weight(self, lr: Tensor) -> Tensor:

@@ -46,6 +46,9 @@ class WeightedSum(Loss):
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
         return sum(term.weight * term.loss(sr, target, epoch, features) for term in self.acting(epoch))
 
+    def helper_parameters(self, epoch: float) -> list[nn.Parameter]:
+        return [p for term in self.acting(epoch) for p in term.loss.helper_parameters(epoch)]
+
     def words(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
         """The terms' words; those of helpers only where there is one, for the sum does not tell their losses apart."""
         own = helper_loss if self.helper is not None and len(self.helper) == 1 else None

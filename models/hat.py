@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import whole_batch
 from .upsample import STEPS, PixelShuffleUpsampler, check_scale, reflect_to_multiple
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB in [0,1]
@@ -80,7 +81,7 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.keep == 1:
             return x
-        return x * (torch.rand(x.shape[0], 1, 1, 1, device=x.device) < self.keep) / self.keep
+        return x * (whole_batch.rand(x.shape[0], 1, 1, 1, device=x.device) < self.keep) / self.keep
 
 
 class ChannelAttention(nn.Module):

@@ -1,0 +1,102 @@
+"""How the time of a training step grows with the size of the images, the batch, T and the number of losses, and the
+memory with the number of steps: linear in the first, flat in the last. Draws docs/growth.png.
+
+    python -m benchmarks.growth
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import psutil
+import torch
+from tabulate import tabulate
+from tqdm import tqdm
+
+import configs
+import networks
+import train
+from configs import Config
+from learner import build_learners
+from metrics.tiny import Tiny
+
+from .machine import median, title, turns
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+LOSSES = ("L1+TLW", "MSE+TLW", "L1", "MSE")
+MIDDLE = {"pixels": 96**2, "batch": 4, "T": 3, "losses": 4}
+AXES = {
+    "pixels": [size**2 for size in (48, 96, 144, 192)],
+    "batch": [1, 4, 8, 12, 16],
+    "T": [1, 3, 6, 9, 12],
+    "losses": [1, 2, 3, 4],
+}
+LABELS = {"pixels": "HR pixels of an image", "batch": "batch", "T": "T, samples in the M-step", "losses": "losses"}
+
+
+def prepared_step(device: torch.device, pixels: int, batch: int, T: int, losses: int):
+    """One iteration of a small EDSR x4 with the judge tiny, a function without arguments.
+
+    losses: of copies of L1+TLW, so that each costs the same.
+    """
+    config = Config(model="EDSR", model_options={"blocks": 4, "channels": 32}, losses=("L1+TLW",), samples=T, scale=4)
+    learners = [learner for _ in range(losses) for learner in build_learners(config, device)]
+    judge = Tiny().to(device, memory_format=torch.channels_last)
+    size = round(pixels**0.5)
+    hr = torch.rand(batch, 3, size, size, device=device) * 2 - 1
+    lr = torch.nn.functional.interpolate(hr, scale_factor=1 / 4, mode="area")
+    lr, hr = (x.contiguous(memory_format=networks.layout(device, "fp32")) for x in (lr, hr))
+    return lambda: train.step_all(learners, judge, {}, lr, hr, 0.0, "fp32")
+
+
+def held(device: torch.device) -> float:
+    """MiB of the device's memory that are in use now: on the CPU, by this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**20
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = configs.OneLineParser(prog="benchmarks.growth", description="Time and memory of a step, against its size.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--times", type=int, default=7, help="steps of each size that are timed (default: 7)")
+    parser.add_argument("--steps", type=int, default=1000, help="over which memory is followed (default: 1000)")
+    parser.add_argument("--out", type=Path, default=Path("docs/growth.png"), metavar="FILE")
+    args = parser.parse_args(argv)
+    device = torch.device(args.device)
+    figure, panels = plt.subplots(1, 5, figsize=(17, 3.2), constrained_layout=True)
+    rows = []
+    for panel, (axis, values) in zip(panels, AXES.items()):
+        works = {value: prepared_step(device, **(MIDDLE | {axis: value})) for value in values}
+        taken = turns(works, args.times, device)
+        seconds = [median(taken[value]) for value in values]
+        slope, start = np.polyfit(values, seconds, 1)
+        fit = np.corrcoef(values, seconds)[0, 1] ** 2
+        rows.append([LABELS[axis], f"{values[0]} to {values[-1]}", seconds[0], seconds[-1], start, fit])
+        panel.plot(values, seconds, "o", label="median step")
+        panel.plot(values, start + slope * np.array(values), "-", label=f"line, R² = {fit:.3f}")
+        panel.set(xlabel=LABELS[axis], ylim=(0, None), xlim=(0, None))
+        panel.legend(frameon=False)
+    panels[0].set_ylabel("seconds a step")
+
+    step = prepared_step(device, **(MIDDLE | {"pixels": 48**2, "batch": 1, "losses": 2}))
+    memory = []
+    for _ in tqdm(range(args.steps), "memory", leave=False, disable=None):
+        step()
+        memory.append(held(device))
+    panels[4].plot(range(1, args.steps + 1), memory)
+    panels[4].set(xlabel="steps", ylabel="MiB in use", ylim=(0, 1.2 * max(memory)))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out, dpi=110)
+    print(f"EDSR x4 (4 blocks, 32 channels), judge tiny, {title(device)}; otherwise {MIDDLE}")
+    print(tabulate(rows, ["against", "from, to", "s at first", "s at last", "s at 0", "R2 of a line"], floatfmt=".3f"))
+    early, late = memory[len(memory) // 10], memory[-1]
+    print(f"memory in use after {len(memory) // 10} steps: {early:.0f} MiB, after {len(memory)}: {late:.0f} MiB")
+    print(f"drawn: {args.out}")
+
+
+if __name__ == "__main__":
+    main()

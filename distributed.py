@@ -1,0 +1,188 @@
+"""One run trained by several processes, as torchrun starts them: each has its rows of every batch, the first writes.
+
+Without torchrun nothing here acts. Two groups connect the processes: the default one (nccl between GPUs, gloo between
+CPUs) carries what a step needs, where none may keep the others waiting for longer than PATIENCE; the other, gloo,
+carries what they agree on between steps, where one may write or validate for long. Both notice one that has died at
+once, except where its machine went with it: that takes PATIENCE, or LONG_PATIENCE outside of steps.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset, Subset
+
+PATIENCE, LONG_PATIENCE = timedelta(seconds=60), timedelta(minutes=30)
+
+
+def processes() -> int:
+    """How many processes train together; 1 without torchrun."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return rank() == 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within, the processes that torchrun started are connected, and only the first prints."""
+    global _between_steps
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    _between_steps = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
+    with open(os.devnull, "w") as nowhere, nullcontext() if first() else redirect_stdout(nowhere):
+        yield
+    dist.destroy_process_group()  # not after an exception: with a process lost it could wait for ever
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process where `device` is the run's: the GPU of its number on its machine, or the CPU.
+
+    Raises ValueError where there are fewer GPUs than processes, or one is named for all.
+    """
+    if processes() == 1 or device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise ValueError(f"--device {device}: one GPU for {processes()} processes; use --device cuda")
+    number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= count:
+        raise ValueError(f"--nproc-per-node: more processes than GPUs; expected at most {count}")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+# --- agreeing ----------------------------------------------------------------------------------------------------------
+
+
+def gathered(value) -> list:
+    """The value of every process, in the order of ranks."""
+    if processes() == 1:
+        return [value]
+    values = [None] * processes()
+    dist.all_gather_object(values, value, group=_between_steps)
+    return values
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' values."""
+    if processes() == 1:
+        return value
+    number = torch.tensor(int(value))
+    dist.all_reduce(number, dist.ReduceOp.MAX, group=_between_steps)
+    return int(number)
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    if processes() > 1:
+        dist.barrier(group=_between_steps)
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """Within, an error of one process ends all, when they come to the end: the first that has one says it alone."""
+    if processes() == 1:
+        yield
+        return
+    error, said = None, io.StringIO()
+    try:
+        with nullcontext() if first() else redirect_stderr(said):
+            yield
+    except (Exception, SystemExit) as caught:
+        error = caught
+    try:
+        codes = gathered(exit_code(error))
+    except RuntimeError as disconnected:
+        raise disconnected if error is None else error from None
+    wrong = [number for number, code in enumerate(codes) if code is not None]
+    if wrong and rank() == wrong[0]:
+        sys.stderr.write(said.getvalue())
+        raise error
+    if wrong:
+        raise SystemExit(codes[wrong[0]])
+
+
+def exit_code(error: BaseException | None) -> int | None:
+    """The exit code that an error stands for; None for none."""
+    if isinstance(error, SystemExit):
+        return error.code
+    return None if error is None else 2 if isinstance(error, ValueError) else 1
+
+
+def lost(error: BaseException) -> bool:
+    """Whether the error says that another process does not answer any more."""
+    return isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+
+
+def command() -> str:
+    """What train.py was started with."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return "python"
+    return f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
+
+
+# --- sharing the work --------------------------------------------------------------------------------------------------
+
+
+class Averaged:
+    """compute(*args), and the gradients of learning(*args) averaged over the processes in the backward that follows.
+
+    learning: the parameters that this backward reaches, all of them. By DistributedDataParallel, which is made anew
+    where these are others than before; in a single process it is compute alone.
+    """
+
+    def __init__(self, compute: Callable, learning: Callable[..., list[nn.Parameter]]):
+        self.compute, self.learning = compute, learning
+        self.parallel, self.of = None, []
+
+    def __call__(self, *args):
+        parameters = self.learning(*args) if processes() > 1 else []
+        if not parameters:
+            return self.compute(*args)
+        if list(map(id, parameters)) != self.of:
+            self.parallel = None
+            self.parallel = DistributedDataParallel(_Part(self.compute, parameters))
+            self.of = list(map(id, parameters))
+        return self.parallel(*args)
+
+
+class _Part(nn.Module):
+    """compute as a module of these parameters, whichever modules they belong to."""
+
+    def __init__(self, compute: Callable, parameters: list[nn.Parameter]):
+        super().__init__()
+        self.compute, self.learning = compute, nn.ParameterList(parameters)
+
+    def forward(self, *args):
+        return self.compute(*args)
+
+
+class OwnImages(Subset):
+    """Of pairs (data.Pairs) those that this process validates on: every so many-th."""
+
+    def __init__(self, pairs: Dataset):
+        super().__init__(pairs, range(rank(), len(pairs), processes()))
+        self.scale = pairs.scale
+
+
+def scores_of_all(own: dict[str, list[float]]) -> dict[str, list[float]]:
+    """The scores of all images in their order, from the scores that each process has of its OwnImages."""
+    parts, n = gathered(own), processes()
+    count = {name: sum(len(part[name]) for part in parts) for name in own}
+    return {name: [parts[i % n][name][i // n] for i in range(count[name])] for name in own}

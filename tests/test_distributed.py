@@ -1,0 +1,250 @@
+"""Several processes train one run: they give what one gives, stop together, and one that dies ends the others.
+
+Most of them are started here as torchrun starts them, but from a server that has imported torch already.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import configs
+import losses
+import rundir
+import train
+from learner import build_learners
+from models import whole_batch
+from models.discriminator import VGGDiscriminator
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["L1+TLW", "L1+UDL", "L1+DP", "L1+DP+GAN"]
+
+
+# --- processes ---------------------------------------------------------------------------------------------------------
+
+
+def process(rank: int, count: int, port: int, work, *args) -> None:
+    """Be a process that torchrun has started; what it says goes into out_RANK and err_RANK."""
+    local = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ.update({name: str(value) for name, value in local.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    with (
+        open(f"out_{rank}", "w", buffering=1) as out,
+        open(f"err_{rank}", "w", buffering=1) as err,
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        work(*args)
+
+
+def smooth_main(argv: list[str], rank: int = -1, call: int = 0, number: int = 0) -> None:
+    """train.main where rounding stays small: Adam's first step is the gradient's sign, even of one that should be 0.
+
+    Process `rank` sends itself signal `number` in its call number `call` of em_step.
+    """
+    step, calls = train.em_step, iter(range(1, 1000))
+
+    def em_step(*arguments):
+        if next(calls) == call and os.environ["RANK"] == str(rank):
+            os.kill(os.getpid(), number)
+        return step(*arguments)
+
+    train.em_step = em_step
+    torch.optim.Adam = partial(torch.optim.Adam, eps=1e-3)
+    losses.VGGDiscriminator = partial(VGGDiscriminator, channels=4)
+    train.main(argv)
+
+
+def start(count: int, work, *args) -> list:
+    """`count` processes that do work(*args) together."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train"])
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    started = [context.Process(target=process, args=(rank, count, port, work, *args)) for rank in range(count)]
+    for one in started:
+        one.start()
+    return started
+
+
+def codes(started, seconds: float = 120) -> list[int]:
+    """The exit codes; it is an error if one has none yet after so many seconds."""
+    end = time.monotonic() + seconds
+    for one in started:
+        one.join(max(0, end - time.monotonic()))
+    found = [one.exitcode for one in started]
+    for one in started:
+        one.kill()
+    assert None not in found, f"{found} after {seconds} s"
+    return found
+
+
+def wait_for_steps(folder: Path, count: int) -> None:
+    """Until the run's log has a line of step `count`."""
+    end = time.monotonic() + 120
+    while not any(x["step"] >= count for x in log_of(folder)):
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def log_of(folder: Path) -> list[dict]:
+    path = folder / "log.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@pytest.fixture(scope="module")
+def args(tiny_args, alex_file, squeeze_file):
+    """Three epochs of two steps of four images; UDL goes over to its second stage after the first epoch."""
+    return [
+        *tiny_args, "--losses", *NAMES, "--lpips", "squeeze", "--batchsize", "4", "--repeat", "2", "--endepoch", "3",
+        "--dp-extractors", "alexnet:conv2", "squeezenet:fire3", "--extractor-weights", str(alex_file),
+        str(squeeze_file), "--gan", "ragan", "--gan-weight", "0.5", "--pretrain-epochs", "0.5", "--udl-epoch", "1",
+        "--learning-rate", "1e-4", "--save-every", "1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(args, tmp_path_factory):
+    """The run of a single process."""
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert codes(start(1, smooth_main, [*args, "--modelpath", "run"])) == [0]
+    return folder / "run"
+
+
+def assert_close(one: Path, other: Path) -> None:
+    """Two runs have the same losses, scores and weights, up to the rounding of float32."""
+    for a, b in zip(log_of(one), log_of(other), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name] == (b[name] if isinstance(b[name], str) else pytest.approx(b[name], rel=1e-5, abs=1e-5)), name
+    a, b = (rundir.load_state(run / "last.pt") for run in (one, other))
+    assert a["step"] == b["step"] and a["learners"].keys() == b["learners"].keys()
+    for name in a["learners"]:
+        for part in ("net", "loss"):
+            close(a["learners"][name][part], b["learners"][name][part], f"{name}: {part}")
+        assert torch.equal(a["learners"][name]["streams"]["cpu"], b["learners"][name]["streams"]["cpu"])
+
+
+def close(a: dict, b: dict, where: str) -> None:
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert torch.allclose(value.float(), b[key].float(), rtol=1e-5, atol=1e-5), f"{where}: {key}"
+
+
+# --- the same as one ---------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_give_what_one_gives(args, alone, workplace, monkeypatch):
+    assert codes(start(2, smooth_main, [*args, "--modelpath", "run"])) == [0, 0]
+    assert_close(alone, Path("run"))
+    assert {x.name for x in Path("run").iterdir()} == {x.name for x in alone.iterdir()}
+    assert Path("out_0").read_text().count("epoch 2  L1+TLW ") == 1 and Path("out_1").read_text() == ""
+    assert [entry["stage"]["L1+UDL"] for entry in log_of(alone) if "loss" in entry] == [1, 1, 2, 2, 2, 2]
+    last = rundir.load_state(alone / "last.pt")["learners"]
+    monkeypatch.setattr(losses, "VGGDiscriminator", partial(VGGDiscriminator, channels=4))
+    for learner in build_learners(configs.load(args), torch.device("cpu")):  # as all began
+        for part in ("net", "loss"):
+            began = dict(getattr(learner, part).named_parameters())
+            moved = [(last[learner.name][part][key] - value).abs().max() for key, value in began.items()]
+            assert not moved or max(moved) > 1e-4, (learner.name, part)  # by far more than the tolerance
+
+
+def whole_batch_parts(path: str) -> None:
+    """Write what rank 0 and rank 1 see of a batch of four."""
+    torch.distributed.init_process_group("gloo")
+    rank, _ = whole_batch.share()
+    torch.manual_seed(3)
+    x = torch.randn(4, 3, 5, 6)
+    own = x[2 * rank : 2 * rank + 2].clone().requires_grad_()
+    seen = {"samples": whole_batch.rand(5, 2, 3, rows=1), "first": whole_batch.rand(2, 3)}
+    seen["state"] = torch.get_rng_state()
+    norm = whole_batch.with_whole_batch_norm(nn.Sequential(nn.BatchNorm2d(3)), torch.device("cpu"))
+    y = norm(own)
+    (y.pow(3).mean() * whole_batch.mean(own.exp().mean())).backward()
+    seen |= {"y": y.detach(), "gradient": own.grad, "norm": norm.state_dict()}
+    torch.save(seen, f"{path}_{rank}")
+
+
+def test_noise_means_and_batch_norm_are_of_the_whole_batch(workplace):
+    assert codes(start(2, whole_batch_parts, "seen")) == [0, 0]
+    parts = [torch.load(f"seen_{rank}") for rank in range(2)]
+    torch.manual_seed(3)
+    x = torch.randn(4, 3, 5, 6).requires_grad_()
+    assert torch.equal(torch.cat([part["samples"] for part in parts], 1), torch.rand(5, 4, 3))
+    assert torch.equal(torch.cat([part["first"] for part in parts]), torch.rand(4, 3))
+    assert torch.equal(parts[0]["state"], torch.get_rng_state())
+    norm = nn.Sequential(nn.BatchNorm2d(3))
+    y = norm(x)
+    (y.pow(3).mean() * x.exp().mean()).backward()
+    assert torch.allclose(torch.cat([part["y"] for part in parts]), y, atol=1e-5)
+    # DistributedDataParallel divides by the number of processes what each has here.
+    assert torch.allclose(torch.cat([part["gradient"] for part in parts]) / 2, x.grad, atol=1e-6)
+    for part in parts:
+        close(part["norm"], norm.state_dict(), "norm")
+
+
+# --- stopping, dying, going on -----------------------------------------------------------------------------------------
+
+
+def test_stopped_killed_and_gone_on_with_by_others(args, alone, workplace):
+    """A signal to one process, then the death of one, then going on alone: the run is the same in the end."""
+    run = Path("run")
+    learners = len(NAMES)
+    assert codes(start(2, smooth_main, [*args, "--modelpath", "run"], 1, 2, signal.SIGUSR1)) == [138, 138]
+    assert "stopped by SIGUSR1 at step 1\n" in Path("out_0").read_text()
+    assert rundir.load_state(run / "last.pt")["step"] == 1
+
+    more = ["--load", "--modelpath", "run"]
+    assert codes(start(2, smooth_main, more, 0, learners + 2, signal.SIGKILL), 60) == [-9, 1]
+    assert rundir.load_state(run / "last.pt")["step"] == 2
+    (line,) = Path("err_1").read_text().splitlines()
+    assert line.startswith("train.py: error: another process of this run was lost; to go on: ")
+    assert "train.py --load --modelpath run" in line
+
+    assert codes(start(1, smooth_main, more)) == [0]
+    assert_close(alone, run)
+
+
+@pytest.mark.parametrize(
+    "wrong, said", [(["--batchsize", "3"], "--batchsize 3: expected a multiple of 2"), (["--model", "X"], "unknown model 'X'")]
+)
+def test_an_error_is_said_once(args, workplace, wrong, said):
+    assert codes(start(2, train.main, [*args, *wrong])) == [2, 2]
+    (line,) = Path("err_0").read_text().splitlines()
+    assert line.startswith(f"train.py: error: {said}") and Path("err_1").read_text() == ""
+
+
+def test_a_folder_in_use_is_said_once(args, workplace):
+    with train.locks.locked(workplace):
+        assert codes(start(2, train.main, [*args, "--modelpath", str(workplace)])) == [2, 2]
+    assert "in use by" in Path("err_0").read_text() and Path("err_1").read_text() == ""
+
+
+def test_torchrun_hands_on_a_signal(args, workplace):
+    """SIGTERM to torchrun itself, which hands it on to all its processes and waits for them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(ROOT / "train.py"), *args]
+    with open("said", "w") as said:
+        torchrun = subprocess.Popen([*command, "--losses", "L1", "--endepoch", "99", "--modelpath", "run"],
+                                    stdout=said, stderr=said)  # fmt: skip
+    wait_for_steps(Path("run"), 1)
+    torchrun.terminate()
+    assert torchrun.wait(60) != 0
+    text = Path("said").read_text()
+    step = rundir.load_state(Path("run/last.pt"))["step"]
+    assert f"stopped by SIGTERM at step {step}\nto go on: torchrun --nproc-per-node 2 train.py --load" in text
+    assert not Path("run/.lock").exists()
