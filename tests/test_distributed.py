@@ -6,6 +6,7 @@ Most of them are started here as torchrun starts them, but from a server that ha
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -74,12 +75,14 @@ def start(count: int, work, *args) -> list:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     started = [context.Process(target=process, args=(rank, count, port, work, *args)) for rank in range(count)]
-    for one in started:
-        one.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))  # else the server could not import `train`, and says nothing
+        for one in started:
+            one.start()
     return started
 
 
-def codes(started, seconds: float = 120) -> list[int]:
+def codes(started, seconds: float = 300) -> list[int]:
     """The exit codes; it is an error if one has none yet after so many seconds."""
     end = time.monotonic() + seconds
     for one in started:
@@ -116,44 +119,54 @@ def args(tiny_args, alex_file, squeeze_file):
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def alone(args, tmp_path_factory):
-    """The run of a single process."""
-    folder = tmp_path_factory.mktemp("alone")
+def uninterrupted(count: int, args, folder: Path) -> Path:
+    """The run of `count` processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert codes(start(1, smooth_main, [*args, "--modelpath", "run"])) == [0]
+        assert codes(start(count, smooth_main, [*args, "--modelpath", "run"])) == [0] * count
     return folder / "run"
 
 
-def assert_close(one: Path, other: Path) -> None:
+@pytest.fixture(scope="module")
+def alone(args, tmp_path_factory):
+    """The run of a single process."""
+    return uninterrupted(1, args, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="module")
+def together(args, tmp_path_factory):
+    """The run of two."""
+    return uninterrupted(2, args, tmp_path_factory.mktemp("together"))
+
+
+def assert_close(one: Path, other: Path, tolerance: float = 1e-5) -> None:
     """Two runs have the same losses, scores and weights, up to the rounding of float32."""
     for a, b in zip(log_of(one), log_of(other), strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            assert a[name] == (b[name] if isinstance(b[name], str) else pytest.approx(b[name], rel=1e-5, abs=1e-5)), name
+            assert a[name] == (b[name] if isinstance(b[name], str) else pytest.approx(b[name], rel=tolerance, abs=tolerance)), name
     a, b = (rundir.load_state(run / "last.pt") for run in (one, other))
     assert a["step"] == b["step"] and a["learners"].keys() == b["learners"].keys()
     for name in a["learners"]:
         for part in ("net", "loss"):
-            close(a["learners"][name][part], b["learners"][name][part], f"{name}: {part}")
+            close(a["learners"][name][part], b["learners"][name][part], f"{name}: {part}", tolerance)
         assert torch.equal(a["learners"][name]["streams"]["cpu"], b["learners"][name]["streams"]["cpu"])
 
 
-def close(a: dict, b: dict, where: str) -> None:
+def close(a: dict, b: dict, where: str, tolerance: float = 1e-5) -> None:
     assert a.keys() == b.keys()
     for key, value in a.items():
-        assert torch.allclose(value.float(), b[key].float(), rtol=1e-5, atol=1e-5), f"{where}: {key}"
+        assert torch.allclose(value.float(), b[key].float(), rtol=tolerance, atol=tolerance), f"{where}: {key}"
 
 
 # --- the same as one ---------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_give_what_one_gives(args, alone, workplace, monkeypatch):
-    assert codes(start(2, smooth_main, [*args, "--modelpath", "run"])) == [0, 0]
-    assert_close(alone, Path("run"))
-    assert {x.name for x in Path("run").iterdir()} == {x.name for x in alone.iterdir()}
-    assert Path("out_0").read_text().count("epoch 2  L1+TLW ") == 1 and Path("out_1").read_text() == ""
+def test_two_processes_give_what_one_gives(args, alone, together, monkeypatch):
+    assert_close(alone, together)
+    assert {x.name for x in together.iterdir()} == {x.name for x in alone.iterdir()}
+    first, second = ((together.parent / f"out_{rank}").read_text() for rank in range(2))
+    assert first.count("epoch 2  L1+TLW ") == 1 and second == ""
     assert [entry["stage"]["L1+UDL"] for entry in log_of(alone) if "loss" in entry] == [1, 1, 2, 2, 2, 2]
     last = rundir.load_state(alone / "last.pt")["learners"]
     monkeypatch.setattr(losses, "VGGDiscriminator", partial(VGGDiscriminator, channels=4))
@@ -201,8 +214,8 @@ def test_noise_means_and_batch_norm_are_of_the_whole_batch(workplace):
 # --- stopping, dying, going on -----------------------------------------------------------------------------------------
 
 
-def test_stopped_killed_and_gone_on_with_by_others(args, alone, workplace):
-    """A signal to one process, then the death of one, then going on alone: the run is the same in the end."""
+def test_stopped_killed_and_gone_on_with(args, alone, together, workplace, assert_same):
+    """A signal to one process, then the death of one; the two go on bit by bit as if nothing had been, or one alone."""
     run = Path("run")
     learners = len(NAMES)
     assert codes(start(2, smooth_main, [*args, "--modelpath", "run"], 1, 2, signal.SIGUSR1)) == [138, 138]
@@ -210,14 +223,19 @@ def test_stopped_killed_and_gone_on_with_by_others(args, alone, workplace):
     assert rundir.load_state(run / "last.pt")["step"] == 1
 
     more = ["--load", "--modelpath", "run"]
-    assert codes(start(2, smooth_main, more, 0, learners + 2, signal.SIGKILL), 60) == [-9, 1]
+    assert codes(start(2, smooth_main, more, 0, learners + 2, signal.SIGKILL)) == [-9, 1]
     assert rundir.load_state(run / "last.pt")["step"] == 2
     (line,) = Path("err_1").read_text().splitlines()
     assert line.startswith("train.py: error: another process of this run was lost; to go on: ")
     assert "train.py --load --modelpath run" in line
 
-    assert codes(start(1, smooth_main, more)) == [0]
-    assert_close(alone, run)
+    shutil.copytree("run", "single")
+    assert codes(start(2, smooth_main, more)) == [0, 0]
+    assert (run / "log.jsonl").read_text() == (together / "log.jsonl").read_text()
+    assert_same(rundir.load_state(run / "last.pt"), rundir.load_state(together / "last.pt"))
+
+    assert codes(start(1, smooth_main, ["--load", "--modelpath", "single"])) == [0]
+    assert_close(alone, Path("single"), 1e-3)  # TLW's samples are nearly steps: they blow up what is rounded otherwise
 
 
 @pytest.mark.parametrize(
