@@ -6,7 +6,6 @@ trained.txt (the command), the training came to its end; val.json beside it, fin
 
 import ctypes
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -58,7 +57,7 @@ def read_evaluation(folder: Path) -> dict | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a key of dicts, though Config is none
 class Cell:
     """One training with its evaluation.
 

@@ -5,7 +5,6 @@ process that submitted them: their numbers stand in a file, and who starts the g
 """
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -40,6 +40,7 @@ class Grid(NamedTuple):
     config: Config  # of one of them
     protocol: str
     judges: list[str]
+    left_out: list[str]  # data sets that only some of the cells were evaluated on
 
     @property
     def metrics(self) -> list[str]:
@@ -48,8 +49,9 @@ class Grid(NamedTuple):
 
 
 def read_grid(cells: Iterable[Cell], datasets: Iterable[str] = ()) -> Grid | None:
-    """The evaluations of the trained cells among those given (None: there is none); of these data sets or of all.
+    """The evaluations of the finished cells among those given (None: there is none) on the data sets that all share.
 
+    datasets: only these.
     Raises ValueError where they cannot stand in one table: other settings, another protocol, other images.
     """
     found = []
@@ -67,17 +69,25 @@ def read_grid(cells: Iterable[Cell], datasets: Iterable[str] = ()) -> Grid | Non
         found.append((cell.folder, config, evaluation))
     if not found:
         return None
+    names = [{row["dataset"]: None for row in evaluation["rows"]} for *_, evaluation in found]
+    names = [[name for name in of if not datasets or name in datasets] for of in names]
+    common = [name for name in names[0] if all(name in of for of in names)]
+    left_out = sorted({name for of in names for name in of} - set(common))
+    if not common:
+        raise ValueError(f"no data set that all {len(found)} finished cells were evaluated on; start the grid again "
+                         "with --folder")  # fmt: skip
     parts: dict[Place, dict[int, dict[str, dict]]] = {}
     for _, config, evaluation in found:
         for row in evaluation["rows"]:
-            if not datasets or row["dataset"] in datasets:
+            if row["dataset"] in common:
                 place = Place(row["dataset"], config.scale, config.model)
                 parts.setdefault(place, {}).setdefault(config.seed, {})[row["loss"]] = row["per_image"]
     scores = {place: _stacked(by_seed, place) for place, by_seed in parts.items()}
     _check_images(scores)
     seeds = {place: sorted(by_seed) for place, by_seed in parts.items()}
     judges = list(dict.fromkeys(judge for *_, evaluation in found for judge in evaluation["judge"].split()))
-    return Grid(dict(sorted(scores.items(), key=_paper_order)), seeds, found[0][1], found[0][2]["protocol"], judges)
+    scores = dict(sorted(scores.items(), key=_paper_order))
+    return Grid(scores, seeds, found[0][1], found[0][2]["protocol"], judges, left_out)
 
 
 def _paper_order(item: tuple[Place, Scores]) -> tuple:
@@ -190,25 +200,23 @@ def compare_all(by_network: list[np.ndarray]) -> Comparison:
     return compare(by_image[None])
 
 
-def comparisons(grid: Grid) -> dict[tuple[str, str], dict[tuple[str, int] | None, dict[str, Comparison]]]:
-    """By pair of losses, by model and scale (None: all of them), by metric; the images of all data sets together."""
+def comparisons(grid: Grid) -> dict[tuple[str, str], dict[str, dict[tuple[str, int] | None, Comparison]]]:
+    """By pair of losses, metric, and model and scale (None: all of them); the images of all data sets together."""
     result = {}
     datasets = sorted({place.dataset for place in grid.scores})
+    networks = list(dict.fromkeys((place.model, place.scale) for place in grid.scores))
     for pair in pairs_of(dict.fromkeys(loss for losses in grid.scores.values() for loss in losses)):
-        rows: dict[tuple[str, int] | None, dict[str, Comparison]] = {}
         for metric in grid.metrics:
             pooled = {}
-            for model, scale in dict.fromkeys((place.model, place.scale) for place in grid.scores):
-                places = [Place(dataset, scale, model) for dataset in datasets]
-                parts = [gains(grid.scores.get(place, {}), pair, metric) for place in places]
-                # Sets or seeds that some lack: those networks would be compared on other images than the rest.
-                if all(part is not None and grid.seeds[at] == grid.seeds[places[0]] for at, part in zip(places, parts)):
+            for model, scale in networks:
+                parts = [gains(grid.scores[Place(dataset, scale, model)], pair, metric) for dataset in datasets]
+                if all(part is not None for part in parts):
                     pooled[model, scale] = np.concatenate(parts, axis=1)
-            for network, by_seed in pooled.items():
-                rows.setdefault(network, {})[metric] = compare(by_seed)
+            rows = {network: compare(by_seed) for network, by_seed in pooled.items()}
             if len(pooled) > 1:
-                rows.setdefault(None, {})[metric] = compare_all(list(pooled.values()))
-        result[pair] = {key: rows[key] for key in sorted(rows, key=lambda key: key is None)}
+                rows[None] = compare_all(list(pooled.values()))
+            if rows:
+                result.setdefault(pair, {})[metric] = rows
     return result
 
 

@@ -10,7 +10,7 @@ from tabulate import tabulate
 import rundir
 from metrics.judges import metric_of
 
-from .collect import RISING, Comparison, Grid, cells_won, comparisons, mean_and_deviation, paper_value
+from .collect import RISING, Grid, cells_won, comparisons, mean_and_deviation, paper_value
 
 CITED = "arXiv 2301.10575"
 
@@ -83,28 +83,18 @@ def scores_table(grid: Grid, rows: list[dict], style: str) -> str:
     return _table(_without_repeats(lines, 3), headers, 4, style)
 
 
-def comparison_table(grid: Grid, rows: dict, style: str) -> str:
-    """TLW against the plain loss: for every network and for all, the gain, the images won and the test's p."""
-    headers = ["", "scale", "model", "images"]
-    for metric in grid.metrics:
-        headers += [f"{_header(grid, metric)}: gain", "images won", "p"]
+def comparison_table(grid: Grid, tests: dict, style: str) -> str:
+    """TLW against the plain loss in each metric: for every network and for all, the gain, images won and the test's p."""
     lines = []
-    for pair, by_network in rows.items():
-        for network, found in by_network.items():
-            model, scale = network or ("all", None)
-            images = next(iter(found.values())).images
-            line = [" against ".join(pair), f"×{scale}" if scale else "all", model, str(images)]
-            for metric in grid.metrics:
-                line += _comparison(found.get(metric))
-            lines.append(line)
-    return _table(_without_repeats(lines, 2), headers, 3, style)
-
-
-def _comparison(found: Comparison | None) -> list[str]:
-    if found is None:
-        return ["", "", ""]
-    p = "" if math.isnan(found.p) else f"{found.p:.2g}"
-    return [_number(found.gain, found.deviation, "+"), f"{found.won} of {found.images}", p]
+    for pair, by_metric in tests.items():
+        for metric, by_network in by_metric.items():
+            for network, found in by_network.items():
+                model, scale = (network[0], f"×{network[1]}") if network else ("all", "all")
+                gain = _number(found.gain, found.deviation, "+")
+                p = "" if math.isnan(found.p) else f"{found.p:.2g}"
+                won = f"{found.won} of {found.images}"
+                lines.append([" against ".join(pair), _header(grid, metric), scale, model, gain, won, p])
+    return _table(_without_repeats(lines, 3), ["gain of TLW", "metric", "scale", "model", "gain", "images won", "p"], 4, style)
 
 
 def won_table(grid: Grid, rows: dict, style: str) -> str:
@@ -139,15 +129,15 @@ def notes(grid: Grid, rows: list[dict], tests: dict) -> list[str]:
         lines.append(f"No numbers of the paper beside protocol {grid.protocol}: they are of protocol paper.")
     if "LPIPS-vgg" in grid.metrics and grid.protocol == "paper":
         lines.append("The paper's LPIPS sees channels as BGR: --bgr.")
+    if grid.left_out:
+        lines.append(f"Left out, for some of the cells were not evaluated on it: {', '.join(grid.left_out)}.")
     if tests:
-        least = min(found.images for rows in tests.values() for by in rows.values() for found in by.values())
-        lines += [
-            "gain: by how much TLW is better than the plain loss (less, for ↓), mean over the images of all data sets ± "
-            "the seeds' deviation.",
-            "p: Wilcoxon's signed-rank test, two-sided. The pairs are the images, seeds averaged first (in `all`, networks "
-            "too): it says whether the gain holds over images, the ± whether it holds over trainings. No p is corrected "
-            "for how many there are.",
-        ]
+        least = min(found.images for by in tests.values() for rows in by.values() for found in rows.values())
+        lines.append("gain: by how much TLW is better than the plain loss (less, for ↓), mean over the images of all data "
+                     "sets ± the seeds' deviation.")
+        lines.append("p: Wilcoxon's signed-rank test, two-sided, not corrected for how many there are. The pairs are the "
+                     "images, seeds averaged first (in `all`, networks too): it says whether the gain holds over images; "
+                     "the ± says whether it holds over trainings.")
         if least < 6:
             lines.append(f"With {least} images no p can be below {2 / 2**least:.2g}.")
     return lines
@@ -175,7 +165,7 @@ def write(path: Path, grid: Grid, paper: dict, lacking: list[str]) -> None:
         "comparisons": [
             {"loss": pair[0], "against": pair[1], "model": network and network[0], "scale": network and network[1],
              "metric": metric, **found._asdict()}
-            for pair, by in tests.items() for network, of in by.items() for metric, found in of.items()
+            for pair, by in tests.items() for metric, of in by.items() for network, found in of.items()
         ],
         "cells won": [{"loss": pair[0], "against": pair[1], "metric": metric, **found._asdict()}
                       for pair, of in won.items() for metric, found in of.items()],

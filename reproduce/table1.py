@@ -160,9 +160,12 @@ def rest(left: list[Cell], taken: dict[Cell, float]) -> float:
     return sum(sum(of(cell.config.model)) / len(of(cell.config.model)) for cell in left)
 
 
-def run(cells: list[Cell], outcomes: Iterator[tuple[Cell, str]], together: bool) -> dict[Cell, str]:
-    """Say of each cell as it ends how long it took and what is left; returns what failed. together: side by side."""
-    left, failed, taken = list(cells), {}, {}
+def run(todo: list[Cell], of: int, outcomes: Iterator[tuple[Cell, str]], together: bool) -> dict[Cell, str]:
+    """Say of each cell as it ends how long it took and what is left; returns what failed. together: side by side.
+
+    todo: the cells that outcomes are of; of: how many the grid has.
+    """
+    left, failed, taken = list(todo), {}, {}
     began = before = time.monotonic()
     for cell, wrong in outcomes:
         now = time.monotonic()
@@ -174,9 +177,9 @@ def run(cells: list[Cell], outcomes: Iterator[tuple[Cell, str]], together: bool)
             print(f"{PROGRAM}: {cell} failed: {wrong}", file=sys.stderr, flush=True)
         else:
             taken[cell] = took
-        said = f"=== {cell} {'failed' if wrong else 'finished'} after {duration(took)}; cell {len(cells) - len(left)} of "
         expected = f", about {duration(rest(left, taken))}" if taken and left and not together else ""
-        print(f"{said}{len(cells)}, {len(left)} left{expected}", flush=True)
+        print(f"=== {cell} {'failed' if wrong else 'finished'} after {duration(took)}; cell {of - len(left)} of {of}, "
+              f"{len(left)} left{expected}", flush=True)
     return failed
 
 
@@ -206,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(cells)} cells in {out}, {len(cells) - len(todo)} of them finished", flush=True)
     with signals.heeded() as asked:
         outcomes = jobs.outcomes(todo, asked) if jobs else in_sequence(todo, asked)
-        failed = run(todo, outcomes, together=args.executor == "slurm")
+        failed = run(todo, len(cells), outcomes, together=args.executor == "slurm")
     if asked():
         jobs_go_on = "; the jobs go on: scancel ends them" if args.executor == "slurm" else ""
         print(f"\nstopped by {signals.signal.Signals(asked()).name}{jobs_go_on}; the same command goes on")
