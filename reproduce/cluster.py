@@ -5,6 +5,7 @@ process that submitted them: their numbers stand in a file, and who starts the g
 """
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,8 +51,10 @@ class Jobs:
     """The cells' jobs. outcomes() submits those that are not going on already, and yields them as they end."""
 
     def __init__(self, kind: str, folder: Path, parameters: list[str]):
-        self.kind, self.folder, self.record = kind, folder, folder / "jobs.json"
-        self.executor = make_executor(kind, folder, parameters)
+        """Raises ValueError on bad parameters, and writes nothing."""
+        self.kind, self.folder, self.parameters, self.record = kind, folder, parameters, folder / "jobs.json"
+        with tempfile.TemporaryDirectory() as scratch:  # submitit makes the folder at once
+            make_executor(kind, Path(scratch), parameters)
 
     def submit(self, cells: list[Cell]) -> dict:
         """A job for each cell: the one of an earlier process where that goes on, else a new one."""
@@ -65,9 +68,11 @@ class Jobs:
                 if job.watcher.get_state(name, mode="force").split(" ")[0] in GOING_ON:
                     jobs[cell] = job
         new = [cell for cell in cells if cell not in jobs]
-        with self.executor.batch():
-            submitted = [self.executor.submit(Work(cell)) for cell in new]
-        jobs |= dict(zip(new, submitted))
+        if new:
+            executor = make_executor(self.kind, self.folder, self.parameters)
+            with executor.batch():
+                submitted = [executor.submit(Work(cell)) for cell in new]
+            jobs |= dict(zip(new, submitted))
         if self.kind == "slurm":
             known |= {cell.folder.name: job.job_id for cell, job in jobs.items()}
             rundir.write_whole(self.record, (json.dumps(known, indent=1) + "\n").encode())
@@ -76,6 +81,8 @@ class Jobs:
     def outcomes(self, cells: list[Cell], asked: Callable[[], int | None]) -> Iterator[tuple[Cell, str]]:
         """Each cell with what went wrong ("": nothing), as its job ends; returns early when `asked` says stop."""
         for part in [cells] if self.kind == "slurm" else [[cell] for cell in cells]:
+            while self.kind == "local" and part[0].in_use() and not asked():  # a job of a grid that was killed
+                time.sleep(1)
             jobs = self.submit(part)
             for cell, job in jobs.items():
                 print(f"  {cell}: job {job.job_id}, its output: {job.paths.stdout}", flush=True)
