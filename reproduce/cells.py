@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[1]
 TRAINED = "trained.txt"
 PATIENCE = 60  # seconds that a training may take to finish its step and save; Slurm grants submitit's jobs 90
 # Settings that say where and how a run is done, not what: cells may differ in them.
-PLACEMENT = {"modelpath", "load", "device", "workers", "judge_memory", "judge_weights", "extractor_weights", "log_every",
-             "save_every", "save_minutes"}  # fmt: skip
+PLACEMENT = {"modelpath", "load", "device", "workers", "judge_memory", "judge_weights", "extractor_weights",
+             "log_every", "save_every", "save_minutes"}  # fmt: skip
 KEYS = {"model", "scale", "seed"}  # what tells the cells of a grid from one another
 
 

@@ -64,8 +64,8 @@ def read_grid(cells: Iterable[Cell], datasets: Iterable[str] = ()) -> Grid | Non
         if evaluation["protocol"] != first[2]["protocol"]:
             names = ["protocol of val.json"]
         if names:
-            raise ValueError(f"{cell.folder}: differs from {first[0]} in {', '.join(names)}; one table is of one set-up, "
-                             "name them apart with --models, --scales and --seeds")  # fmt: skip
+            raise ValueError(f"{cell.folder}: differs from {first[0]} in {', '.join(names)}; one table is of one "
+                             "set-up, name them apart with --models, --scales and --seeds")  # fmt: skip
         found.append((cell.folder, config, evaluation))
     if not found:
         return None

@@ -84,7 +84,7 @@ def scores_table(grid: Grid, rows: list[dict], style: str) -> str:
 
 
 def comparison_table(grid: Grid, tests: dict, style: str) -> str:
-    """TLW against the plain loss in each metric: for every network and for all, the gain, images won and the test's p."""
+    """TLW against the plain loss in each metric: by network and for all, gain, images won and the test's p."""
     lines = []
     for pair, by_metric in tests.items():
         for metric, by_network in by_metric.items():
@@ -94,7 +94,8 @@ def comparison_table(grid: Grid, tests: dict, style: str) -> str:
                 p = "" if math.isnan(found.p) else f"{found.p:.2g}"
                 won = f"{found.won} of {found.images}"
                 lines.append([" against ".join(pair), _header(grid, metric), scale, model, gain, won, p])
-    return _table(_without_repeats(lines, 3), ["gain of TLW", "metric", "scale", "model", "gain", "images won", "p"], 4, style)
+    headers = ["TLW", "metric", "scale", "model", "gain", "images won", "p"]
+    return _table(_without_repeats(lines, 3), headers, 4, style)
 
 
 def won_table(grid: Grid, rows: dict, style: str) -> str:
@@ -116,8 +117,8 @@ def set_up(grid: Grid) -> str:
     options = " ".join(f"{name}={value}" for name, value in (c.model_options or {}).items())
     length = f"{c.steps} steps" if c.steps else f"{c.endepoch - c.startepoch} epochs"
     images = f"patches of {c.patch}" if c.patch else "whole images"
-    return (f"{length} of batch {c.batchsize} on {images} of {' '.join(c.trainpath)}; judge {c.judge}, M-step {c.m_step}, "
-            f"first weights {c.init}, {c.precision}{'; networks with ' + options if options else ''}")
+    return (f"{length} of batch {c.batchsize} on {images} of {' '.join(c.trainpath)}; judge {c.judge}, "
+            f"M-step {c.m_step}, first weights {c.init}, {c.precision}{'; networks with ' + options if options else ''}")
 
 
 def notes(grid: Grid, rows: list[dict], tests: dict) -> list[str]:
@@ -133,11 +134,11 @@ def notes(grid: Grid, rows: list[dict], tests: dict) -> list[str]:
         lines.append(f"Left out, for some of the cells were not evaluated on it: {', '.join(grid.left_out)}.")
     if tests:
         least = min(found.images for by in tests.values() for rows in by.values() for found in rows.values())
-        lines.append("gain: by how much TLW is better than the plain loss (less, for ↓), mean over the images of all data "
-                     "sets ± the seeds' deviation.")
-        lines.append("p: Wilcoxon's signed-rank test, two-sided, not corrected for how many there are. The pairs are the "
-                     "images, seeds averaged first (in `all`, networks too): it says whether the gain holds over images; "
-                     "the ± says whether it holds over trainings.")
+        lines.append("gain: by how much TLW is better than the plain loss (less, for ↓), mean over the images of all "
+                     "data sets ± the seeds' deviation.")
+        lines.append("p: Wilcoxon's signed-rank test, two-sided, not corrected for how many there are. The pairs are "
+                     "the images, seeds averaged first (in `all`, networks too): it says whether the gain holds over "
+                     "images; the ± says whether it holds over trainings.")
         if least < 6:
             lines.append(f"With {least} images no p can be below {2 / 2**least:.2g}.")
     return lines

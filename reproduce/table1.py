@@ -1,6 +1,6 @@
 """Train and evaluate the cells of the TLW paper's Table I, and make the table.
 
-    python -m reproduce.table1 --models RCAN VDSR EDSR --scales 2 3 4 --seeds 3 --trainpath DIR ... --valpath datasets/Set5
+    python -m reproduce.table1 --models RCAN VDSR EDSR --scales 2 3 4 --seeds 3 --trainpath DIR ... --valpath DIR
     python -m reproduce.table1 --collect --seeds 3           the table of what is finished, training nothing
 
 A cell is one model, scale and seed: one run of train.py with all losses, evaluated by val.py at its best epochs. Every
@@ -71,7 +71,7 @@ def as_words(settings: dict) -> list[str]:
 
 
 def make_cells(args) -> list[Cell]:
-    """The grid's cells, the first seed of all networks first. Raises ValueError, or exits like train.py, on bad input."""
+    """The grid's cells, the first seed of all networks first. Raises ValueError or exits like train.py."""
     names = {field.name for field in fields(Config)}
     shared = ["--config", args.config, *as_words({k: v for k, v in vars(args).items() if k in names})]
     out = args.out or rundir.ROOT / Path(args.config).stem
@@ -79,7 +79,7 @@ def make_cells(args) -> list[Cell]:
         given = getattr(args, name)
         configs.expect(len(set(given)) == len(given), name, " ".join(map(str, given)), "each once")
     configs.expect(args.seeds > 0, "seeds", args.seeds, "a number of seeds above 0")
-    configs.expect(args.executor != "none" or not args.slurm, "slurm", " ".join(args.slurm), "--executor slurm beside it")
+    configs.expect(args.executor != "none" or not args.slurm, "slurm", " ".join(args.slurm), "--executor slurm too")
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     configs.expect(existing.is_dir() and os.access(existing, os.W_OK), "out", out, "a folder that can be written to")
     cells = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -44,7 +45,7 @@ def ran(monkeypatch):
     """Commands are not run but noted, and leave what they would: (program, seed, more) of each. ran.codes: their ends."""
 
     class Ran(list):
-        codes: dict = {}
+        codes = None
 
     noted = Ran()
 
@@ -57,7 +58,7 @@ def ran(monkeypatch):
     def run(self, command, asked):
         program, words = Path(command[1]).name, command[2:]
         noted.append((program, self.cell.config.seed, "--load" in words or program == "val.py"))
-        if code := noted.codes.get(self.cell.config.seed):
+        if code := (noted.codes or {}).get(self.cell.config.seed):
             return code
         if program == "train.py":
             config = configs.load([word for word in words if word != "--load"])
@@ -180,6 +181,13 @@ def test_time_left(args):
     assert table1.rest(made[2:], {vdsr: 10}) == 20
     shown = [table1.duration(seconds) for seconds in (41, 200, 7200, 259200)]
     assert shown == ["41 s", "3 min", "2.0 h", "3.0 d"]
+
+
+@pytest.mark.parametrize("line", re.findall(r"python -m reproduce\.table1 ([^\n`]*)", (ROOT / "README.md").read_text()))
+def test_readmes_command_lines(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    made = table1.make_cells(table1.parse(shlex.split(line)))
+    assert len(made) == 27 and made[0].folder == Path("checkpoints/table1") / "RCAN_x2_seed0"
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------------
