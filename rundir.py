@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import sys
 import zipfile
 from pathlib import Path
 
@@ -98,6 +99,18 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
         _try_to_remove(aside)  # what it takes of a full disk
         raise
     sync(path.parent)
+
+
+def write_or_say(program: str, path: Path, content: bytes) -> bool:
+    """Write content to path, its folder too, as write_whole does; where that fails say so. Returns whether it is there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except OSError as error:
+        print(f"{program}: error: not written: {path} ({error.strerror or error}); make room, or write elsewhere",
+              file=sys.stderr)  # fmt: skip
+        return False
+    return True
 
 
 def _try_to_remove(path: Path) -> None:

@@ -10,11 +10,11 @@ went wrong; 2 bad input; 128 + its number: stopped by SIGINT, SIGTERM or SIGUSR1
 import math
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import configs
@@ -23,7 +23,7 @@ import rundir
 import signals
 import val
 from configs import Config
-from data import Batches
+from data import Batches, Unreadable, load
 from figures import weight_maps
 from learner import Learner
 from losses import Target
@@ -70,7 +70,8 @@ class Run(Prepared):
     def train(self) -> None:
         """From the present step to the end, validating after each epoch, and saving.
 
-        Raises signals.Stopped after a signal and FloatingPointError after too many skipped steps, both with all saved,
+        Raises signals.Stopped after a signal, FloatingPointError after too many skipped steps and data.Unreadable where
+        images or those who load them fail, all three with all saved; OSError where the folder cannot be written to,
         and locks.Unusable, with nothing changed, where another run has the folder or has gone on with it.
         """
         config = self.config
@@ -81,7 +82,8 @@ class Run(Prepared):
         with locks.locked(self.folder), signals.heeded() as self.asked:
             if rundir.stamp(self.folder) != self.stamp:
                 raise locks.Unusable(f"--modelpath {self.folder}: another run has just gone on with it; start again")
-            configs.save(replace(config, load=False, modelpath=None), self.folder / "config.yaml")
+            settings = configs.to_yaml(replace(config, load=False, modelpath=None))
+            rundir.write_whole(self.folder / "config.yaml", settings)
             rundir.trim_log(self.folder / "log.jsonl", self.step if config.load else -1, self.validated)
             self.train_to_end()
 
@@ -90,8 +92,9 @@ class Run(Prepared):
         config = self.config
         batches = Batches(len(self.patches), config.batchsize, config.seed, self.step, self.end, self.repeat)
         pinned = self.device.type == "cuda"
-        loader = iter(DataLoader(self.patches, batch_sampler=batches, num_workers=config.workers, pin_memory=pinned,
-                                 worker_init_fn=signals.leave_to_parent))  # fmt: skip
+        loader = load(self.patches, batches, substitute=config.bad_images == "skip", workers=config.workers,
+                      pinned=pinned, begin_worker=signals.leave_to_parent)  # fmt: skip
+        signals.outlive_children()
         self.count_skipped()
         self.saved_at = time.monotonic()
         if not self.validated:
@@ -114,7 +117,8 @@ class Run(Prepared):
         with bar:
             while self.step < stop:
                 lr, hr = (
-                    x.to(self.device, non_blocking=True, memory_format=torch.channels_last) for x in next(loader)
+                    x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+                    for x in self.next_batch(loader)
                 )
                 before = self.packed() if self.skipped_in_a_row >= config.max_skipped else None
                 age, rate = self.age, learning_rate(config, epoch, self.step - self.begin, self.end - self.begin)
@@ -138,6 +142,26 @@ class Run(Prepared):
                     self.save()
                 self.stop_if_asked()
 
+    def next_batch(self, loader) -> tuple[Tensor, Tensor]:
+        """lr and hr of the next step; images that had to be replaced are said. Raises Unreadable, with all saved."""
+        with self.saving_what_is_left():
+            lr, hr, reasons = next(loader)
+        for reason in reasons:
+            if reason not in self.left_out:
+                self.left_out.append(reason)
+                print(f"\nleft out from step {self.step + 1} on: {reason}", flush=True)
+                self.files.log(step=self.step + 1, left_out=reason)
+        return lr, hr
+
+    @contextmanager
+    def saving_what_is_left(self):
+        """Save the state where an image cannot be read any more."""
+        try:
+            yield
+        except Unreadable:
+            self.save()
+            raise
+
     def log_losses(self, bar: tqdm, values: dict, age: float, rate: float) -> None:
         """Show the losses and what they have to say beside them on the bar, and add all to the log."""
         entry = {"step": self.step, "epoch": math.floor(age), "learning_rate": rate, "loss": {}}
@@ -160,7 +184,10 @@ class Run(Prepared):
         width = max(len(learner.name) for learner in self.learners) + 2
         for learner in self.learners:
             label = f"validation {learner.name}"
-            scores = val.evaluate(learner.net, self.validation, self.metrics, self.config.protocol, self.device, label)
+            with self.saving_what_is_left():
+                scores = val.evaluate(
+                    learner.net, self.validation, self.metrics, self.config.protocol, self.device, label
+                )
             means = {name: val.mean(values) for name, values in scores.items()}
             better = means[first] < learner.best
             if better:
@@ -206,6 +233,29 @@ class Run(Prepared):
         return [f"left out: {line}" for line in self.left_out] + skipped + self.files.notes
 
 
+def conclude(run: Run) -> int:
+    """Draw the weights, evaluate the best networks and say what comes next; the exit code of all that."""
+    code, config = 0, run.config
+    weighted = {x.name: (x.net, x.loss.weighting) for x in run.learners if x.loss.weighting is not None}
+    try:
+        if weighted:
+            image = weight_maps(weighted, *(image[None].to(run.device) for image in run.validation[0]))
+            if rundir.write_or_say("train.py", run.folder / "weights.png", image):
+                print(f"where the weights lie: {run.folder / 'weights.png'}")
+            else:
+                code = 1
+        same = ["--protocol", config.protocol, "--device", str(run.device)]
+        same += ["--lpips", *config.lpips] if config.lpips else []
+        val.main(["--modelpath", str(run.folder), "--best", *same])
+    except Unreadable as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        code = 1
+    except SystemExit as end:
+        code = end.code
+    print(f"next: python val.py --modelpath {run.folder} --best --folder DIR    (any folder of HR images)")
+    return code
+
+
 def main(argv: list[str] | None = None) -> None:
     config = configs.load(argv)
     with configs.one_line_errors("train.py"):
@@ -224,7 +274,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = 128 + signals.signal.SIGINT
         print(f"\nstopped at once at step {run.step}")
-    except (locks.Unusable, FloatingPointError, torch.OutOfMemoryError, OSError) as error:
+    except (locks.Unusable, Unreadable, FloatingPointError, torch.OutOfMemoryError, OSError) as error:
         code = 2 if isinstance(error, locks.Unusable) else 1
         memory = isinstance(error, torch.OutOfMemoryError)
         remedy = "; take --patch, a smaller one, or less --batchsize" if memory else ""
@@ -244,13 +294,7 @@ def main(argv: list[str] | None = None) -> None:
         remedy = "lower --learning-rate, or add --clip-grad"
         print(f"train.py: error: {' '.join(lost)}: no validation was finite; {remedy}", file=sys.stderr)
         raise SystemExit(1)
-    weighted = {x.name: (x.net, x.loss.weighting) for x in run.learners if x.loss.weighting is not None}
-    if weighted:
-        weight_maps(weighted, *(image[None].to(run.device) for image in run.validation[0]), run.folder / "weights.png")
-        print(f"where the weights lie: {run.folder / 'weights.png'}")
-    same = ["--protocol", config.protocol, "--device", str(run.device)]
-    val.main(["--modelpath", str(run.folder), "--best", *same, *(["--lpips", *config.lpips] if config.lpips else [])])
-    print(f"next: python val.py --modelpath {run.folder} --best --folder DIR    (any folder of HR images)")
+    raise SystemExit(conclude(run))
 
 
 if __name__ == "__main__":

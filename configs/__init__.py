@@ -19,7 +19,7 @@ import yaml
 from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
 
 __all__ = ["Config", "OneLineParser", "add_settings", "check_resumable", "choose", "expect", "flag_of", "from_mapping",
-           "load", "one_line_errors", "read_yaml", "save"]  # fmt: skip
+           "load", "one_line_errors", "read_yaml", "to_yaml"]  # fmt: skip
 
 # What --load may change; all else a run keeps for life.
 RESUMABLE = {
@@ -138,6 +138,7 @@ class Config:
         expect(fit, "betas", self.betas, "two values from 0 to below 1")
         pairs = len(self.vallrpath) in (0, len(self.valpath))  # else val.py would refuse them, after the training
         expect(pairs, "vallrpath", " ".join(self.vallrpath), "one folder for each of --valpath")
+        expect(self.modelpath != "", "modelpath", '""', "a folder; leave it out for a new one in checkpoints/")
         expect(len(self.losses) > 0, "losses", self.losses, "at least one loss")
         expect(len(set(self.losses)) == len(self.losses), "losses", " ".join(self.losses), "each loss once")
         if self.patch is not None and self.patch % self.scale:
@@ -161,7 +162,8 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = 
                     options["nargs"] = "+"
                 if field.metadata["choices"]:
                     options |= {"choices": field.metadata["choices"], "metavar": None}
-            parser.add_argument(flag_of(field.name), **options)
+            names = [flag_of(field.name), *(["--resume"] if field.name == "load" else [])]
+            parser.add_argument(*names, **options)
 
 
 def from_mapping(values: Mapping, source: str = "settings") -> Config:
@@ -213,26 +215,31 @@ def load(argv: list[str] | None = None) -> Config:
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below; flags win")
     add_settings(parser)
     flags = vars(parser.parse_args(argv))
-    path, saved = flags.pop("config"), None
-    # os.path.exists says no where Path's raises, as for too long a name.
-    if flags.get("load") and flags.get("modelpath") and os.path.exists(Path(flags["modelpath"]) / "config.yaml"):
-        saved = Path(flags["modelpath"]) / "config.yaml"
-        path = saved if path is None else path
-    elif flags.get("load") and path is None:
-        where = flags.get("modelpath", "checkpoints without --modelpath")
-        parser.error(f"--load: no run in {where}; name its folder, or leave --load out to begin one")
+    path = flags.pop("config")
     try:
+        if path is None and flags.get("load"):
+            path = settings_of(flags.get("modelpath"))
         if isinstance(flags.get("model_options"), list):
             flags["model_options"] = _parse_pairs(flags["model_options"])
         values = {} if path is None else read_yaml(path)
         if "endepoch" in flags and "steps" not in flags:
             values["steps"] = None  # of the two ends the one that was typed
         config = from_mapping({**values, **flags}, source=str(path or "the flags"))
-        if saved:
+        if config.load:
+            saved = settings_of(config.modelpath)
             check_resumable(config, from_mapping(read_yaml(saved), source=str(saved)))
         return config
     except ValueError as error:
         parser.error(str(error))
+
+
+def settings_of(run: str | None) -> Path:
+    """The file of a run's settings. Raises ValueError where there is no such run."""
+    # os.path.exists says no where Path's raises, as for too long a name.
+    if not (run and os.path.exists(Path(run) / "config.yaml")):
+        where = "checkpoints without --modelpath" if run is None else run or '""'
+        raise ValueError(f"--load: no run in {where} (no config.yaml); name its folder, or leave --load out to begin one")
+    return Path(run) / "config.yaml"
 
 
 def check_resumable(config: Config, saved: Config) -> None:
@@ -244,12 +251,10 @@ def check_resumable(config: Config, saved: Config) -> None:
             raise ValueError(f"{flag} {_shown(wanted)}: the run was begun with {_shown(found)}; leave it out")
 
 
-def save(config: Config, path: str | Path) -> None:
-    """Write every setting to a YAML file that --config reads back."""
+def to_yaml(config: Config) -> bytes:
+    """The file of every setting, which --config reads back."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-    aside = Path(f"{path}.tmp")  # a run whose settings are cut off would be lost
-    aside.write_text(yaml.safe_dump(values, sort_keys=False))
-    os.replace(aside, path)
+    return yaml.safe_dump(values, sort_keys=False).encode()
 
 
 def _kind(annotation) -> tuple[type, bool]:

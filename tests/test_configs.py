@@ -85,7 +85,7 @@ def test_a_flag_alone_changes_its_field(name):
 @pytest.mark.parametrize("name", FIELDS)
 def test_save_and_reload(tmp_path, name):
     config = Config(**{name: OTHER[name]})
-    configs.save(config, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_bytes(configs.to_yaml(config))
     assert configs.load(["--config", str(tmp_path / "config.yaml")]) == config
 
 
