@@ -95,8 +95,9 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
             except OSError:  # a file system without hard links: for a moment there is `previous` alone
                 os.replace(path, previous)
         os.replace(aside, path)
-    except OSError:
+    except OSError as error:
         _try_to_remove(aside)  # what it takes of a full disk
+        error.filename = str(path)  # of a full disk an error does not say for which file
         raise
     sync(path.parent)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import configs
+import files
 import locks
 import rundir
 import signals
@@ -274,11 +275,14 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = 128 + signals.signal.SIGINT
         print(f"\nstopped at once at step {run.step}")
-    except (locks.Unusable, Unreadable, FloatingPointError, torch.OutOfMemoryError, OSError) as error:
+    except (locks.Unusable, Unreadable, FloatingPointError, MemoryError, RuntimeError, OSError) as error:
+        # On the CPU torch has no class of its own for want of memory.
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+        if isinstance(error, RuntimeError) and not memory:
+            raise
         code = 2 if isinstance(error, locks.Unusable) else 1
-        memory = isinstance(error, torch.OutOfMemoryError)
         remedy = "; take --patch, a smaller one, or less --batchsize" if memory else ""
-        print(f"train.py: error: {str(error).splitlines()[0]}{remedy}", file=sys.stderr)
+        print(f"train.py: error: {(str(error) or 'out of memory').splitlines()[0]}{remedy}", file=sys.stderr)
     for note in run.summary():
         print(f"note: {note}")
     if run.files.unsaved:
@@ -294,8 +298,10 @@ def main(argv: list[str] | None = None) -> None:
         remedy = "lower --learning-rate, or add --clip-grad"
         print(f"train.py: error: {' '.join(lost)}: no validation was finite; {remedy}", file=sys.stderr)
         raise SystemExit(1)
-    raise SystemExit(conclude(run))
+    if code := conclude(run):
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":
+    files.talk_to_nobody_if_need_be()
     main()

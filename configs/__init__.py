@@ -28,6 +28,8 @@ RESUMABLE = {
     "log_every", "load", "modelpath", "milestones", "extractor_weights", "save_every",
     "save_minutes", "clip_grad", "max_skipped",
 }  # fmt: skip
+# Beyond these a run would not fail but fill the memory, before its first step or some day.
+MOST = {"batchsize": 65536, "repeat": 10**6, "samples": 1000, "workers": 1000, "step_gamma": 1.0}
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
 
@@ -121,6 +123,9 @@ class Config:
         for name in positive:
             value = getattr(self, name)
             expect(value is None or value > 0, name, value, "a number above 0")
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            expect(value is None or value <= most, name, value, f"{most} or less")
         for name in ("workers", "startepoch", "seed"):
             expect(0 <= getattr(self, name) < 2**32, name, getattr(self, name), "0 or more, below 2^32")
         for name in ("pspl_alpha", "pspl_beta", "pixel_weight", "pretrain_epochs", "save_minutes"):
@@ -162,8 +167,8 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = 
                     options["nargs"] = "+"
                 if field.metadata["choices"]:
                     options |= {"choices": field.metadata["choices"], "metavar": None}
-            names = [flag_of(field.name), *(["--resume"] if field.name == "load" else [])]
-            parser.add_argument(*names, **options)
+            aliases = ["--resume"] if field.name == "load" else []
+            parser.add_argument(flag_of(field.name), *aliases, **options)
 
 
 def from_mapping(values: Mapping, source: str = "settings") -> Config:

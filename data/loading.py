@@ -1,11 +1,54 @@
-"""The batches of a run in the order of its steps, while images may go bad and processes that load them may die."""
+"""A run's batches, from any step on, while images may go bad and processes that load them may die.
 
+The batches of an epoch are a pure function of (seed, epoch): interruptions change nothing.
+"""
+
+import sys
 from collections.abc import Callable, Iterator
 
+import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from .datasets import Batches, Patches, Unreadable
+from .datasets import Patches, Unreadable
+
+
+class Batches(Sampler[list[tuple[int, int]]]):
+    """The batch sampler of `Patches`: a list of (epoch, index) keys for each step in [first_step, last_step).
+
+    n images, each drawn `repeat` times per epoch, as different patches (indices n apart). An epoch's order is fixed
+    by (seed, epoch) alone, so that starting at first_step gives the tail of the whole sequence. An incomplete
+    last batch is dropped; images too few for one batch are drawn as often as fills it. last_step: endless by default.
+    """
+
+    def __init__(
+        self, n: int, batchsize: int, seed: int, first_step: int = 0, last_step: int = sys.maxsize, repeat: int = 1
+    ) -> None:
+        for name, value in (("n", n), ("batchsize", batchsize), ("repeat", repeat)):
+            if value < 1:
+                raise ValueError(f"{name}={value} is too small; use 1 or more")
+        if not 0 <= first_step <= last_step:
+            raise ValueError(f"first_step={first_step} is not within 0..last_step={last_step}; use a step in between")
+        self.n, self.batchsize, self.seed = n, batchsize, seed
+        self.first_step, self.last_step = first_step, last_step
+        self.repeat = max(repeat, -(-batchsize // n))
+        self.steps_per_epoch = max(1, n * repeat // batchsize)
+
+    def __len__(self) -> int:
+        return self.last_step - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order: list[int] = []
+        for step in range(self.first_step, self.last_step):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if not batch or not order:
+                order = self._order(epoch)
+            yield [(epoch, index) for index in order[batch * self.batchsize : (batch + 1) * self.batchsize]]
+
+    def _order(self, epoch: int) -> list[int]:
+        # The fourth number keeps this stream apart from those of the patches.
+        random = np.random.default_rng([self.seed, epoch, 0, 1])
+        return np.concatenate([random.permutation(self.n) + self.n * again for again in range(self.repeat)]).tolist()
 
 
 class Draws(Dataset):

@@ -67,7 +67,10 @@ def test_nothing_given_is_the_defaults():
 
 
 @pytest.mark.parametrize("separator", "-_")
-def test_flags_and_yaml_share_names(tmp_path, separator):
+def test_flags_and_yaml_share_names(tmp_path, separator, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("m").mkdir()  # --modelpath m, for --load
+    Path("m/config.yaml").write_bytes(configs.to_yaml(Config(**OTHER)))
     keys = {name.replace("_", separator): list(v) if isinstance(v, tuple) else v for name, v in OTHER.items()}
     file = write(tmp_path / "c.yaml", keys)
     assert configs.load(["--config", file]) == configs.load(flags_of(OTHER) + ["--config", file]) == Config(**OTHER)
@@ -186,7 +189,8 @@ WRONG_VALUES = [
     ("repeat", 0), ("log_every", 0), ("schedule", "linear"), ("precision", "fp16"), ("protocol", "papers"),
     ("m_step", "x"), ("init", "x"), ("gan", "lsgan"), ("udl_head", "mine"), ("schedule", "milestones"),
     ("pspl_alpha", -1), ("pspl_beta", -0.1), ("pspl_max", 0), ("dp_mu", 0), ("gan_weight", 0), ("pixel_weight", -0.1),
-    ("pretrain_epochs", -1), ("milestones", 0),
+    ("pretrain_epochs", -1), ("milestones", 0), ("batchsize", 65537), ("repeat", 10**6 + 1), ("samples", 1001),
+    ("workers", 1001), ("step_gamma", 1.1),
     *((name, value) for name in ("eps", "k_start", "k_end", "k_epochs", "learning_rate", "step_gamma", "pspl_alpha",
                                 "pspl_beta", "pspl_max", "dp_mu", "gan_weight", "pixel_weight", "pretrain_epochs")
       for value in (float("nan"), float("inf"), float("-inf"))),

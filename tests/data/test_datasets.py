@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data import datasets
-from data.datasets import Batches, Pairs, Patches, make_pair
+from data import Batches, Pairs, Patches, make_pair
 from data.images import read_rgb
 from data.imresize import imresize
 
