@@ -17,6 +17,7 @@ from typing import get_args, get_origin
 import yaml
 
 from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
+from .reading import parse_pairs, read_yaml
 
 __all__ = ["Config", "OneLineParser", "add_settings", "check_resumable", "choose", "expect", "flag_of", "from_mapping",
            "load", "one_line_errors", "read_yaml", "to_yaml"]  # fmt: skip
@@ -179,39 +180,6 @@ def from_mapping(values: Mapping, source: str = "settings") -> Config:
     return Config(**{name: _convert(known[name], value) for name, value in values.items()})
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as usual, but a key that stands twice is an error instead of the last one winning, and so is an alias."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):  # a few lines of them would fill the memory
-            raise yaml.YAMLError("an alias (*); write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key} stands there twice")
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file, hyphens in its keys as underscores. Raises ValueError where there is none."""
-    try:
-        values = yaml.load(Path(path).read_text(), Loader=UniqueKeyLoader)
-    except FileNotFoundError:
-        raise ValueError(f"--config {path}: no such file") from None
-    except Exception as error:  # wrong tags, deep nesting: PyYAML raises anything from KeyError to RecursionError
-        raise ValueError(f"--config {path}: cannot be read ({' '.join(str(error).split())})") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(f"--config {path}: expected lines of `name: value`, found a {type(values).__name__}")
-    names = {str(key).replace("-", "_"): value for key, value in values.items()}
-    expect(len(names) == len(values), "config", path, "each key once, with hyphens or with underscores")
-    return names
-
-
 def load(argv: list[str] | None = None) -> Config:
     """The settings of a command line: defaults, then --config, then flags. Exits with code 2 on a bad one."""
     codes = "exit codes: 0 done; 1 gone wrong; 2 bad input; 130, 138, 143 stopped by SIGINT, SIGUSR1, SIGTERM and saved"
@@ -225,7 +193,7 @@ def load(argv: list[str] | None = None) -> Config:
         if path is None and flags.get("load"):
             path = settings_of(flags.get("modelpath"))
         if isinstance(flags.get("model_options"), list):
-            flags["model_options"] = _parse_pairs(flags["model_options"])
+            flags["model_options"] = parse_pairs(flags["model_options"])
         values = {} if path is None else read_yaml(path)
         if "endepoch" in flags and "steps" not in flags:
             values["steps"] = None  # of the two ends the one that was typed
@@ -304,19 +272,3 @@ def _convert_one(field, kind: type, value):
     choices = field.metadata["choices"]
     expect(not choices or value in choices, field.name, value, "one of " + ", ".join(map(str, choices)))
     return value
-
-
-def _parse_pairs(words: list[str]) -> dict:
-    """["blocks=4", "depths=[6,6]"] -> {"blocks": 4, "depths": [6, 6]}."""
-    pairs = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not (name and equals):
-            raise ValueError(f"--model-options {word}: expected NAME=VALUE, such as blocks=4")
-        if name in pairs:
-            raise ValueError(f"--model-options {word}: {name} stands there twice; leave one out")
-        try:
-            pairs[name] = yaml.load(value, Loader=UniqueKeyLoader)
-        except Exception:  # as in read_yaml
-            raise ValueError(f"--model-options {word}: {value} is no value; expected such as 4, 0.5 or [6,6]") from None
-    return pairs

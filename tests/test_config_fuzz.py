@@ -228,7 +228,10 @@ def test_what_is_no_file(workplace):
 
 def test_some_of_those_that_load_run(workplace, images, squeeze_file, alex_file):
     """On tiny networks and images, but with the losses, schedules, names and numbers as they were mutated."""
-    tiny = {"trainpath": (str(images),), "valpath": (str(images),), "lrpath": (), "vallrpath": (), "device": "cpu",
+    one = workplace.parent / "one"
+    one.mkdir()
+    shutil.copy(images / "coffee.png", one)
+    tiny = {"trainpath": (str(images),), "valpath": (str(one),), "lrpath": (), "vallrpath": (), "device": "cpu",
             "judge_weights": (str(squeeze_file), str(alex_file)), "extractor_weights": (str(alex_file),),
             "lpips": ("squeeze",), "load": False, "modelpath": None}  # fmt: skip
     built = 0
