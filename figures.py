@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def weight_maps(nets: Mapping[str, tuple[nn.Module, nn.Module]], lr: Tensor, hr: Tensor) -> bytes:
-    """The PNG of a picture with a row for each name: the reference, the SR image, its error, the weights over the image.
+    """The PNG of a picture, a row for each name: the reference, the SR image, its error, the weights over the image.
 
     nets: name -> (SR network, weighting network); lr (1,3,h,w) and hr (1,3,s*h,s*w) in [-1,1] on their device.
     """

@@ -103,7 +103,7 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
 
 
 def write_or_say(program: str, path: Path, content: bytes) -> bool:
-    """Write content to path, its folder too, as write_whole does; where that fails say so. Returns whether it is there."""
+    """Write content to path as write_whole does, and folders; say where that fails. Returns whether it is there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)

@@ -211,7 +211,7 @@ def settings_of(run: str | None) -> Path:
     # os.path.exists says no where Path's raises, as for too long a name.
     if not (run and os.path.exists(Path(run) / "config.yaml")):
         where = "checkpoints without --modelpath" if run is None else run or '""'
-        raise ValueError(f"--load: no run in {where} (no config.yaml); name its folder, or leave --load out to begin one")
+        raise ValueError(f"--load: no run in {where} (no config.yaml); name its folder, or leave out --load")
     return Path(run) / "config.yaml"
 
 
