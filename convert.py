@@ -89,20 +89,20 @@ def main(argv: list[str] | None = None) -> None:
     parser = configs.OneLineParser(prog="convert.py", description=__doc__, formatter_class=raw)
     parser.add_argument("source", type=Path, help="a folder of the TLW authors' files, or one file")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="needed for VDSR, whose weights do not tell it")
-    parser.add_argument("--modelpath", type=Path, help="the run to write; default: the next free in checkpoints/")
+    parser.add_argument("--modelpath", help="the run to write; default: the next free in checkpoints/")
     args = parser.parse_args(argv)
     with configs.one_line_errors("convert.py"):
         configs.expect(args.source.exists(), "source", args.source, "an existing file or folder")
         config, best, last = convert(args.source, args.scale)
-        run = args.modelpath or rundir.next_run(config.model, config.scale)
+        configs.expect(args.modelpath != "", "modelpath", '""', "a folder; leave it out for a new one in checkpoints/")
+        run = Path(args.modelpath) if args.modelpath else rundir.next_run(config.model, config.scale)
         rundir.check_new(run)
         configs.expect(not run.exists() or not any(run.iterdir()), "modelpath", run, "a new or empty folder")
-    run.mkdir(parents=True, exist_ok=True)
-    configs.save(config, run / "config.yaml")
-    for loss, state in best.items():
-        rundir.save_state(state, run / f"best_{loss}.pt")
-    if last:
-        rundir.save_state({"learners": last}, run / "last.pt")
+    files = {"config.yaml": configs.to_yaml(config)}
+    files |= {f"best_{loss}.pt": rundir.packed(state) for loss, state in best.items()}
+    files |= {"last.pt": rundir.packed({"learners": last})} if last else {}
+    if not all(rundir.write_or_say("convert.py", run / name, content) for name, content in files.items()):
+        raise SystemExit(1)
     print(f"{config.model} x{config.scale}: {len(best)} best and {len(last)} last networks written to {run}")
     print(f"next: python val.py --modelpath {run}{' --best' if best else ''} --folder DIR")
 

@@ -1,7 +1,7 @@
 """Pictures of what a run learned."""
 
+import io
 from collections.abc import Mapping
-from pathlib import Path
 
 import matplotlib
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def weight_maps(nets: Mapping[str, tuple[nn.Module, nn.Module]], lr: Tensor, hr: Tensor, path: Path) -> None:
-    """Write a picture with a row for each name: the reference, the SR image, its error, the weights over the image.
+def weight_maps(nets: Mapping[str, tuple[nn.Module, nn.Module]], lr: Tensor, hr: Tensor) -> bytes:
+    """The PNG of a picture, a row for each name: the reference, the SR image, its error, the weights over the image.
 
     nets: name -> (SR network, weighting network); lr (1,3,h,w) and hr (1,3,s*h,s*w) in [-1,1] on their device.
     """
@@ -34,5 +34,7 @@ def weight_maps(nets: Mapping[str, tuple[nn.Module, nn.Module]], lr: Tensor, hr:
         row[3].imshow(hr[0].mean(dim=0).cpu(), cmap="gray")
         shown = row[3].imshow(weight[0].mean(dim=0).cpu(), cmap="inferno", vmin=0, vmax=1, alpha=0.8)
         figure.colorbar(shown, ax=row[3], fraction=0.05)
-    figure.savefig(path, dpi=120)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=120)
     plt.close(figure)
+    return file.getvalue()

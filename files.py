@@ -1,10 +1,29 @@
 """What a run writes while it trains, whatever happens to its disk."""
 
+import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import rundir
+
+
+class _Unheeded(io.FileIO):
+    def write(self, content) -> int:
+        try:
+            return super().write(content)
+        except OSError:
+            return len(content)
+
+
+def talk_to_nobody_if_need_be() -> None:
+    """From now on what stdout and stderr cannot take, on a full disk or a closed pipe, is lost and no error."""
+    for name in ("stdout", "stderr"):
+        old = getattr(sys, name)
+        old.flush()
+        raw = _Unheeded(old.fileno(), "w", closefd=False)
+        setattr(sys, name, io.TextIOWrapper(raw, old.encoding, old.errors, write_through=True))
 
 
 class Files:
@@ -32,16 +51,17 @@ class Files:
         self.states[name] = content
 
     def save(self) -> None:
-        """Write all that waits."""
+        """Write all that waits; the states even where the log cannot be written."""
         with self._patience():
             self._write_log()
             if (self.folder / "log.jsonl").exists():
                 rundir.sync(self.folder / "log.jsonl")
+        with self._patience():
             for name in [*self.states]:
                 previous = self.folder / "previous.pt" if name == "last.pt" else None
                 rundir.write_whole(self.folder / name, self.states[name], previous)
                 del self.states[name]
-            if self.trouble:
+            if self.trouble and not self.unsaved:
                 print(f"\nsaved again after: {self.trouble}", flush=True)
                 self.trouble = None
 

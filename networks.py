@@ -1,5 +1,6 @@
 """SR networks from settings and from a run's checkpoints."""
 
+import reprlib
 from pathlib import Path
 
 import torch
@@ -42,6 +43,10 @@ def build_network(config: configs.Config) -> nn.Module:
     build = SR_MODELS[configs.choose(config.model, SR_MODELS, "model")]
     options = config.model_options or {}
     configs.expect("scale" not in options, "model_options", options, "no scale, which is --scale")
+    for name, value in options.items():  # a network of a milliard of blocks is built for hours
+        numbers = value if isinstance(value, list) else [value]
+        fit = all(n <= 4096 for n in numbers if isinstance(n, int | float)) and len(numbers) <= 64
+        configs.expect(fit, "model_options", f"{name}={reprlib.repr(value)}", "numbers up to 4096, lists of up to 64")
     try:
         net = build(scale=config.scale, **options)
         if options:  # some wrong options show in the first forward only

@@ -92,8 +92,9 @@ class Prepared:
         state, path, wrong = rundir.load_last(self.folder)
         saved = rundir.learner_states(state, path)
         if sorted(saved) != sorted(self.config.losses) or state.get("epoch_steps") != self.epoch_steps:
+            images = f"; put an image in the place of the one left out: {self.left_out[0]}" if self.left_out else ""
             raise ValueError(f"{path}: is of losses {' '.join(saved)} with {state.get('epoch_steps')} steps an epoch; "
-                             f"these settings give {' '.join(self.config.losses)} with {self.epoch_steps}")
+                             f"these settings give {' '.join(self.config.losses)} with {self.epoch_steps}{images}")
         try:
             for learner in self.learners:
                 networks.fill_network(learner.net, saved[learner.name], str(path), self.config)

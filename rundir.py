@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import sys
 import zipfile
 from pathlib import Path
 
@@ -94,10 +95,23 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
             except OSError:  # a file system without hard links: for a moment there is `previous` alone
                 os.replace(path, previous)
         os.replace(aside, path)
-    except OSError:
+    except OSError as error:
         _try_to_remove(aside)  # what it takes of a full disk
+        error.filename = str(path)  # of a full disk an error does not say for which file
         raise
     sync(path.parent)
+
+
+def write_or_say(program: str, path: Path, content: bytes) -> bool:
+    """Write content to path as write_whole does, and folders; say where that fails. Returns whether it is there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except OSError as error:
+        print(f"{program}: error: not written: {path} ({error.strerror or error}); make room, or write elsewhere",
+              file=sys.stderr)  # fmt: skip
+        return False
+    return True
 
 
 def _try_to_remove(path: Path) -> None:

@@ -41,6 +41,15 @@ def heeded() -> Iterator[Callable[[], int | None]]:
             signal.signal(number, handler)
 
 
+def outlive_children() -> None:
+    """From now on a process that loads data and dies is found when its data is asked for, between two steps.
+
+    torch's handler would raise its error in the middle of a step, of which half would be in what is saved then.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def leave_to_parent(worker: int) -> None:
     """For a process that loads data: a signal to the whole group must not end it before the run's step is done."""
     for number in HEEDED:

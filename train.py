@@ -9,26 +9,25 @@ went wrong; 2 bad input; 128 + its number: stopped by SIGINT, SIGTERM or SIGUSR1
 """
 
 import math
-import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import configs
 import distributed
+import ending
+import files
 import locks
 import networks
 import rundir
 import signals
 import val
 from configs import Config
-from data import Batches
-from figures import weight_maps
+from data import Batches, Unreadable, load
 from learner import Learner
 from losses import Target
 from models import whole_batch
@@ -91,7 +90,8 @@ class Run(Prepared):
     def train(self) -> None:
         """From the present step to the end, validating after each epoch, and saving.
 
-        Raises signals.Stopped after a signal and FloatingPointError after too many skipped steps, both with all saved,
+        Raises signals.Stopped after a signal, FloatingPointError after too many skipped steps and data.Unreadable where
+        images or those who load them fail, all three with all saved; OSError where the folder cannot be written to,
         and locks.Unusable, with nothing changed, where another run has the folder or has gone on with it.
         """
         with ExitStack() as lock, signals.heeded() as self.asked:
@@ -111,7 +111,8 @@ class Run(Prepared):
         lock.enter_context(locks.locked(self.folder))
         if rundir.stamp(self.folder) != self.stamp:
             raise locks.Unusable(f"--modelpath {self.folder}: another run has just gone on with it; start again")
-        configs.save(replace(config, load=False, modelpath=None), self.folder / "config.yaml")
+        settings = configs.to_yaml(replace(config, load=False, modelpath=None))
+        rundir.write_whole(self.folder / "config.yaml", settings)
         rundir.trim_log(self.folder / "log.jsonl", self.step if config.load else -1, self.validated)
 
     def train_to_end(self) -> None:
@@ -120,8 +121,9 @@ class Run(Prepared):
         batches = Batches(len(self.patches), config.batchsize, config.seed, self.step, self.end, self.repeat,
                           share=(distributed.rank(), distributed.processes()))  # fmt: skip
         pinned = self.device.type == "cuda"
-        loader = iter(DataLoader(self.patches, batch_sampler=batches, num_workers=config.workers, pin_memory=pinned,
-                                 worker_init_fn=signals.leave_to_parent))  # fmt: skip
+        loader = load(self.patches, batches, substitute=config.bad_images == "skip", workers=config.workers,
+                      pinned=pinned, begin_worker=signals.leave_to_parent)  # fmt: skip
+        signals.outlive_children()
         self.count_skipped()
         self.saved_at = time.monotonic()
         if not self.validated:
@@ -142,7 +144,7 @@ class Run(Prepared):
         with bar:
             while self.step < stop:
                 lr, hr = (
-                    x.to(self.device, non_blocking=True, memory_format=layout) for x in next(loader)
+                    x.to(self.device, non_blocking=True, memory_format=layout) for x in self.next_batch(loader)
                 )
                 before = self.packed() if self.skipped_in_a_row >= config.max_skipped else None
                 age, rate = self.age, learning_rate(config, epoch, self.step - self.begin, self.end - self.begin)
@@ -161,6 +163,27 @@ class Run(Prepared):
                 if self.validated and self.save_is_due():
                     self.save()
                 self.stop_if_asked()
+
+    def next_batch(self, loader) -> tuple[Tensor, Tensor]:
+        """lr and hr of the next step; images that had to be replaced are said. Raises Unreadable, with all saved."""
+        with self.saving_what_is_left():
+            lr, hr, reasons = next(loader)
+        for reason in reasons:
+            if reason not in self.left_out:
+                self.left_out.append(reason)
+                print(f"\nleft out from step {self.step + 1} on: {reason}", flush=True)
+                self.files.log(step=self.step + 1, left_out=reason)
+        return lr, hr
+
+    @contextmanager
+    def saving_what_is_left(self):
+        """Save the state where an image cannot be read any more; of several processes others don't know of it yet."""
+        try:
+            yield
+        except Unreadable:
+            if distributed.processes() == 1:
+                self.save()
+            raise
 
     def log_losses(self, bar: tqdm, values: dict, age: float, rate: float) -> None:
         """Show the losses and what they have to say beside them on the bar, and add all to the log."""
@@ -185,7 +208,8 @@ class Run(Prepared):
         images = self.validation if distributed.processes() == 1 else distributed.OwnImages(self.validation)
         for learner in self.learners:
             label = f"validation {learner.name}" if distributed.first() else ""
-            scores = val.evaluate(learner.net, images, self.metrics, self.config.protocol, self.device, label)
+            with self.saving_what_is_left():
+                scores = val.evaluate(learner.net, images, self.metrics, self.config.protocol, self.device, label)
             scores = distributed.scores_of_all(scores)
             means = {name: val.mean(values) for name, values in scores.items()}
             better = means[first] < learner.best
@@ -232,68 +256,6 @@ class Run(Prepared):
         return [f"left out: {line}" for line in self.left_out] + skipped + self.files.notes
 
 
-def carry_out(run: Run) -> int:
-    """Train, and say how it ended; returns the exit code. Raises SystemExit where this process ends without others."""
-    began, code, together = time.monotonic(), 0, True
-    try:
-        run.train()
-        print(f"trained in {time.monotonic() - began:.0f} s")
-    except signals.Stopped as stop:
-        code = stop.exit_code
-        print(f"\nstopped by {stop} at step {run.step}")
-    except KeyboardInterrupt:
-        code, together = 128 + signals.signal.SIGINT, False
-        print(f"\nstopped at once at step {run.step}")
-    except (locks.Unusable, FloatingPointError, torch.OutOfMemoryError, OSError) as error:
-        code = 2 if isinstance(error, locks.Unusable) else 1
-        together = isinstance(error, FloatingPointError)
-        memory = isinstance(error, torch.OutOfMemoryError)
-        remedy = "; take --patch, a smaller one, or less --batchsize" if memory else ""
-        if distributed.first() or not together:
-            print(f"train.py: error: {str(error).splitlines()[0]}{remedy}", file=sys.stderr)
-    except RuntimeError as error:
-        if not distributed.lost(error):
-            raise
-        print(f"train.py: error: another process of this run was lost; {how_to_go_on(run)}", file=sys.stderr)
-        raise SystemExit(1) from None
-    for note in run.summary():
-        print(f"note: {note}")
-    if run.files.unsaved:
-        code = code if code in (1, 2) else 1
-        print(f"train.py: error: not saved: {run.files.unsaved}; the state before it is whole", file=sys.stderr)
-    if code not in (0, 2):
-        print(how_to_go_on(run))
-    if not together:
-        raise SystemExit(code)
-    sys.stdout.flush()
-    distributed.wait()  # torchrun ends the others as soon as one has ended
-    return code
-
-
-def how_to_go_on(run: Run) -> str:
-    """The command that goes on with a run that has ended early."""
-    if not (run.folder / "last.pt").exists():
-        return "nothing was saved yet"
-    return f"to go on: {distributed.command()} train.py --load --modelpath {run.folder}"
-
-
-def conclude(run: Run) -> None:
-    """After the last step: the picture of the weights, the table of the best networks, the next command."""
-    config = run.config
-    lost = [learner.name for learner in run.learners if not (run.folder / f"best_{learner.name}.pt").exists()]
-    if lost:
-        remedy = "lower --learning-rate, or add --clip-grad"
-        print(f"train.py: error: {' '.join(lost)}: no validation was finite; {remedy}", file=sys.stderr)
-        raise SystemExit(1)
-    weighted = {x.name: (x.net, x.loss.weighting) for x in run.learners if x.loss.weighting is not None}
-    if weighted:
-        weight_maps(weighted, *(image[None].to(run.device) for image in run.validation[0]), run.folder / "weights.png")
-        print(f"where the weights lie: {run.folder / 'weights.png'}")
-    same = ["--protocol", config.protocol, "--device", str(run.device)]
-    val.main(["--modelpath", str(run.folder), "--best", *same, *(["--lpips", *config.lpips] if config.lpips else [])])
-    print(f"next: python val.py --modelpath {run.folder} --best --folder DIR    (any folder of HR images)")
-
-
 def main(argv: list[str] | None = None) -> None:
     with distributed.joined():
         with distributed.agreed(), configs.one_line_errors("train.py"):
@@ -302,12 +264,13 @@ def main(argv: list[str] | None = None) -> None:
         print(f"run: {run.folder}, {config.model} x{config.scale} on {run.device}, steps {run.step} to {run.end}, "
               f"{run.epoch_steps} an epoch\ntraining on {len(run.patches)} images of {' '.join(config.trainpath)}, "
               f"validating on {len(run.validation)} of {' '.join(config.valpath)}")
-        code, first = carry_out(run), distributed.first()
+        code, first = ending.carry_out(run), distributed.first()
+    if code == 0 and first:
+        code = ending.conclude(run)
     if code:
         raise SystemExit(code)
-    if first:
-        conclude(run)
 
 
 if __name__ == "__main__":
+    files.talk_to_nobody_if_need_be()
     main()

@@ -7,8 +7,10 @@
 
 import argparse
 import csv
+import io
 import json
 import os
+import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +23,7 @@ from tqdm import tqdm
 import configs
 import networks
 import rundir
-from data import Pairs
+from data import Pairs, Unreadable
 from metrics.backbones import at_hand
 from metrics.fidelity import psnr_y, quantize, ssim_y
 from metrics.judges import METRICS, metric_of
@@ -184,16 +186,18 @@ def choose_metrics(args, judges: Collection[str], weights: tuple, device) -> dic
         return metrics | build_metrics([] if "ms-ssim" in judging else ["ms-ssim"], device=device)
 
 
-def write_results(path: Path, rows: list[Row], **about) -> None:
-    """The table as JSON (with the scores of every image) and, beside it, as CSV."""
+def write_results(path: Path, rows: list[Row], **about) -> bool:
+    """The table as JSON (with the scores of every image) and, beside it, as CSV. Returns whether both are there."""
     means = [{"dataset": r.dataset, "files": len(r.scores["PSNR-Y"]), "loss": r.loss,
               **{name: mean(values) for name, values in r.scores.items()}} for r in rows]
     per_image = [row | {"per_image": r.scores} for row, r in zip(means, rows)]
-    path.write_text(json.dumps(rundir.finite({**about, "rows": per_image}), indent=1) + "\n")
-    with open(path.with_suffix(".csv"), "w", newline="") as file:
-        writer = csv.DictWriter(file, [*about, *means[0]])
-        writer.writeheader()
-        writer.writerows(about | row for row in means)
+    text = json.dumps(rundir.finite({**about, "rows": per_image}), indent=1) + "\n"
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, [*about, *means[0]])
+    writer.writeheader()
+    writer.writerows(about | row for row in means)
+    files = {path: text, path.with_suffix(".csv"): lines.getvalue()}
+    return all([rundir.write_or_say("val.py", file, content.encode()) for file, content in files.items()])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -202,7 +206,9 @@ def main(argv: list[str] | None = None) -> None:
         device = networks.choose_device(args.device)
         protocol = PROTOCOLS[args.protocol]
         which = "best" if args.best else "last"
-        if args.model:
+        configs.expect(args.modelpath != "", "modelpath", '""', "a run's folder; leave it out for the newest")
+        configs.expect(args.out != "", "out", '""', "a file for JSON, such as results.json")
+        if args.model is not None:
             configs.choose(args.model, [*SR_MODELS, "bicubic"], "model")
         if args.model == "bicubic":
             run, scale, judges, trained = None, args.scale or 4, [], {}
@@ -231,17 +237,21 @@ def main(argv: list[str] | None = None) -> None:
         out = check_out(Path(args.out) if args.out else run / "val.json") if args.out or run else None
 
     rows = []
-    for name, pairs in sets.items():
-        for loss, net in {"bicubic": protocol.bicubic(scale), **trained}.items():
-            scores = evaluate(net.to(device), pairs, metrics, args.protocol, device, f"{name} {loss}")
-            rows.append(Row(name, loss, scores))
+    try:
+        for name, pairs in sets.items():
+            for loss, net in {"bicubic": protocol.bicubic(scale), **trained}.items():
+                scores = evaluate(net.to(device), pairs, metrics, args.protocol, device, f"{name} {loss}")
+                rows.append(Row(name, loss, scores))
+    except Unreadable as error:
+        print(f"val.py: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     title = f"{config.model} ({run.name}, {which})" if run else "bicubic"
     print(f"{title} x{scale}, protocol {args.protocol}, {device}\n{table(rows, judges)}")
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
         about = {"model": config.model if run else "bicubic", "run": str(run or ""), "checkpoint": which if run else "",
                  "scale": scale, "protocol": args.protocol, "judge": " ".join(judges), "device": str(device)}
-        write_results(out, rows, **about)
+        if not write_results(out, rows, **about):
+            raise SystemExit(1)
         print(f"written: {out}, {out.with_suffix('.csv')}")
 
 

@@ -4,7 +4,6 @@ memory with the number of steps: linear in the first, flat in the last. Draws do
     python -m benchmarks.growth
 """
 
-import argparse
 from pathlib import Path
 
 import matplotlib

@@ -17,9 +17,10 @@ from typing import get_args, get_origin
 import yaml
 
 from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
+from .reading import parse_pairs, read_yaml
 
 __all__ = ["Config", "OneLineParser", "add_settings", "check_resumable", "choose", "expect", "flag_of", "from_mapping",
-           "load", "one_line_errors", "read_yaml", "save"]  # fmt: skip
+           "load", "one_line_errors", "read_yaml", "to_yaml"]  # fmt: skip
 
 # What --load may change; all else a run keeps for life.
 RESUMABLE = {
@@ -28,6 +29,8 @@ RESUMABLE = {
     "log_every", "load", "modelpath", "milestones", "extractor_weights", "save_every",
     "save_minutes", "clip_grad", "max_skipped",
 }  # fmt: skip
+# Beyond these a run would not fail but fill the memory, before its first step or some day.
+MOST = {"batchsize": 65536, "repeat": 10**6, "samples": 1000, "workers": 1000, "step_gamma": 1.0}
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
 
@@ -121,6 +124,9 @@ class Config:
         for name in positive:
             value = getattr(self, name)
             expect(value is None or value > 0, name, value, "a number above 0")
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            expect(value is None or value <= most, name, value, f"{most} or less")
         for name in ("workers", "startepoch", "seed"):
             expect(0 <= getattr(self, name) < 2**32, name, getattr(self, name), "0 or more, below 2^32")
         for name in ("pspl_alpha", "pspl_beta", "pixel_weight", "pretrain_epochs", "save_minutes"):
@@ -138,6 +144,7 @@ class Config:
         expect(fit, "betas", self.betas, "two values from 0 to below 1")
         pairs = len(self.vallrpath) in (0, len(self.valpath))  # else val.py would refuse them, after the training
         expect(pairs, "vallrpath", " ".join(self.vallrpath), "one folder for each of --valpath")
+        expect(self.modelpath != "", "modelpath", '""', "a folder; leave it out for a new one in checkpoints/")
         expect(len(self.losses) > 0, "losses", self.losses, "at least one loss")
         expect(len(set(self.losses)) == len(self.losses), "losses", " ".join(self.losses), "each loss once")
         if self.patch is not None and self.patch % self.scale:
@@ -161,7 +168,8 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = 
                     options["nargs"] = "+"
                 if field.metadata["choices"]:
                     options |= {"choices": field.metadata["choices"], "metavar": None}
-            parser.add_argument(flag_of(field.name), **options)
+            aliases = ["--resume"] if field.name == "load" else []
+            parser.add_argument(flag_of(field.name), *aliases, **options)
 
 
 def from_mapping(values: Mapping, source: str = "settings") -> Config:
@@ -172,39 +180,6 @@ def from_mapping(values: Mapping, source: str = "settings") -> Config:
     return Config(**{name: _convert(known[name], value) for name, value in values.items()})
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as usual, but a key that stands twice is an error instead of the last one winning, and so is an alias."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):  # a few lines of them would fill the memory
-            raise yaml.YAMLError("an alias (*); write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key} stands there twice")
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file, hyphens in its keys as underscores. Raises ValueError where there is none."""
-    try:
-        values = yaml.load(Path(path).read_text(), Loader=UniqueKeyLoader)
-    except FileNotFoundError:
-        raise ValueError(f"--config {path}: no such file") from None
-    except Exception as error:  # wrong tags, deep nesting: PyYAML raises anything from KeyError to RecursionError
-        raise ValueError(f"--config {path}: cannot be read ({' '.join(str(error).split())})") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(f"--config {path}: expected lines of `name: value`, found a {type(values).__name__}")
-    names = {str(key).replace("-", "_"): value for key, value in values.items()}
-    expect(len(names) == len(values), "config", path, "each key once, with hyphens or with underscores")
-    return names
-
-
 def load(argv: list[str] | None = None) -> Config:
     """The settings of a command line: defaults, then --config, then flags. Exits with code 2 on a bad one."""
     codes = "exit codes: 0 done; 1 gone wrong; 2 bad input; 130, 138, 143 stopped by SIGINT, SIGUSR1, SIGTERM and saved"
@@ -213,26 +188,31 @@ def load(argv: list[str] | None = None) -> Config:
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below; flags win")
     add_settings(parser)
     flags = vars(parser.parse_args(argv))
-    path, saved = flags.pop("config"), None
-    # os.path.exists says no where Path's raises, as for too long a name.
-    if flags.get("load") and flags.get("modelpath") and os.path.exists(Path(flags["modelpath"]) / "config.yaml"):
-        saved = Path(flags["modelpath"]) / "config.yaml"
-        path = saved if path is None else path
-    elif flags.get("load") and path is None:
-        where = flags.get("modelpath", "checkpoints without --modelpath")
-        parser.error(f"--load: no run in {where}; name its folder, or leave --load out to begin one")
+    path = flags.pop("config")
     try:
+        if path is None and flags.get("load"):
+            path = settings_of(flags.get("modelpath"))
         if isinstance(flags.get("model_options"), list):
-            flags["model_options"] = _parse_pairs(flags["model_options"])
+            flags["model_options"] = parse_pairs(flags["model_options"])
         values = {} if path is None else read_yaml(path)
         if "endepoch" in flags and "steps" not in flags:
             values["steps"] = None  # of the two ends the one that was typed
         config = from_mapping({**values, **flags}, source=str(path or "the flags"))
-        if saved:
+        if config.load:
+            saved = settings_of(config.modelpath)
             check_resumable(config, from_mapping(read_yaml(saved), source=str(saved)))
         return config
     except ValueError as error:
         parser.error(str(error))
+
+
+def settings_of(run: str | None) -> Path:
+    """The file of a run's settings. Raises ValueError where there is no such run."""
+    # os.path.exists says no where Path's raises, as for too long a name.
+    if not (run and os.path.exists(Path(run) / "config.yaml")):
+        where = "checkpoints without --modelpath" if run is None else run or '""'
+        raise ValueError(f"--load: no run in {where} (no config.yaml); name its folder, or leave out --load")
+    return Path(run) / "config.yaml"
 
 
 def check_resumable(config: Config, saved: Config) -> None:
@@ -244,12 +224,10 @@ def check_resumable(config: Config, saved: Config) -> None:
             raise ValueError(f"{flag} {_shown(wanted)}: the run was begun with {_shown(found)}; leave it out")
 
 
-def save(config: Config, path: str | Path) -> None:
-    """Write every setting to a YAML file that --config reads back."""
+def to_yaml(config: Config) -> bytes:
+    """The file of every setting, which --config reads back."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-    aside = Path(f"{path}.tmp")  # a run whose settings are cut off would be lost
-    aside.write_text(yaml.safe_dump(values, sort_keys=False))
-    os.replace(aside, path)
+    return yaml.safe_dump(values, sort_keys=False).encode()
 
 
 def _kind(annotation) -> tuple[type, bool]:
@@ -294,19 +272,3 @@ def _convert_one(field, kind: type, value):
     choices = field.metadata["choices"]
     expect(not choices or value in choices, field.name, value, "one of " + ", ".join(map(str, choices)))
     return value
-
-
-def _parse_pairs(words: list[str]) -> dict:
-    """["blocks=4", "depths=[6,6]"] -> {"blocks": 4, "depths": [6, 6]}."""
-    pairs = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not (name and equals):
-            raise ValueError(f"--model-options {word}: expected NAME=VALUE, such as blocks=4")
-        if name in pairs:
-            raise ValueError(f"--model-options {word}: {name} stands there twice; leave one out")
-        try:
-            pairs[name] = yaml.load(value, Loader=UniqueKeyLoader)
-        except Exception:  # as in read_yaml
-            raise ValueError(f"--model-options {word}: {value} is no value; expected such as 4, 0.5 or [6,6]") from None
-    return pairs

@@ -6,11 +6,19 @@ import sys
 from collections.abc import Iterable
 from contextlib import contextmanager
 
+LONGEST = 2000  # characters of an error
+
 
 def expect(condition: bool, name: str, value, expected: str) -> None:
     """Raise ValueError naming the setting, its value and what was expected, unless `condition` holds."""
     if not condition:
         raise ValueError(f"{flag_of(name)} {value}: expected {expected}")
+
+
+def one_line(text: str) -> str:
+    """text on one line, its middle left out where it is very long: an error need not repeat half a file."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def choose(name: str, options: Iterable[str], what: str) -> str:
@@ -30,7 +38,7 @@ def one_line_errors(program: str):
     try:
         yield
     except ValueError as error:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -45,7 +53,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
     def parse_args(self, args=None, namespace=None):
         namespace, unknown = self.parse_known_args(args, namespace)

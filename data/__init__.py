@@ -1,7 +1,8 @@
 """Images in: reading files, MATLAB-style downscaling, (LR, HR) pairs, patches and resumable batches."""
 
-from .datasets import Batches, Pairs, Patches, make_pair
+from .datasets import Pairs, Patches, Unreadable, make_pair
 from .images import list_images, read_rgb
 from .imresize import imresize
+from .loading import Batches, load
 
-__all__ = ["Batches", "Pairs", "Patches", "imresize", "list_images", "make_pair", "read_rgb"]
+__all__ = ["Batches", "Pairs", "Patches", "Unreadable", "imresize", "list_images", "load", "make_pair", "read_rgb"]

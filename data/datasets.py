@@ -1,18 +1,17 @@
-"""(LR, HR) pairs from folders of images, random patches of them, and batches that can resume at any step.
+"""(LR, HR) pairs from folders of images, and random patches of them.
 
 Every random choice is a pure function of (seed, epoch, index): worker counts and interruptions change nothing.
 """
 
 import os
-import sys
-from collections.abc import Iterator
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .images import read_rgb
@@ -39,6 +38,10 @@ def make_pair(rgb: np.ndarray, scale: int, multiple: int, round_lr: bool = False
     return torch.from_numpy(_chw(_downscale(rgb, scale, round_lr))), torch.from_numpy(_LEVELS[_chw(rgb)])
 
 
+class Unreadable(ValueError):
+    """Images that could be read when the run began, and not any more."""
+
+
 class Pairs(Dataset):
     """Whole images as (lr, hr) float32 tensors in [-1,1]: (3,h,w) and (3,scale*h,scale*w).
 
@@ -52,6 +55,7 @@ class Pairs(Dataset):
     skipped: the HR files left out, each with the reason in one line.
 
     Every file is read once at construction. Raises ValueError for the first bad image, or, with "skip", where all are.
+    Reading a pair raises Unreadable where a file is no longer what it was then.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Pairs(Dataset):
             self._partners = match(files, rooted(lr_folders), scale)
             self._drop_lonely()
         self._cache: list[tuple[np.ndarray | None, np.ndarray]] = []
+        self._sums: list[int] = []  # of the pixels, to know them again
         self._read_all(cache_bytes, progress)
         if not self.paths:
             first = next(iter(self.skipped.values()))
@@ -101,13 +106,13 @@ class Pairs(Dataset):
     def _read_all(self, cache_bytes: int, progress: bool) -> None:
         left, good = cache_bytes, []
 
-        def read(path: Path) -> tuple[np.ndarray | None, np.ndarray] | ValueError:
+        def read(path: Path) -> tuple[np.ndarray | None, np.ndarray, int] | ValueError:
             try:
                 lr, hr = self._decode(path)
             except ValueError as error:
                 return error
             # Once the cache is full a downscaling would be thrown away.
-            return (self._downscaled(hr) if lr is None and left > 0 else lr), hr
+            return (self._downscaled(hr) if lr is None and left > 0 else lr), hr, _checksum(lr, hr)
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             # disable=None: the bar shows on a terminal only, so that logs stay clean.
@@ -117,8 +122,9 @@ class Pairs(Dataset):
                 if isinstance(image, ValueError):
                     self._skip(path, str(image))
                     continue
-                lr, hr = image
+                lr, hr, checksum = image
                 good.append(path)
+                self._sums.append(checksum)
                 self.sizes.append(hr.shape[:2])
                 size = hr.nbytes + (0 if lr is None else lr.nbytes)
                 if size <= left:
@@ -158,10 +164,15 @@ class Pairs(Dataset):
         return _downscale(hr, self.scale, self.round_lr)
 
     def _read_again(self, index: int) -> tuple[np.ndarray | None, np.ndarray]:
-        lr, hr = self._decode(self.paths[index])
-        if hr.shape[:2] != self.sizes[index]:
-            sizes = " instead of ".join(f"{height}x{width}" for height, width in (hr.shape[:2], self.sizes[index]))
-            raise ValueError(f"{self.paths[index]} is {sizes} now; expected images not to change, put it back")
+        path = self.paths[index]
+        try:
+            lr, hr = self._decode(path)
+        except ValueError as error:
+            reason = str(error).removesuffix("; remove or replace it")
+            raise Unreadable(f"{reason}; it is not what it was when the run began, put it back") from None
+        if hr.shape[:2] != self.sizes[index] or _checksum(lr, hr) != self._sums[index]:
+            which = path if lr is None else f"{path} or its LR partner"
+            raise Unreadable(f"{which} has changed; expected images not to change while a run reads them, put it back")
         return lr, hr
 
     def _decode(self, path: Path) -> tuple[np.ndarray | None, np.ndarray]:
@@ -238,47 +249,6 @@ class Patches(Dataset):
         return lr, hr
 
 
-class Batches(Sampler[list[tuple[int, int]]]):
-    """The batch sampler of `Patches`: a list of (epoch, index) keys for each step in [first_step, last_step).
-
-    n images, each drawn `repeat` times per epoch, as different patches (indices n apart). An epoch's order is fixed
-    by (seed, epoch) alone, so that starting at first_step gives the tail of the whole sequence. An incomplete
-    last batch is dropped; images too few for one batch are drawn as often as fills it. last_step: endless by default.
-    share: (i, m) yields the i-th of every batch's m equal parts; batchsize is that of the whole.
-    """
-
-    def __init__(
-        self, n: int, batchsize: int, seed: int, first_step: int = 0, last_step: int = sys.maxsize, repeat: int = 1,
-        share: tuple[int, int] = (0, 1),
-    ) -> None:
-        for name, value in (("n", n), ("batchsize", batchsize), ("repeat", repeat)):
-            if value < 1:
-                raise ValueError(f"{name}={value} is too small; use 1 or more")
-        if not 0 <= first_step <= last_step:
-            raise ValueError(f"first_step={first_step} is not within 0..last_step={last_step}; use a step in between")
-        self.n, self.batchsize, self.seed = n, batchsize, seed
-        self.first_step, self.last_step = first_step, last_step
-        self.own = slice(share[0] * batchsize // share[1], (share[0] + 1) * batchsize // share[1])
-        self.repeat = max(repeat, -(-batchsize // n))
-        self.steps_per_epoch = max(1, n * repeat // batchsize)
-
-    def __len__(self) -> int:
-        return self.last_step - self.first_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order: list[int] = []
-        for step in range(self.first_step, self.last_step):
-            epoch, batch = divmod(step, self.steps_per_epoch)
-            if not batch or not order:
-                order = self._order(epoch)
-            yield [(epoch, index) for index in order[batch * self.batchsize : (batch + 1) * self.batchsize][self.own]]
-
-    def _order(self, epoch: int) -> list[int]:
-        # The fourth number keeps this stream apart from those of the patches.
-        random = np.random.default_rng([self.seed, epoch, 0, 1])
-        return np.concatenate([random.permutation(self.n) + self.n * again for again in range(self.repeat)]).tolist()
-
-
 def _check_multiple(scale: int, multiple: int) -> None:
     if multiple < 1 or multiple % scale:
         raise ValueError(f"multiple={multiple} is not divisible by scale={scale}; use {_nearest(multiple, scale)}")
@@ -287,6 +257,10 @@ def _check_multiple(scale: int, multiple: int) -> None:
 def _nearest(value: int, scale: int) -> str:
     below = value // scale * scale
     return f"{below} or {below + scale}" if below > 0 else f"{scale}"
+
+
+def _checksum(lr: np.ndarray | None, hr: np.ndarray) -> int:
+    return zlib.crc32(hr, 0 if lr is None else zlib.crc32(np.ascontiguousarray(lr)))
 
 
 def _crop(rgb: np.ndarray, multiple: int, name: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Finding image files and reading any of them as 8-bit RGB, or saying in one line why not."""
 
+import ctypes
 import logging
 import os
 import warnings
@@ -30,6 +31,19 @@ _ORIENTATION = 274  # the EXIF tag
 # process, because files are read in threads, which share the filters of warnings.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+def _silence_libtiff() -> None:
+    try:
+        set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler  # found among what Pillow is linked with
+    except (OSError, AttributeError):  # a Pillow of another make: its lines on stderr stay
+        return
+    set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    set_handler(None)
+
+
+# It would say on stderr what Pillow raises anyway. Pillow does the same for its warnings.
+_silence_libtiff()
 
 
 def list_images(folders: str | Path | Iterable[str | Path]) -> list[Path]:

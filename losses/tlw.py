@@ -7,7 +7,7 @@ D = the judge, T = samples.
 Where the released code differs from the paper, the paper is the default and the code's form is the
 setting m_step="released": -log of the WC-weighted mean of exp(-weighted error) instead of Eq. (13), 0.2
 instead of 0.1 in the weights of MSE, and no epsilon in the numerator of the M-step's WC (its E-step has
-one). Like that code we take |D| in Eq. (4), so that WC > 0 whatever the judge returns.
+one). Like that code we take |D| in Eq. (4), so that WC > 0 for a judge of any sign.
 """
 
 import math
@@ -30,17 +30,26 @@ def k_schedule(epoch: int, k_start: float = 0.3, k_end: float = 0.9, k_epochs: f
     return k_start + (k_end - k_start) * (1 - math.exp(-epoch / k_epochs))
 
 
+# Both sides of WC's fraction stay within these, so that WC, its logarithm and its gradient are finite in float32:
+# far beyond any distance, and no larger than the least epsilon in use (the released M-step's).
+LEAST, LARGEST = 1e-8, 1e15
+
+
 def weight_criterion(w: Tensor, sr: Tensor, target: Target, eps: float = 1e-3, far_eps: float | None = None) -> Tensor:
     """WC of Eq. (4): how much more it helps to repair the pixels that w picks than all the others.
 
-    w: (...,B,3,H,W) in [0,1]; sr: (B,3,H,W) -> WC > 0, shape (...,B). Both mixtures of all samples
+    w: (...,B,3,H,W) in [0,1]; sr: (B,3,H,W) -> WC, shape (...,B). Both mixtures of all samples
     go through the judge in one batch. far_eps: epsilon of the numerator where it is not `eps`.
+    WC is within [1e-23, 1e23], whatever the distances and epsilons; NaN where a distance is infinite or NaN, and
+    nowhere else, so that the step is skipped.
     """
     hr = target.hr
     gap = w * (hr - sr)
     repaired, spoiled = sr + gap, hr - gap  # x_w and x_{1-w}
-    near, far = target.distance(torch.stack([repaired, spoiled])).abs()
-    return (far + (eps if far_eps is None else far_eps)) / (near + eps)
+    distance = target.distance(torch.stack([repaired, spoiled])).to(hr.dtype)
+    near, far = torch.where(distance.isfinite(), distance.abs(), math.nan)
+    far_eps = eps if far_eps is None else far_eps
+    return (far + far_eps).clamp(LEAST, LARGEST) / (near + eps).clamp(LEAST, LARGEST)
 
 
 def weigh_l1(w: Tensor, sr: Tensor, hr: Tensor, offset: float) -> Tensor:
@@ -79,8 +88,8 @@ class MStep(NamedTuple):
     far_eps: float | None
 
 
-# 1e-8 stands for the released code's 0: it only keeps the logarithm finite where sr equals hr.
-M_STEPS = {"paper": MStep(paper_loss, far_eps=None), "released": MStep(released_loss, far_eps=1e-8)}
+# LEAST stands for the released code's 0: it only keeps the logarithm finite where sr equals hr.
+M_STEPS = {"paper": MStep(paper_loss, far_eps=None), "released": MStep(released_loss, far_eps=LEAST)}
 
 
 class TLW(Loss):

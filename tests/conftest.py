@@ -1,6 +1,7 @@
 """What many tests share: small photographs, fake judges, the command line of a tiny run, and no network."""
 
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 from PIL import Image
 from torchvision.models import alexnet, squeezenet1_1
 
+import rundir
+import train
 from data import read_rgb
 from data.photographs import photographs
 
@@ -104,3 +107,42 @@ def workplace(tmp_path, monkeypatch):
     """An empty working folder, where checkpoints/ would appear."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def args(tiny_args, workplace):
+    """Two learners, two epochs of four steps."""
+    at = tiny_args.index("--repeat")
+    return [*tiny_args[:at], "--repeat", "2", *tiny_args[at + 2 :], "--endepoch", "2"]
+
+
+@pytest.fixture
+def same_files(assert_same):
+    """same_files(one, other): two runs' folders hold the same states and log."""
+
+    def check(one: Path, other: Path) -> None:
+        names = sorted(path.name for path in one.glob("*.pt") if path.name != "previous.pt")
+        for name in names:
+            assert_same(rundir.load_state(one / name), rundir.load_state(other / name), name)
+        assert (one / "log.jsonl").read_text() == (other / "log.jsonl").read_text()
+
+    return check
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """at_step(n, what): what() is called within the n-th call of em_step from then on."""
+    step = train.em_step
+
+    def set_up(n, what):
+        left = [n]
+
+        def em_step(*arguments):
+            left[0] -= 1
+            if not left[0]:
+                what()
+            return step(*arguments)
+
+        monkeypatch.setattr(train, "em_step", em_step)
+
+    return set_up

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "files": {"rundir"},
     "distributed": set(),
     "figures": set(),
+    "ending": {"data", "distributed", "figures", "locks", "prepared", "rundir", "signals", "val"},
     "losses": {"models"},
     "learner": {"configs", "distributed", "losses", "models", "networks"},
     "prepared": {"configs", "data", "distributed", "files", "learner", "locks", "losses", "metrics", "networks", "rundir",

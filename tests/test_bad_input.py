@@ -160,6 +160,7 @@ TRAIN = ("--model EDSR --model-options blocks=1 channels=8 --scale 4 --losses L1
         ("--model-options scale=2", "--model-options"),
         ("--model-options blocks", "expected NAME=VALUE"),
         ("--model-options channels=-1", "--model-options"),
+        ("--model-options blocks=1000000000", "numbers up to 4096"),
         ("--model-options channels=0", "--model-options"),
         ("--model HAT --model-options heads=[0] depths=[1]", "--model-options"),
         ("--model HAT --model-options embed=10 heads=[3] depths=[1]", "--model-options"),
@@ -376,6 +377,14 @@ def test_a_folder_without_a_name(place, capsys, monkeypatch):
     monkeypatch.chdir(place / "same/good")
     val.main(["--model", "bicubic", "--lpips", "--device", "cpu", "--folder", "."])
     assert "good (1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--modelpath", "--out", "--model"])
+def test_a_name_that_is_empty(place, capsys, flag):
+    with pytest.raises(SystemExit) as caught:
+        val.main(["--modelpath", "run", "--device", "cpu", flag, ""])
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and err.count("\n") == 1 and flag.strip("-") in err
 
 
 @pytest.mark.parametrize("flag", ["--modelpath run", "--best", "--losses L1"])

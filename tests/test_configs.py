@@ -67,15 +67,18 @@ def test_nothing_given_is_the_defaults():
 
 
 @pytest.mark.parametrize("separator", "-_")
-def test_flags_and_yaml_share_names(tmp_path, separator):
+def test_flags_and_yaml_share_names(tmp_path, separator, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("m").mkdir()  # --modelpath m, for --load
+    Path("m/config.yaml").write_bytes(configs.to_yaml(Config(**OTHER)))
     keys = {name.replace("_", separator): list(v) if isinstance(v, tuple) else v for name, v in OTHER.items()}
     file = write(tmp_path / "c.yaml", keys)
     assert configs.load(["--config", file]) == configs.load(flags_of(OTHER) + ["--config", file]) == Config(**OTHER)
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", sorted(FIELDS.keys() - {"load"}))  # which needs a run
 def test_a_flag_alone_changes_its_field(name):
-    needed = {"load": ["--config", "/dev/null"], "k_end": ["--k-start", "0.1"]}.get(name, [])
+    needed = {"k_end": ["--k-start", "0.1"]}.get(name, [])
     config = configs.load(flags_of({name: OTHER[name]}) + needed)
     assert getattr(config, name) == OTHER[name]
     changed = {n for n in FIELDS if getattr(config, n) != getattr(Config(), n)}
@@ -85,8 +88,8 @@ def test_a_flag_alone_changes_its_field(name):
 @pytest.mark.parametrize("name", FIELDS)
 def test_save_and_reload(tmp_path, name):
     config = Config(**{name: OTHER[name]})
-    configs.save(config, tmp_path / "config.yaml")
-    assert configs.load(["--config", str(tmp_path / "config.yaml")]) == config
+    (tmp_path / "config.yaml").write_bytes(configs.to_yaml(config))
+    assert configs.from_mapping(configs.read_yaml(tmp_path / "config.yaml")) == config
 
 
 def test_flags_win(tmp_path):
@@ -142,6 +145,46 @@ def test_wrong_command_lines(capsys, argv, words):
     assert words in refused(capsys, *argv)
 
 
+@pytest.fixture
+def run_of_l1(tmp_path, monkeypatch):
+    """A run's folder `m`, where the tests then are."""
+    monkeypatch.chdir(tmp_path)
+    Path("m").mkdir()
+    Path("m/config.yaml").write_bytes(configs.to_yaml(Config(losses=("L1",))))
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"modelpath": "m", "losses": ["MSE"]}, "--losses MSE: the run was begun with L1"),
+        ({"modelpath": "m"}, "--losses L1+TLW MSE+TLW L1 MSE: the run was begun with L1"),
+        ({"modelpath": "nowhere", "losses": ["L1"]}, "--load: no run in nowhere"),
+        ({"losses": ["L1"]}, "--load: no run in checkpoints without --modelpath"),
+    ],
+    ids=str,
+)
+def test_load_in_a_file_is_checked_as_the_flag_is(run_of_l1, capsys, values, words):
+    write(Path("with.yaml"), values | {"load": True})
+    write(Path("without.yaml"), values)
+    for argv in (["--config", "with.yaml"], ["--config", "without.yaml", "--load"]):
+        assert words in refused(capsys, *argv)
+    assert not configs.load(["--config", "with.yaml", "--no-load"]).load
+
+
+def test_resume_is_another_word_for_load(run_of_l1):
+    write(Path("c.yaml"), {"modelpath": "m", "losses": ["L1"], "load": True, "endepoch": 7})
+    expected = configs.load(["--load", "--modelpath", "m", "--endepoch", "7"])
+    assert configs.load(["--resume", "--modelpath", "m", "--endepoch", "7"]) == expected
+    assert configs.load(["--config", "c.yaml"]) == expected
+
+
+def test_a_run_without_a_name(run_of_l1, capsys):
+    write(Path("c.yaml"), {"modelpath": ""})
+    assert '--modelpath "": expected a folder' in refused(capsys, "--modelpath", "")
+    assert '--modelpath "": expected a folder' in refused(capsys, "--config", "c.yaml")
+    assert '--load: no run in "" (no config.yaml)' in refused(capsys, "--load", "--modelpath", "")
+
+
 @pytest.mark.parametrize("words", ["blocks=[", "blocks={", "blocks=a: b: c"])
 def test_model_options_that_are_no_yaml(capsys, words):
     assert "--model-options" in refused(capsys, "--model-options", words)
@@ -186,7 +229,8 @@ WRONG_VALUES = [
     ("repeat", 0), ("log_every", 0), ("schedule", "linear"), ("precision", "fp16"), ("protocol", "papers"),
     ("m_step", "x"), ("init", "x"), ("gan", "lsgan"), ("udl_head", "mine"), ("schedule", "milestones"),
     ("pspl_alpha", -1), ("pspl_beta", -0.1), ("pspl_max", 0), ("dp_mu", 0), ("gan_weight", 0), ("pixel_weight", -0.1),
-    ("pretrain_epochs", -1), ("milestones", 0),
+    ("pretrain_epochs", -1), ("milestones", 0), ("batchsize", 65537), ("repeat", 10**6 + 1), ("samples", 1001),
+    ("workers", 1001), ("step_gamma", 1.1),
     *((name, value) for name in ("eps", "k_start", "k_end", "k_epochs", "learning_rate", "step_gamma", "pspl_alpha",
                                 "pspl_beta", "pspl_max", "dp_mu", "gan_weight", "pixel_weight", "pretrain_epochs")
       for value in (float("nan"), float("inf"), float("-inf"))),

@@ -3,7 +3,9 @@
 The kills of real processes, in full: FAULTS=20 python -m pytest tests/test_faults.py -k killed
 """
 
+import copy
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -28,50 +30,11 @@ from metrics.backbones import read_backbone_file
 KILLS = int(os.environ.get("FAULTS", 1))  # of each kind
 
 
-@pytest.fixture
-def args(tiny_args, workplace):
-    """Two learners, two epochs of four steps."""
-    at = tiny_args.index("--repeat")
-    return [*tiny_args[:at], "--repeat", "2", *tiny_args[at + 2 :], "--endepoch", "2"]
-
-
 def make_run(args, *more) -> train.Run:
     return train.Run(configs.load([*args, *map(str, more)]))
 
 
-@pytest.fixture
-def same_files(assert_same):
-    """same_files(one, other): two runs' folders hold the same states and log."""
-
-    def check(one: Path, other: Path) -> None:
-        names = sorted(path.name for path in one.glob("*.pt") if path.name != "previous.pt")
-        for name in names:
-            assert_same(rundir.load_state(one / name), rundir.load_state(other / name), name)
-        assert (one / "log.jsonl").read_text() == (other / "log.jsonl").read_text()
-
-    return check
-
-
 # --- signals -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def at_step(monkeypatch):
-    """at_step(n, what): what() is called within the n-th call of em_step from then on."""
-    step = train.em_step
-
-    def set_up(n, what):
-        left = [n]
-
-        def em_step(*arguments):
-            left[0] -= 1
-            if not left[0]:
-                what()
-            return step(*arguments)
-
-        monkeypatch.setattr(train, "em_step", em_step)
-
-    return set_up
 
 
 @pytest.mark.parametrize("losses", [["L1+TLW", "L1"], ["L1+UDL", "L1+PSPL"]], ids=" ".join)
@@ -252,6 +215,41 @@ def test_a_step_whose_loss_is_not_finite_leaves_no_trace(args, assert_same):
     for opt in (learner.opt, learner.helper_opt):
         assert all(not x.any() for state in opt.state.values() for x in state.values())
     assert run.summary() == ["L1+TLW: 1 steps skipped, their loss or gradient not finite"]
+
+
+@pytest.mark.parametrize("clip", [[], ["--clip-grad", "0.5"]], ids=["", "clipped"])
+@pytest.mark.parametrize("of_helper", [False, True])
+def test_a_gradient_that_is_not_finite_leaves_no_trace(args, of_helper, clip, assert_same):
+    """Of a finite loss, after a good step: weights, both Adams' moments, BatchNorm's statistics, the helper."""
+    run = make_run(args, "--model", "SRResNet", "--losses", "L1+TLW", "--steps", 3, *clip)
+    (learner,) = run.learners
+    descend, step = learner.check, train.em_step
+    states, losses = [], []
+
+    def check(opt, loss):
+        if len(states) == 2 and (opt is learner.helper_opt) == of_helper:
+            losses.append(loss.item())
+            opt.param_groups[0]["params"][0].grad[..., 0] = float("inf")
+        descend(opt, loss)
+
+    def em_step(*arguments):
+        states.append(copy.deepcopy(learner.state()))
+        return step(*arguments)
+
+    learner.check = check
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "em_step", em_step)
+        run.train()
+    _, before, after = states
+    (loss,) = losses
+    assert math.isfinite(loss)
+    assert before.pop("skips") == [0, 0] and after.pop("skips") == [1, 1]
+    assert not torch.equal(before.pop("streams")["cpu"], after.pop("streams")["cpu"])  # the next step draws others
+    assert_same(before, after)
+    final = learner.state()
+    assert final["skips"] == [1, 0]
+    moved = [not torch.equal(x, final["net"][name]) for name, x in after["net"].items()]
+    assert all(moved)
 
 
 def test_too_many_in_a_row_stop_the_run_where_it_can_be_repeated(args, images):

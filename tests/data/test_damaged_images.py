@@ -330,14 +330,12 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 
 
 def test_nothing_is_said_beside_the_reason(tmp_path, whole):
-    """Pillow's warnings and tifffile's log stay inside. (libtiff's lines for TIFF with damaged strips do not.)"""
+    """Pillow's warnings, tifffile's log and libtiff's lines stay inside."""
     for number, (name, data) in enumerate(whole.items()):
         random = np.random.default_rng([9, number])
-        for again, kind in enumerate(("cut", "flipped", "zeros", "random") if name != "lzw.tif" else ("cut",)):
+        for again, kind in enumerate(("cut", "flipped", "zeros", "random")):
             (tmp_path / f"{number}_{again}.png").write_bytes(damaged(random, data, kind))
     (tmp_path / "bomb.png").write_bytes(header("png", 9_460, 9_460))
     done = subprocess.run([sys.executable, "-W", "always", "-c", SPEAKING, tmp_path], capture_output=True, text=True,
                           cwd=Path(__file__).parents[2])  # fmt: skip
-    assert done.returncode == 0 and done.stdout == ""
-    wrong = ("Warning:", "tifffile", "PIL", "Traceback")
-    assert not [line for line in done.stderr.splitlines() if any(word in line for word in wrong)]
+    assert done.returncode == 0 and done.stdout == "" and done.stderr == ""

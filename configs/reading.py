@@ -1,0 +1,56 @@
+"""YAML, and values written as in YAML, with everything refused that could mean something else than it seems to."""
+
+from pathlib import Path
+
+import yaml
+
+from .errors import expect
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML as usual, but a key that stands twice is an error instead of the last one winning, and so is an alias."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):  # a few lines of them would fill the memory
+            raise yaml.YAMLError("an alias (*); write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file, hyphens in its keys as underscores. Raises ValueError where there is none."""
+    try:
+        values = yaml.load(Path(path).read_text(), Loader=UniqueKeyLoader)
+    except FileNotFoundError:
+        raise ValueError(f"--config {path}: no such file") from None
+    except Exception as error:  # wrong tags, deep nesting: PyYAML raises anything from KeyError to RecursionError
+        raise ValueError(f"--config {path}: cannot be read ({' '.join(str(error).split())})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: expected lines of `name: value`, found a {type(values).__name__}")
+    names = {str(key).replace("-", "_"): value for key, value in values.items()}
+    expect(len(names) == len(values), "config", path, "each key once, with hyphens or with underscores")
+    return names
+
+
+def parse_pairs(words: list[str]) -> dict:
+    """["blocks=4", "depths=[6,6]"] -> {"blocks": 4, "depths": [6, 6]}."""
+    pairs = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--model-options {word}: expected NAME=VALUE, such as blocks=4")
+        if name in pairs:
+            raise ValueError(f"--model-options {word}: {name} stands there twice; leave one out")
+        try:
+            pairs[name] = yaml.load(value, Loader=UniqueKeyLoader)
+        except Exception:  # as in read_yaml
+            raise ValueError(f"--model-options {word}: {value} is no value; expected such as 4, 0.5 or [6,6]") from None
+    return pairs

@@ -1,0 +1,121 @@
+"""A run's batches, from any step on, while images may go bad and processes that load them may die.
+
+The batches of an epoch are a pure function of (seed, epoch): interruptions change nothing.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from .datasets import Patches, Unreadable
+
+
+class Batches(Sampler[list[tuple[int, int]]]):
+    """The batch sampler of `Patches`: a list of (epoch, index) keys for each step in [first_step, last_step).
+
+    n images, each drawn `repeat` times per epoch, as different patches (indices n apart). An epoch's order is fixed
+    by (seed, epoch) alone, so that starting at first_step gives the tail of the whole sequence. An incomplete
+    last batch is dropped; images too few for one batch are drawn as often as fills it. last_step: endless by default.
+    share: (i, m) yields the i-th of every batch's m equal parts; batchsize is that of the whole.
+    """
+
+    def __init__(
+        self, n: int, batchsize: int, seed: int, first_step: int = 0, last_step: int = sys.maxsize, repeat: int = 1,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        for name, value in (("n", n), ("batchsize", batchsize), ("repeat", repeat)):
+            if value < 1:
+                raise ValueError(f"{name}={value} is too small; use 1 or more")
+        if not 0 <= first_step <= last_step:
+            raise ValueError(f"first_step={first_step} is not within 0..last_step={last_step}; use a step in between")
+        self.n, self.batchsize, self.seed = n, batchsize, seed
+        self.first_step, self.last_step = first_step, last_step
+        self.own = slice(share[0] * batchsize // share[1], (share[0] + 1) * batchsize // share[1])
+        self.repeat = max(repeat, -(-batchsize // n))
+        self.steps_per_epoch = max(1, n * repeat // batchsize)
+
+    def __len__(self) -> int:
+        return self.last_step - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order: list[int] = []
+        for step in range(self.first_step, self.last_step):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if not batch or not order:
+                order = self._order(epoch)
+            yield [(epoch, index) for index in order[batch * self.batchsize : (batch + 1) * self.batchsize][self.own]]
+
+    def _order(self, epoch: int) -> list[int]:
+        # The fourth number keeps this stream apart from those of the patches.
+        random = np.random.default_rng([self.seed, epoch, 0, 1])
+        return np.concatenate([random.permutation(self.n) + self.n * again for again in range(self.repeat)]).tolist()
+
+
+class Draws(Dataset):
+    """What Patches holds, and what went wrong: `draws[epoch, index]` -> lr, hr, reasons; None, None where none is left.
+
+    substitute: an image that has gone bad is replaced in this draw by the next good one, counting on from its index,
+    so that the draw depends on nothing but the key and which images are bad. Without it a bad one leaves no draw.
+    """
+
+    def __init__(self, patches: Patches, substitute: bool):
+        self.patches, self.substitute = patches, substitute
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, Tensor | None, list[str]]:
+        epoch, index = key
+        reasons = []
+        for number in range(index, index + (len(self) if self.substitute else 1)):
+            try:
+                return *self.patches[epoch, number], reasons
+            except Unreadable as error:
+                reasons.append(str(error))
+        return None, None, reasons
+
+
+def _collate(draws: list[tuple]) -> tuple[Tensor | None, Tensor | None, list[str]]:
+    reasons = [reason for *_, some in draws for reason in some]
+    if any(lr is None for lr, *_ in draws):
+        return None, None, reasons
+    return *default_collate([(lr, hr) for lr, hr, _ in draws]), reasons
+
+
+def load(
+    patches: Patches,
+    batches: Batches,
+    *,
+    substitute: bool = False,
+    workers: int = 0,
+    pinned: bool = False,
+    begin_worker: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    """lr (B,3,h,w), hr (B,3,H,W) in [-1,1] of each batch, and a line for each image that was replaced in it.
+
+    substitute: as in Draws. begin_worker: called in each process that loads. Raises Unreadable, between two batches,
+    where an image cannot be read any more and is not replaced, and where a process that loads has died.
+    """
+    return _watched(iter(
+        DataLoader(Draws(patches, substitute), batch_sampler=batches, num_workers=workers, pin_memory=pinned,
+                   collate_fn=_collate, worker_init_fn=begin_worker)
+    ))  # fmt: skip
+
+
+def _watched(loader: Iterator) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    while True:
+        try:
+            lr, hr, reasons = next(loader)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):  # torch's words, in an error of no class of its own
+                raise
+            raise Unreadable(f"a process that loads data has died ({str(error).splitlines()[0]}), most often for want "
+                             "of memory; take fewer --workers, or 0") from None  # fmt: skip
+        if lr is None:
+            raise Unreadable(reasons[0])
+        yield lr, hr, reasons

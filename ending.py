@@ -1,0 +1,89 @@
+"""How a run ends: what it says when it is done, stopped or failed, its exit code, and its table and picture."""
+
+import sys
+import time
+
+import torch
+
+import distributed
+import locks
+import rundir
+import signals
+import val
+from data import Unreadable
+from figures import weight_maps
+from prepared import Prepared
+
+
+def carry_out(run: Prepared) -> int:
+    """Train, and say how it ended; returns the exit code. Raises SystemExit where this process ends without others."""
+    began, code, together = time.monotonic(), 0, True
+    try:
+        run.train()
+        print(f"trained in {time.monotonic() - began:.0f} s")
+    except signals.Stopped as stop:
+        code = stop.exit_code
+        print(f"\nstopped by {stop} at step {run.step}")
+    except KeyboardInterrupt:
+        code, together = 128 + signals.signal.SIGINT, False
+        print(f"\nstopped at once at step {run.step}")
+    except (locks.Unusable, Unreadable, FloatingPointError, MemoryError, RuntimeError, OSError) as error:
+        if isinstance(error, RuntimeError) and distributed.lost(error):
+            print(f"train.py: error: another process of this run was lost; {how_to_go_on(run)}", file=sys.stderr)
+            raise SystemExit(1) from None
+        # On the CPU torch has no class of its own for want of memory.
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+        if isinstance(error, RuntimeError) and not memory:
+            raise
+        code = 2 if isinstance(error, locks.Unusable) else 1
+        together = isinstance(error, FloatingPointError)
+        remedy = "; take --patch, a smaller one, or less --batchsize" if memory else ""
+        if distributed.first() or not together:
+            print(f"train.py: error: {(str(error) or 'out of memory').splitlines()[0]}{remedy}", file=sys.stderr)
+    for note in run.summary():
+        print(f"note: {note}")
+    if run.files.unsaved:
+        code = code if code in (1, 2) else 1
+        print(f"train.py: error: not saved: {run.files.unsaved}; the state before it is whole", file=sys.stderr)
+    if code not in (0, 2):
+        print(how_to_go_on(run))
+    if not together:
+        raise SystemExit(code)
+    sys.stdout.flush()
+    distributed.wait()  # torchrun ends the others as soon as one has ended
+    return code
+
+
+def how_to_go_on(run: Prepared) -> str:
+    """The command that goes on with a run that has ended early."""
+    if not (run.folder / "last.pt").exists():
+        return "nothing was saved yet"
+    return f"to go on: {distributed.command()} train.py --load --modelpath {run.folder}"
+
+
+def conclude(run: Prepared) -> int:
+    """Draw the weights, evaluate the best networks and say what comes next; the exit code of all that."""
+    code, config = 0, run.config
+    lost = [learner.name for learner in run.learners if not (run.folder / f"best_{learner.name}.pt").exists()]
+    if lost:
+        remedy = "lower --learning-rate, or add --clip-grad"
+        print(f"train.py: error: {' '.join(lost)}: no validation was finite; {remedy}", file=sys.stderr)
+        return 1
+    weighted = {x.name: (x.net, x.loss.weighting) for x in run.learners if x.loss.weighting is not None}
+    try:
+        if weighted:
+            image = weight_maps(weighted, *(image[None].to(run.device) for image in run.validation[0]))
+            if rundir.write_or_say("train.py", run.folder / "weights.png", image):
+                print(f"where the weights lie: {run.folder / 'weights.png'}")
+            else:
+                code = 1
+        same = ["--protocol", config.protocol, "--device", str(run.device)]
+        same += ["--lpips", *config.lpips] if config.lpips else []
+        val.main(["--modelpath", str(run.folder), "--best", *same])
+    except Unreadable as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        code = 1
+    except SystemExit as end:
+        code = end.code
+    print(f"next: python val.py --modelpath {run.folder} --best --folder DIR    (any folder of HR images)")
+    return code

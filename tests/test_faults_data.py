@@ -1,0 +1,125 @@
+"""What can happen to the data of a run under way: images that go bad, processes that load them and die."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import configs
+import rundir
+import train
+from data import Pairs, Unreadable, read_rgb
+
+
+@pytest.fixture
+def args(args, images, monkeypatch):
+    """One learner, three epochs of four steps, on images of our own that are read again for each draw."""
+    monkeypatch.setitem(Pairs.__init__.__kwdefaults__, "cache_bytes", 0)
+    watch = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(watch, "__defaults__", (0.1,))  # seconds until a dead process is looked for, else 5
+    shutil.copytree(images, "mine")
+    return [*args, "--losses", "L1", "--endepoch", "3", "--trainpath", "mine", "--modelpath", "run"]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_args, tmp_path_factory) -> Path:
+    """The run to which nothing happens."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_run([*tiny_args, "--repeat", "2", "--losses", "L1", "--endepoch", "3", "--modelpath", str(folder)]).train()
+    return folder
+
+
+def make_run(args) -> train.Run:
+    return train.Run(configs.load([*args]))
+
+
+def torn() -> None:
+    path = Path("mine/coffee.png")
+    path.write_bytes(path.read_bytes()[:900])
+
+
+def gone() -> None:
+    os.remove("mine/coffee.png")
+
+
+def another_of_its_size() -> None:
+    path = Path("mine/coffee.png")
+    Image.fromarray(read_rgb(path)[:, ::-1].copy()).save(path)
+
+
+@pytest.mark.parametrize("workers, spoil", [(0, torn), (2, torn), (0, another_of_its_size), (0, gone)])
+def test_an_image_that_goes_bad_stops_the_run(args, images, whole, workers, spoil, at_step, same_files, capsys):
+    """Where it can go on."""
+    at_step(2, spoil)
+    with pytest.raises(SystemExit) as end:
+        train.main([*args, "--workers", str(workers)])
+    out, err = capsys.readouterr()
+    assert end.value.code == 1 and err.count("\n") == 1 and "mine/coffee.png" in err and "put it back" in err
+    assert "to go on: python train.py --load --modelpath run" in out
+    step = rundir.load_state(Path("run/last.pt"))["step"]
+    assert 2 <= step < 12
+    shutil.copy(images / "coffee.png", "mine")
+    run = make_run(["--load", "--modelpath", "run"])
+    assert run.step == step
+    run.train()
+    same_files(whole, Path("run"))
+
+
+def test_a_bad_image_is_replaced_by_the_next_where_bad_ones_are_skipped(args, same_files, capsys):
+    """Whoever loads; named once, in the log too."""
+    clean = Path("mine/coffee.png").read_bytes()
+    for workers in ("0", "2"):
+        Path("mine/coffee.png").write_bytes(clean)
+        run = make_run([*args, "--bad-images", "skip", "--workers", workers, "--modelpath", workers])
+        torn()
+        run.train()
+        (note,) = run.summary()
+        assert note.startswith("left out: cannot read image mine/coffee.png: ")
+        assert capsys.readouterr().out.count("left out from step") == 1
+        entries = [json.loads(line) for line in Path(workers, "log.jsonl").read_text().splitlines()]
+        assert sum("coffee.png" in entry.get("left_out", "") for entry in entries) == 1
+    same_files(Path("0"), Path("2"))
+    lr, hr = run.patches[0, 2]
+    found = train.load(run.patches, [[(0, 1)]], substitute=True)
+    assert torch.equal(next(found)[1][0], hr)
+
+
+def test_no_image_left(args, workplace):
+    run = make_run([*args, "--bad-images", "skip"])
+    for path in Path("mine").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(Unreadable, match="cannot read image mine/.*: the file is empty; it is not what it was"):
+        run.train()
+    assert rundir.load_state(Path("run/last.pt"))["step"] == 0
+
+
+def test_a_validation_image_that_goes_bad(args, images, at_step, same_files):
+    shutil.copytree(images, "others")
+    args = [*args, "--valpath", "others", "--endepoch", "2"]
+    make_run([*args, "--modelpath", "whole"]).train()
+    at_step(6, lambda: Path("others/rocket.png").write_bytes(b""))
+    with pytest.raises(Unreadable, match="others/rocket.png"):
+        make_run(args).train()
+    assert rundir.load_state(Path("run/last.pt"))["step"] == 8
+    shutil.copy(images / "rocket.png", "others")
+    make_run(["--load", "--modelpath", "run"]).train()
+    same_files(Path("whole"), Path("run"))
+
+
+def test_a_process_that_loads_is_killed(args, whole, at_step, same_files, capsys):
+    """As the system does where memory runs out."""
+    at_step(2, lambda: [os.kill(child.pid, signal.SIGKILL) for child in multiprocessing.active_children()[:1]])
+    with pytest.raises(SystemExit) as end:
+        train.main([*args, "--workers", "2"])
+    out, err = capsys.readouterr()
+    assert end.value.code == 1 and err.count("\n") == 1 and "take fewer --workers, or 0" in err
+    assert "to go on: python train.py --load --modelpath run" in out
+    assert 2 <= rundir.load_state(Path("run/last.pt"))["step"] < 12
+    make_run(["--load", "--modelpath", "run", "--workers", "0"]).train()
+    same_files(whole, Path("run"))
