@@ -22,8 +22,9 @@ class Learner:
     def __init__(self, name: str, net: nn.Module, loss: Loss, config: Config, device: torch.device):
         self.name, self.device, self.of = name, device, networks.identity(config)
         self.judges = [config.judge] * (name in NEEDS_JUDGE) + [*config.dp_extractors] * (name in NEEDS_EXTRACTORS)
-        self.net = net.to(device, memory_format=torch.channels_last).train()
-        self.loss = loss.to(device, memory_format=torch.channels_last).train()
+        layout = networks.layout(device, config.precision)
+        self.net = net.to(device, memory_format=layout).train()
+        self.loss = loss.to(device, memory_format=layout).train()
         adam = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
         self.opt = torch.optim.Adam([*self.net.parameters(), *loss.joint_parameters()], **adam)
         self.helper_opt = torch.optim.Adam(loss.helper.parameters(), **adam) if loss.helper is not None else None

@@ -28,6 +28,15 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def layout(device: torch.device, precision: str) -> torch.memory_format:
+    """The memory format in which networks train fastest.
+
+    channels_last, but for fp32 on CPUs without AVX-512: there the gradients of the weights take twice as long in it.
+    """
+    slow = device.type == "cpu" and precision == "fp32" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    return torch.contiguous_format if slow else torch.channels_last
+
+
 def build_network(config: configs.Config) -> nn.Module:
     """The SR network that the settings name, with fresh weights. Raises ValueError on a wrong name or option."""
     build = SR_MODELS[configs.choose(config.model, SR_MODELS, "model")]

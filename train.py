@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import configs
 import locks
+import networks
 import rundir
 import signals
 import val
@@ -51,6 +52,21 @@ def em_step(learner: Learner, lr: Tensor, target: Target, epoch: float) -> tuple
     if helper_loss is not None:  # E-step: the weighting network (or a discriminator) learns from the SR image as it is
         helper_loss = descend(learner, learner.helper_opt, helper_loss)
     return helper_loss, descend(learner, learner.opt, learner.loss(sr, target, epoch, features))  # M-step
+
+
+def step_all(
+    learners: list[Learner], judge, extractors, lr: Tensor, hr: Tensor, age: float, precision: str
+) -> dict[str, tuple[Tensor | None, Tensor]]:
+    """Every learner's step on one batch, from one Target: the losses of em_step by the learners' names."""
+    # Without the cache of cast weights: the weighting network's change between its two uses in a step.
+    autocast = torch.autocast(hr.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+    values = {}
+    with autocast:
+        target = Target.judged_by(judge, hr, lr, extractors)
+        for learner in learners:
+            with learner.own_stream(), learner.skipping():
+                values[learner.name] = em_step(learner, lr, target, age)
+    return values
 
 
 def learning_rate(config: Config, epoch: int, step: int, steps: int) -> float:
@@ -106,25 +122,18 @@ class Run(Prepared):
         """Every learner on every batch up to step `stop`."""
         config = self.config
         images = (stop - self.step) * config.batchsize
+        layout = networks.layout(self.device, config.precision)
         bar = tqdm(total=images, desc=f"epoch {epoch}", unit="image", dynamic_ncols=True, disable=None)
-        autocast = torch.autocast(
-            # Without the cache of cast weights: the weighting network's change between its two uses in a step.
-            self.device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False
-        )
         with bar:
             while self.step < stop:
                 lr, hr = (
-                    x.to(self.device, non_blocking=True, memory_format=torch.channels_last) for x in next(loader)
+                    x.to(self.device, non_blocking=True, memory_format=layout) for x in next(loader)
                 )
                 before = self.packed() if self.skipped_in_a_row >= config.max_skipped else None
                 age, rate = self.age, learning_rate(config, epoch, self.step - self.begin, self.end - self.begin)
-                values = {}
-                with autocast:
-                    target = Target.judged_by(self.judge, hr, lr, self.extractors)
-                    for learner in self.learners:
-                        learner.set_learning_rate(rate)
-                        with learner.own_stream(), learner.skipping():
-                            values[learner.name] = em_step(learner, lr, target, age)
+                for learner in self.learners:
+                    learner.set_learning_rate(rate)
+                values = step_all(self.learners, self.judge, self.extractors, lr, hr, age, config.precision)
                 self.step += 1
                 self.validated = self.step < stop
                 bar.update(len(lr))

@@ -110,7 +110,7 @@ class TLW(Loss):
         """E-step: the mean of -log WC(w), one w ~ MVB(g_phi(hr, sr)) per image; sr (B,3,H,W) is a constant."""
         sr = sr.detach()
         mu = self.helper(target.hr, sr, self.k(math.floor(epoch)))
-        w = relaxed_bernoulli(mu, torch.rand_like(mu))
+        w = relaxed_bernoulli(mu, torch.rand(*mu.shape, device=mu.device))
         return -weight_criterion(w, sr, target, self.eps).log().mean()
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 CERTAIN = 16  # reference images without a pixel below 0 until their range is called wrong
 
@@ -58,10 +57,41 @@ class RangeCheck:
             warnings.warn(doubt, stacklevel=3)
 
 
+class InChunks(torch.autograd.Function):
+    """Distances of images (N,3,H,W) -> (N,), `at_once` at a time, each chunk's gradient computed right after it.
+
+    A distance depends on its image alone, so that its gradient can be had before anyone asks for it: then a chunk's
+    activations are gone before the next one's are made, and nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx, images: Tensor, distance: Callable[[Tensor, int], Tensor], at_once: int, with_slopes: bool):
+        """distance(part, first): the distances of the images from number `first` on."""
+        values, slopes = [], []
+        for i, part in enumerate(images.split(at_once)):
+            with torch.set_grad_enabled(with_slopes):
+                part = part.detach().requires_grad_(with_slopes)
+                value = distance(part, i * at_once)
+                values.append(value.detach())
+                if with_slopes:
+                    with torch.autocast(part.device.type, enabled=False):
+                        value.sum().backward()  # reaches the images alone: the backbone is frozen
+                    slopes.append(part.grad)
+        if with_slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(values)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        (slopes,) = ctx.saved_tensors
+        return gradient[:, None, None, None] * slopes, None, None, None
+
+
 class DeepDistance(nn.Module):
     """The distance of `backbone`'s features, frozen; forward(a, b), (B,3,H,W) RGB in [-1,1] -> (B,).
 
-    backbone: images (N,3,H,W) -> list of features (N,C_i,H_i,W_i), shallow first. channel_weights: C_i weights >= 0 for
+    backbone: images (N,3,H,W) -> features (N,C_i,H_i,W_i) one after another, shallow first. channel_weights: C_i weights >= 0 for
     each of them. name: as metric; min_size: the least height and width that the backbone's pooling leaves something of.
     pixel_bytes: activations that one image's pixel holds at the peak, in bytes, with and without a gradient.
     memory: what the activations may take in bytes; images beyond it are done in chunks (see `against`).
@@ -88,25 +118,31 @@ class DeepDistance(nn.Module):
         """(N,3,H,W) -> unit-normalised features of every depth, shallow first, float32."""
         return [unit_normalise(f) for f in self.backbone(images)]
 
+    def map(self, depth: int, features: Tensor, reference: Tensor) -> Tensor:
+        """Features (...,C,H,W) of a depth, the reference's to broadcast -> weighted squared differences (...,H,W)."""
+        return ((features - reference).square() * getattr(self, f"weight{depth}")).sum(dim=-3)
+
     def maps(self, features: list[Tensor], reference: list[Tensor]) -> list[Tensor]:
-        """Features (...,C_i,H_i,W_i), the reference's to broadcast -> weighted squared differences (...,H_i,W_i)."""
-        return [
-            ((f - r).square() * getattr(self, f"weight{i}")).sum(dim=-3)
-            for i, (f, r) in enumerate(zip(features, reference))
-        ]
+        """The map of every depth."""
+        return [self.map(i, f, r) for i, (f, r) in enumerate(zip(features, reference))]
 
     def distance(self, images: Tensor, reference: list[Tensor]) -> Tensor:
-        """Images (N,3,H,W) and the features of B references, N a multiple of B -> (N,)."""
-        count = len(reference[0])
-        features = [f.unflatten(0, (-1, count)) for f in self.features(images)]
-        return sum(m.mean(dim=(-2, -1)) for m in self.maps(features, reference)).flatten()
+        """Images (N,3,H,W) and the features of B references, N a multiple of B -> (N,).
+
+        Depth by depth: without a gradient, the features of one are gone before the next one's are made.
+        """
+        total = 0
+        for i, features in enumerate(self.backbone(images)):
+            features = unit_normalise(features).unflatten(0, (-1, len(reference[i])))
+            total = total + self.map(i, features, reference[i]).mean(dim=(-2, -1))
+        return total.flatten()
 
     def against(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
-        """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B).
+        """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B), once differentiable.
 
         The reference's features are computed here, once, without a gradient. All images go through the backbone at
-        once where they fit the memory, else in chunks; with a gradient a chunk is computed again on the way back.
-        Raises ValueError where the reference's values are not in [-1,1] (see `RangeCheck`).
+        once where they fit the memory, else in chunks. Raises ValueError where the reference's values are not in
+        [-1,1] (see `RangeCheck`).
         """
         self.check_range(reference)
         count, at_once = len(reference), max(1, self.chunk_pixels // reference[0, 0].numel())
@@ -115,19 +151,15 @@ class DeepDistance(nn.Module):
             reference_features = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in depths]
 
         def chunk_distance(part: Tensor, first: int) -> Tensor:
-            # The reference's features are chosen in here, so that no chunk keeps its copy until the way back.
+            if len(part) % count == 0 and first % count == 0:
+                return self.distance(part, reference_features)
             chosen = torch.arange(first, first + len(part), device=part.device) % count
             return self.distance(part, [r[chosen] for r in reference_features])
 
         def distance(images: Tensor) -> Tensor:
             flat = images.flatten(0, -4)
-            if len(flat) <= at_once:
-                return self.distance(flat, reference_features).reshape(images.shape[:-3])
-            parts = [
-                checkpoint(chunk_distance, part, i * at_once, use_reentrant=False, preserve_rng_state=False)
-                for i, part in enumerate(flat.split(at_once))
-            ]
-            return torch.cat(parts).reshape(images.shape[:-3])
+            with_slopes = torch.is_grad_enabled() and flat.requires_grad
+            return InChunks.apply(flat, chunk_distance, at_once, with_slopes).reshape(images.shape[:-3])
 
         return distance
 

@@ -5,6 +5,7 @@ through the modules of the authors' `lpips` package. Images are RGB in [-1,1].
 """
 
 import warnings
+from collections.abc import Iterator
 
 import lpips
 import torch
@@ -20,14 +21,17 @@ PIXEL_BYTES = {"vgg": 3000, "alex": 220, "squeeze": 700}
 
 
 class Scaled(nn.Module):
-    """A network of the `lpips` package behind its normalisation to ImageNet's mean and deviation."""
+    """A network of the `lpips` package behind its normalisation to ImageNet's mean and deviation, slice by slice."""
 
     def __init__(self, scaling: nn.Module, net: nn.Module, bgr: bool) -> None:
         super().__init__()
         self.scaling, self.net, self.bgr = scaling, net, bgr
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.net(self.scaling(images.flip(1) if self.bgr else images))
+    def forward(self, images: Tensor) -> Iterator[Tensor]:
+        x = self.scaling(images.flip(1) if self.bgr else images)
+        for i in range(1, self.net.N_slices + 1):
+            x = getattr(self.net, f"slice{i}")(x)
+            yield x
 
 
 class LPIPS(DeepDistance):

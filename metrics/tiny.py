@@ -5,6 +5,7 @@ Distilled by `reproduce/train_judge.py` from LPIPS-alex's distances, maps and gr
 1503.02531; Czarnecki et al., "Sobolev Training for Neural Networks", NeurIPS 2017.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -31,16 +32,17 @@ class TinyFeatures(nn.Module):
         self.conv4 = nn.Conv2d(third, fourth, 3, padding=1)
         self.conv5 = nn.Conv2d(fourth, fifth, 3, padding=1)
 
-    def before_relu(self, images: Tensor) -> list[Tensor]:
+    def before_relu(self, images: Tensor) -> Iterator[Tensor]:
         """The same features before their ReLUs."""
-        first = self.conv1(images)
-        second = self.conv2(F.max_pool2d(F.relu(first), 3, 2))
-        third = self.conv3(F.max_pool2d(F.relu(second), 3, 2))
-        fourth = self.conv4(F.relu(third))
-        return [first, second, third, fourth, self.conv5(F.relu(fourth))]
+        x = self.conv1(images)
+        yield x
+        for conv, pooled in ((self.conv2, True), (self.conv3, True), (self.conv4, False), (self.conv5, False)):
+            x = F.relu(x)
+            x = conv(F.max_pool2d(x, 3, 2) if pooled else x)
+            yield x
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return [F.relu(f) for f in self.before_relu(images)]
+    def forward(self, images: Tensor) -> Iterator[Tensor]:
+        return map(F.relu, self.before_relu(images))
 
 
 class Tiny(DeepDistance):

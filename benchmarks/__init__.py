@@ -1,0 +1,1 @@
+"""How fast, against what: one command each. Nothing imports these."""

@@ -1,0 +1,68 @@
+"""Where an iteration of train.py spends its time, by part of Algorithm 1."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from unittest import mock
+
+import torch
+
+from learner import Learner
+
+from .machine import synchronize
+
+
+def seconds_by_part(
+    step: Callable[[], object], learners: Iterable[Learner], judge, device: torch.device, times: int = 3
+) -> dict[str, float]:
+    """Seconds of one call of step(), by part, the mean of `times`; a part within another counts once, as itself.
+
+    The device is waited for around every part, so that their sum may exceed what step() takes by itself on a GPU.
+    """
+    taken, running = defaultdict(float), []
+
+    def switch() -> None:
+        synchronize(device)
+        now = time.perf_counter()
+        if running:
+            taken[running[-1][0]] += now - running[-1][1]
+            running[-1][1] = now
+
+    def timed(name: str, function: Callable) -> Callable:
+        def wrapper(*args, **kwargs):
+            switch()
+            running.append([name, time.perf_counter()])
+            try:
+                return function(*args, **kwargs)
+            finally:
+                switch()
+                running.pop()
+                if running:
+                    running[-1][1] = time.perf_counter()
+
+        return wrapper
+
+    step()
+    with ExitStack() as patched:
+
+        def patch(owner, attribute: str, name: str) -> None:
+            patched.enter_context(mock.patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
+
+        for learner in learners:
+            patch(learner.net, "sr_and_features", "SR forward")
+            patch(learner, "check", "finite check, clipping")
+            if learner.loss.helper is not None:
+                patch(learner.loss.helper, "forward", "weighting network forward")
+                patch(learner.helper_opt, "step", "Adam")
+            patch(learner.opt, "step", "Adam")
+        patch(judge, "features", "judge, reference")
+        patch(judge, "distance", "judge forward")
+        for learner in learners:
+            if learner.loss.helper is not None:
+                patch(learner.loss, "helper_loss", "E-step's samples and mixtures")
+            patch(learner.loss, "forward", "M-step's samples, mixtures and loss")
+        patched.enter_context(mock.patch.object(torch.Tensor, "backward", timed("backward", torch.Tensor.backward)))
+        for _ in range(times):
+            timed("the rest", step)()
+    return {name: s / times for name, s in sorted(taken.items(), key=lambda item: -item[1])}

@@ -1,0 +1,183 @@
+"""Time the Table I iteration (L1+TLW, MSE+TLW, L1, MSE) as the released code runs it and as train.py does.
+
+    python -m benchmarks.step                                    EDSR x4, 224x224, batch 1, judge vgg
+    python -m benchmarks.step --model RCAN --size 192 --batchsize 16 --judge alex --precision bf16 --device cuda
+
+First it checks that both give the same losses and gradients in fp32. Then both run in one process, in turn, on one
+batch of random numbers; the judges' convolutions hold random weights, which cost what trained ones do. Peak memory is
+measured in a new process for each. Operations are those of convolutions and matrix products, a multiply-add being two.
+"""
+
+import argparse
+import warnings
+from unittest import mock
+
+import lpips
+import torch
+import torchvision
+from tabulate import tabulate
+from torch.utils.flop_counter import FlopCounterMode
+
+import configs
+import networks
+import train
+from configs import Config
+from learner import build_learners
+from metrics.judges import JUDGES
+
+from .machine import in_its_own_process, median, peak_memory, peaks, title, turns
+from .parts import seconds_by_part
+from .plain import LOSSES, Plain
+
+BACKBONES = {
+    "vgg": torchvision.models.vgg16,
+    "alex": torchvision.models.alexnet,
+    "squeeze": torchvision.models.squeezenet1_1,
+}
+# Rounding to fp32 alone moves the weighting networks' gradients by half a percent from those in float64, in both.
+TOLERANCES = {"losses": 1e-4, "SR gradients": 1e-4, "weighting networks' gradients": 2e-2}
+
+
+class Setup:
+    """Both iterations, on the same first weights and the same batch."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.device = args, torch.device(args.device)
+        torch.manual_seed(0)
+        features = BACKBONES[args.judge](weights=None).features.state_dict()
+        with mock.patch("metrics.perceptual.find_backbone", return_value=("random weights", features)):
+            self.judge = JUDGES[f"lpips-{args.judge}"](memory=args.judge_memory << 20)
+        self.judge.to(self.device, memory_format=torch.channels_last)
+        self.hr = (torch.rand(args.batchsize, 3, args.size, args.size) * 2 - 1).to(self.device)
+        self.lr = torch.nn.functional.interpolate(self.hr, scale_factor=1 / args.scale, mode="area")
+        self.config = Config(
+            model=args.model, scale=args.scale, losses=LOSSES, samples=args.samples, precision=args.precision
+        )
+
+    def project(self, precision: str):
+        """train.py's iteration, a function without arguments -> the losses by name; and its learners."""
+        learners = build_learners(self.config, self.device)
+        layout = networks.layout(self.device, precision)
+        lr, hr = (x.contiguous(memory_format=layout) for x in (self.lr, self.hr))
+        return lambda: train.step_all(learners, self.judge, {}, lr, hr, 0.0, precision), learners
+
+    def plain(self, learning_rate: float = 1e-4, noise=torch.rand):
+        """The released code's iteration likewise; and its object."""
+        learner, *_ = build_learners(self.config, self.device)
+        with warnings.catch_warnings():  # the package calls torchvision by its older keyword
+            warnings.simplefilter("ignore", UserWarning)
+            judge = lpips.LPIPS(net=self.args.judge, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+        judge.net.load_state_dict(self.judge.backbone.net.state_dict())
+        parts = (m.to(memory_format=torch.contiguous_format) for m in (learner.net, learner.loss.helper))
+        plain = Plain(*parts, judge.to(self.device), self.args.samples, learning_rate, noise)
+        return lambda: plain.step(self.lr, self.hr, 0.0), plain
+
+
+def seeded_noise(seed: int):
+    """noise(shape): uniform numbers in an order that does not depend on how many samples are asked for at a time."""
+    stream = torch.Generator().manual_seed(seed)
+
+    def noise(shape: torch.Size) -> torch.Tensor:
+        samples = [torch.empty(shape[-4:]).uniform_(generator=stream) for _ in range(shape[:-4].numel())]
+        return torch.stack(samples).reshape(shape)
+
+    return noise
+
+
+def deviations(setup: Setup) -> dict[str, float]:
+    """How far the two are apart in fp32 with the same noise: |a - b| / |b| of losses and of networks' gradients.
+
+    At a learning rate of 0: Adam's first step is of size 1 whatever the gradient's, so that what fp32 rounds in the
+    smallest gradients of the E-step would decide on the M-step's.
+    """
+    noise = seeded_noise(1)
+    with mock.patch("torch.rand", lambda *shape, device=None: noise(torch.Size(shape)).to(device)):
+        step, learners = setup.project("fp32")
+        for learner in learners:
+            learner.set_learning_rate(0)
+        found = step()
+    step, plain = setup.plain(learning_rate=0, noise=seeded_noise(1))
+    wanted = step()
+
+    def gradient(module: torch.nn.Module) -> torch.Tensor:
+        return torch.cat([p.grad.flatten() for p in module.parameters()])
+
+    pairs = {name: [] for name in TOLERANCES}
+    for learner in learners:
+        name = learner.name
+        pairs["losses"] += [(a, b) for a, b in zip(found[name], wanted[name]) if a is not None]
+        pairs["SR gradients"].append((gradient(learner.net), gradient(plain.nets[name])))
+        if name in plain.weightings:
+            ours, theirs = learner.loss.helper, plain.weightings[name]
+            pairs["weighting networks' gradients"].append((gradient(ours), gradient(theirs)))
+    return {name: max(float((a - b).norm() / b.norm()) for a, b in both) for name, both in pairs.items()}
+
+
+def memory_of(which: str, args: argparse.Namespace) -> float:
+    """Peak MiB of two iterations."""
+    torch.set_num_threads(args.threads)
+    setup = Setup(args)
+    step, _ = setup.plain() if which == "plain" else setup.project(args.precision)
+    return peak_memory(lambda: [step() for _ in range(2)], setup.device)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = configs.OneLineParser(prog="benchmarks.step", description="The Table I iteration, ours and the released.")
+    parser.add_argument("--model", choices=("EDSR", "RCAN", "VDSR"), default="EDSR")
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=4)
+    parser.add_argument("--size", type=int, default=224, help="of the square HR images (default: 224)")
+    parser.add_argument("--batchsize", type=int, default=1)
+    parser.add_argument("--judge", choices=tuple(BACKBONES), default="vgg")
+    parser.add_argument("--samples", type=int, default=3, help="T (default: 3)")
+    parser.add_argument("--judge-memory", type=int, default=4096, help="MiB, as in train.py")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--times", type=int, default=5, help="iterations of each that are timed (default: 5)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    torch.set_num_threads(args.threads)
+    setup = Setup(args)
+    print(f"{args.model} x{args.scale}, {args.batchsize} x {args.size}x{args.size}, judge {args.judge}, "
+          f"T = {args.samples}, {args.precision}; {title(setup.device)}")
+    apart = deviations(setup)
+    print("apart in fp32: " + ", ".join(f"{name} {value:.0e}" for name, value in apart.items()))
+    if not all(apart[name] < most for name, most in TOLERANCES.items()):
+        raise SystemExit(f"benchmarks.step: error: the two are not the same; expected at most {TOLERANCES}")
+
+    steps = {"released": setup.plain()[0], "project": setup.project(args.precision)[0]}
+    operations = {}
+    for name, step in steps.items():
+        with FlopCounterMode(display=False) as counter:
+            step()
+        operations[name] = counter.get_total_flops()
+    taken = turns(steps, args.times, setup.device)
+    memory = {name: in_its_own_process(memory_of, which, args) for name, which in
+              (("released", "plain"), ("project", "project"))}
+    rows = [
+        [name, median(taken[name]), taken[name][0], taken[name][-1], args.batchsize / median(taken[name]),
+         operations[name] / 1e9, operations[name] / median(taken[name]) / 1e9, memory[name]]
+        for name in steps
+    ]
+    print(tabulate(rows, ["iteration", "median s", "least", "most", "images/s", "GFLOP", "GFLOP/s", "peak MiB"],
+                   floatfmt=("", ".3f", ".3f", ".3f", ".2f", ".0f", ".0f", ".0f")))
+    ratio, share = median(taken["released"]) / median(taken["project"]), memory["project"] / memory["released"]
+    print(f"ratio: {ratio:.2f} in time, {operations['released'] / operations['project']:.2f} in operations, "
+          f"{share:.2f} of the memory")
+    speed = operations["project"] / median(taken["project"])
+    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    for name, peak in peaks(setup.device, dtype).items():
+        print(f"peak of a {name}, {str(dtype).removeprefix('torch.')}: {peak / 1e9:.0f} GFLOP/s; the project's "
+              f"iteration reaches {speed / peak:.0%} of it")
+    step, learners = setup.project(args.precision)
+    parts = seconds_by_part(step, learners, setup.judge, setup.device)
+    total = sum(parts.values())
+    print(tabulate([[name, s, f"{s / total:.0%}"] for name, s in parts.items()], ["where it goes", "seconds", "share"],
+                   floatfmt=".3f"))
+
+
+if __name__ == "__main__":
+    main()
