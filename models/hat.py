@@ -239,7 +239,7 @@ class HAT(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
 
-    def extended_features(self, lr: Tensor) -> Tensor:
+    def body_features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> (B,channels,H,W), H and W the next multiples of the window, before cropping."""
         x = self.conv_first(reflect_to_multiple(lr - self.mean, self.window))
         y = self.patch_embed["norm"](x.permute(0, 2, 3, 1))
@@ -251,13 +251,17 @@ class HAT(nn.Module):
 
     def features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
-        return self.extended_features(lr)[:, :, : lr.shape[2], : lr.shape[3]]
+        return self.body_features(lr)[:, :, : lr.shape[2], : lr.shape[3]]
+
+    def reconstruct(self, lr: Tensor, features: Tensor) -> Tensor:
+        """The body's features, before cropping, and the lr they come from -> sr, not cropped either."""
+        return self.conv_last(self.upsample(features)) + self.mean
 
     def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """sr and the features it was made from, in one pass: what a second head on the body needs."""
         h, w = lr.shape[2:]
-        features = self.extended_features(lr)
-        sr = self.conv_last(self.upsample(features)) + self.mean
+        features = self.body_features(lr)
+        sr = self.reconstruct(lr, features)
         return sr[:, :, : h * self.scale, : w * self.scale], features[:, :, :h, :w]
 
     def forward(self, lr: Tensor) -> Tensor:
