@@ -3,36 +3,35 @@
     python -m benchmarks.hat                       the published network with one of its six groups, 64x64, x4
     python -m benchmarks.hat --groups 6 --threads 2 --times 5
 
-Seconds are the process's CPU time with one thread, so that other work on the machine counts little, else wall time.
-Memory is the peak resident size of a process of its own beyond what it held before the first step.
+Seconds are the process's CPU time with one thread, so that other work on the machine counts little, else wall time; the
+ratio is the median of those of neighbouring steps. Memory is the peak resident size of a process of its own beyond what
+it held before the first step.
 """
 
 import argparse
-import resource
-import subprocess
-import sys
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from statistics import median
 
-import psutil
 import torch
 from spandrel.architectures.HAT import HAT as SpandrelHAT
 from tabulate import tabulate
 from torch import nn
 
+import configs
+from benchmarks.machine import in_its_own_process, peak_memory, title
 from models.hat import HAT
 from models.released import from_published_hat
 
 TOLERANCE = 1e-4  # largest relative difference, in the norm, of the output and of each gradient
 # Which part of the network a module of either implementation belongs to; what is in none is "rest".
 PARTS = {
-    "WindowAttention": "window attention", "OCAB": "overlapping attention", "OverlappingAttentionBlock": "overlapping attention",
-    "CAB": "conv blocks", "ConvBlock": "conv blocks", "Mlp": "MLPs", "MLP": "MLPs", "LayerNorm": "LayerNorms",
-    "Upsample": "upsampling", "PixelShuffleUpsampler": "upsampling", "RHAG": "group's conv", "ResidualGroup": "group's conv",
-    "HAB": "window cutting, sums", "HybridAttentionBlock": "window cutting, sums",
+    "WindowAttention": "window attention", "CAB": "conv blocks", "ConvBlock": "conv blocks", "Mlp": "MLPs", "MLP": "MLPs",
+    "OCAB": "overlapping attention", "OverlappingAttentionBlock": "overlapping attention", "LayerNorm": "LayerNorms",
+    "Upsample": "upsampling", "PixelShuffleUpsampler": "upsampling", "RHAG": "groups' convs",
+    "ResidualGroup": "groups' convs", "HAB": "window cutting, sums", "HybridAttentionBlock": "window cutting, sums",
 }  # fmt: skip
 
 
@@ -102,42 +101,34 @@ def shares(net: nn.Module, lr: torch.Tensor, clock: Callable[[], float]) -> dict
     return {part: seconds / total for part, seconds in spent.items()}
 
 
-def peak_memory(name: str, args: argparse.Namespace) -> float:
-    """MiB of resident memory that two steps of the network need, measured in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.hat", "--only", name, "--groups", str(args.groups),
-               "--size", str(args.size), "--batch", str(args.batch), "--threads", str(args.threads)]  # fmt: skip
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def memory_of(name: str, groups: int, shape: tuple[int, ...], threads: int) -> float:
+    """Peak MiB of two steps."""
+    torch.set_num_threads(threads)
+    net, lr = build(name, groups), torch.rand(shape)
+    return peak_memory(lambda: [step(net, lr) for _ in range(2)], lr.device)
 
 
-def print_own_peak(name: str, groups: int, lr: torch.Tensor) -> None:
-    """What the process that `peak_memory` starts does."""
-    net = build(name, groups)
-    before = psutil.Process().memory_info().rss
-    for _ in range(2):
-        step(net, lr)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / 2**20)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.hat", description=__doc__.split("\n")[0])
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = configs.OneLineParser(prog="benchmarks.hat", description="HAT against spandrel's: results, time, memory.")
     parser.add_argument("--groups", type=int, default=1, help="of the published six (default: 1)")
     parser.add_argument("--size", type=int, default=64, help="height and width of the input (default: 64)")
     parser.add_argument("--batch", type=int, default=1, help="(default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="(default: 1)")
     parser.add_argument("--times", type=int, default=5, help="timed steps of each network (default: 5)")
-    parser.add_argument("--only", choices=("spandrel", "ours"), help="print the peak memory of one alone")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     lr = torch.rand(args.batch, 3, args.size, args.size)
-    if args.only:
-        return print_own_peak(args.only, args.groups, lr)
-
     nets = {name: build(name, args.groups) for name in ("spandrel", "ours")}
     off = difference(*nets.values(), lr)  # a warm-up too
     print(f"largest relative difference of output and gradients: {off:.1e}")
     if not off <= TOLERANCE:
-        parser.error(f"the networks differ by {off:.1e}; expected at most {TOLERANCE:.0e}, run tests/models/test_models_hat.py")
+        print(f"benchmarks.hat: error: networks apart by {off:.1e}; expected at most {TOLERANCE:.0e}, see the tests of HAT")
+        raise SystemExit(2)
     clock = time.process_time if args.threads == 1 else time.perf_counter
     seconds = {name: [] for name in nets}
     for _ in range(args.times):
@@ -147,12 +138,15 @@ def main(argv: list[str] | None = None) -> None:
             seconds[name].append(clock() - start)
     medians = {name: median(values) for name, values in seconds.items()}
     parts = {name: shares(net, lr, clock) for name, net in nets.items()}
-    rows = [[name, f"{medians[name]:.2f}", f"{min(seconds[name]):.2f}", f"{medians['spandrel'] / medians[name]:.2f}",
-             f"{peak_memory(name, args):.0f}"] for name in nets]  # fmt: skip
+    ratios = sorted(a / b for a, b in zip(seconds["spandrel"], seconds["ours"]))
+    memory = {name: in_its_own_process(memory_of, name, args.groups, lr.shape, args.threads) for name in nets}
+    rows = [[name, medians[name], min(seconds[name]), memory[name]] for name in nets]
     kind = "CPU time" if args.threads == 1 else "wall time"
-    print(f"forward + backward, {args.groups} of 6 groups, {args.batch}x3x{args.size}x{args.size}, x4, train mode, fp32, "
-          f"{args.threads} thread(s), torch {torch.__version__}, {kind}, median of {args.times}")
-    print(tabulate(rows, ["", "s", "least s", "times as fast", "peak MiB"], disable_numparse=True))
+    shape = "x".join(map(str, lr.shape))
+    print(f"forward + backward, {args.groups} of 6 groups, input {shape}, x4, train mode, fp32; {title(lr.device)}, "
+          f"{kind}, {args.times} steps of each in turn")
+    print(tabulate(rows, ["", "median s", "least", "peak MiB"], floatfmt=("", ".2f", ".2f", ".0f")))
+    print(f"spandrel's / ours: median {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
     print("\nshare of a step:")
     table = [[part, *(f"{100 * parts[name].get(part, 0):.0f} %" for name in nets)] for part in parts["ours"]]
     print(tabulate(table, ["", *nets], disable_numparse=True))
