@@ -25,13 +25,16 @@ import networks
 import rundir
 from data import Pairs, Unreadable
 from metrics.backbones import at_hand
-from metrics.fidelity import psnr_y, quantize, ssim_y
+from metrics.fidelity import quantize
 from metrics.judges import METRICS, metric_of
 from metrics.perceptual import NETS
+from metrics.references import references
 from models import SR_MODELS
 from models.bicubic import Bicubic, MatlabBicubic
+from models.within_memory import UpscaleWithin
 
-Metric = Callable[[Tensor, Tensor], Tensor]  # sr, hr (1,3,H,W) in [-1,1] -> (1,)
+Metric = Callable[[Tensor, Tensor], Tensor]  # sr, hr (1,3,H,W) in [-1,1] -> (1,); with `against`, as judges have it
+MEMORY = 2 << 30
 
 
 class Protocol(NamedTuple):
@@ -101,25 +104,30 @@ def build_metrics(nets, weights: tuple = (), bgr: bool = False, device="cpu") ->
 
 @torch.inference_mode()
 def evaluate(
-    net: nn.Module, pairs: Pairs, metrics: Mapping[str, Metric], protocol: str, device="cpu", label: str = ""
-) -> dict[str, list[float]]:
+    net: nn.Module, pairs: Pairs, metrics: Mapping[str, Metric], protocol: str, device="cpu", label: str = "",
+    memory: int = MEMORY,
+) -> dict[str, list[float]]:  # fmt: skip
     """PSNR-Y, SSIM-Y and the given metrics of net on every image; net's train mode is restored.
+
+    memory: bytes for the network's activations; larger images are upscaled in parts (see `UpscaleWithin`). What the
+    metrics compute of the HR images is kept for the next call with the same pairs, metrics, protocol and device.
 
     Returns {"PSNR-Y": [...], "SSIM-Y": [...], name of each metric: [...]}, in the order of the images.
     """
     p = PROTOCOLS[protocol]
-    shave = pairs.scale if p.shave else 0
     scores = {name: [] for name in ("PSNR-Y", "SSIM-Y", *metrics)}
     training = net.training
     net.eval()
-    for i in tqdm(range(len(pairs)), desc=label, leave=False, disable=None if label else True, unit="image"):
-        lr, hr = (image[None].to(device) for image in pairs[i])
-        sr = net(lr).float()
-        sr = quantize(sr) if p.eight_bit else sr.clamp(-1, 1)
-        scores["PSNR-Y"].append(psnr_y(sr, hr, shave))
-        scores["SSIM-Y"].append(ssim_y(sr, hr, shave))
-        for name, metric in metrics.items():
-            scores[name].append(metric(sr, hr))
+    upscale = UpscaleWithin(net, memory)
+    images = references(pairs, metrics, pairs.scale if p.shave else 0, device)
+    bar = tqdm(images, label, len(pairs), leave=False, disable=None if label else True, unit="image")
+    for lr, fidelity, distances in bar:
+        sr = upscale(lr).float()
+        sr = quantize(sr) if p.eight_bit else sr.clamp_(-1, 1)
+        for name, value in zip(("PSNR-Y", "SSIM-Y"), fidelity(sr)):
+            scores[name].append(value)
+        for name, distance in distances.items():
+            scores[name].append(distance(sr))
     net.train(training)
     return {name: torch.cat(values).tolist() if values else [] for name, values in scores.items()}
 
@@ -166,6 +174,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         "tiny, ms-ssim (default: the judge's, and an LPIPS that was not the judge if it can be had)")
     parser.add_argument("--judge-weights", nargs="+", metavar="FILE", help="local backbone files (default: the run's)")
     parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the released code does")
+    parser.add_argument("--memory", type=int, default=MEMORY >> 20, metavar="MIB", help="for the network's activations; "
+                        "larger images are upscaled in parts, with the same result (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: what the machine has)")
     parser.add_argument("--out", metavar="FILE", help="where the JSON goes, a CSV beside it (default: RUN/val.json)")
     return parser.parse_args(argv)
@@ -204,6 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     with configs.one_line_errors("val.py"):
         device = networks.choose_device(args.device)
+        configs.expect(args.memory > 0, "memory", args.memory, "1 MiB or more")
         protocol = PROTOCOLS[args.protocol]
         which = "best" if args.best else "last"
         configs.expect(args.modelpath != "", "modelpath", '""', "a run's folder; leave it out for the newest")
@@ -240,7 +251,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         for name, pairs in sets.items():
             for loss, net in {"bicubic": protocol.bicubic(scale), **trained}.items():
-                scores = evaluate(net.to(device), pairs, metrics, args.protocol, device, f"{name} {loss}")
+                label = f"{name} {loss}"
+                scores = evaluate(net.to(device), pairs, metrics, args.protocol, device, label, args.memory << 20)
                 rows.append(Row(name, loss, scores))
     except Unreadable as error:
         print(f"val.py: error: {error}", file=sys.stderr)

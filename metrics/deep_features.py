@@ -141,7 +141,7 @@ class DeepDistance(nn.Module):
         """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B), once differentiable.
 
         The reference's features are computed here, once, without a gradient. All images go through the backbone at
-        once where they fit the memory, else in chunks. Raises ValueError where the reference's values are not in
+        once where they fit the memory, else in chunks. The function's `nbytes` is what it holds. Raises ValueError where the reference's values are not in
         [-1,1] (see `RangeCheck`).
         """
         self.check_range(reference)
@@ -161,6 +161,7 @@ class DeepDistance(nn.Module):
             with_slopes = torch.is_grad_enabled() and flat.requires_grad
             return InChunks.apply(flat, chunk_distance, at_once, with_slopes).reshape(images.shape[:-3])
 
+        distance.nbytes = sum(r.nbytes for r in reference_features)
         return distance
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

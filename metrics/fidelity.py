@@ -1,4 +1,4 @@
-"""PSNR and SSIM on luma, in float64, one value per image.
+"""PSNR and SSIM on luma, in float64, one value per image; computed in strips of rows, which stay in the cache.
 
 SSIM: Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural
 similarity", IEEE Trans. Image Processing 13(4), 2004. Luma: ITU-R BT.601 with studio swing, as MATLAB's rgb2ycbcr.
@@ -9,18 +9,20 @@ from torch import Tensor
 
 _PEAK = 255.0
 _WINDOW, _SIGMA = 11, 1.5
+_C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
+_STRIP = 1 << 15  # pixels of a strip: its maps take 256 KB each
 
 
 def luma(x: Tensor) -> Tensor:
     """RGB (B,3,H,W) in [-1,1] -> Y (B,1,H,W) in [16,235], float64. Values outside the range are carried on."""
-    red, green, blue = x.double().add(1).div(2).split(1, dim=1)
+    red, green, blue = x.double().add(1).div_(2).split(1, dim=1)
     return 16 + 65.481 * red + 128.553 * green + 24.966 * blue
 
 
 def quantize(x: Tensor) -> Tensor:
     """Clamp x to [-1,1] and round it to the 256 levels of an 8-bit image; the shape and dtype stay."""
-    levels = x.double().clamp(-1, 1).add(1).mul(127.5).round()
-    return (levels / 255 * 2 - 1).to(x.dtype)
+    levels = x.double().clamp(-1, 1).add_(1).mul_(127.5).round_()
+    return levels.div_(255).mul_(2).sub_(1).to(x.dtype)
 
 
 def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
@@ -29,8 +31,9 @@ def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
     shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
     Raises ValueError where the shapes differ or shave leaves nothing.
     """
-    sr, hr = _shaved_luma(sr, hr, shave, smallest=1)
-    return 10 * torch.log10(_PEAK**2 / (sr - hr).square().mean(dim=(1, 2, 3)))
+    sr, hr = _shaved(sr, hr, shave, smallest=1)
+    squares = sum((luma(a) - luma(b)).square().sum(dim=(1, 2, 3)) for a, b in zip(_strips(sr), _strips(hr)))
+    return 10 * torch.log10(_PEAK**2 / (squares / hr[0, 0].numel()))
 
 
 def ssim_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
@@ -40,18 +43,53 @@ def ssim_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
     shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
     Raises ValueError where the shapes differ or an image is smaller than the window after shaving.
     """
-    sr, hr = _shaved_luma(sr, hr, shave, smallest=_WINDOW)
-    moments = _blur(torch.cat([sr, hr, sr * sr, hr * hr, sr * hr], dim=1))
-    mean_sr, mean_hr, square_sr, square_hr, product = moments.split(1, dim=1)
-    c1, c2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
-    means = mean_sr * mean_hr
-    squared_means = mean_sr.square() + mean_hr.square()
-    similarity = (2 * means + c1) * (2 * (product - means) + c2)
-    similarity /= (squared_means + c1) * (square_sr + square_hr - squared_means + c2)
-    return similarity.mean(dim=(1, 2, 3))
+    return Fidelity(hr, shave)(sr)[1]
 
 
-def _shaved_luma(sr: Tensor, hr: Tensor, shave: int, smallest: int) -> tuple[Tensor, Tensor]:
+class Fidelity:
+    """PSNR and SSIM to hr (B,3,H,W), hr's part computed once: sr (B,3,H,W) -> (psnr_y, ssim_y), each (B,).
+
+    nbytes: what it holds. Raises ValueError as ssim_y does.
+    """
+
+    def __init__(self, hr: Tensor, shave: int = 0) -> None:
+        self.shape, self.shave = hr.shape, shave
+        hr, _ = _shaved(hr, hr, shave, smallest=_WINDOW)
+        self.inside = hr.shape
+        self.strips = []
+        for y in map(luma, _strips(hr, _WINDOW - 1)):
+            mean, square = _blur(torch.cat([y, y * y], dim=1)).split(1, dim=1)
+            self.strips.append((y, mean, mean.square(), square))
+        self.nbytes = sum(x.nbytes for strip in self.strips for x in strip)
+
+    def __call__(self, sr: Tensor) -> tuple[Tensor, Tensor]:
+        if sr.shape != self.shape:
+            _shaved(sr, torch.empty(self.shape, device="meta"), self.shave, smallest=1)
+        height, width = self.shape[-2:]
+        sr = sr[..., self.shave : height - self.shave, self.shave : width - self.shave]
+        squares, similarity, last = 0, 0, len(self.strips) - 1
+        for i, (part, (hr, mean_hr, mean_hr2, square_hr)) in enumerate(zip(_strips(sr, _WINDOW - 1), self.strips)):
+            y = luma(part)
+            own = slice(None, None if i == last else mean_hr.shape[2])  # the rows that the next strip has not
+            squares = squares + (y - hr)[:, :, own].square().sum(dim=(1, 2, 3))
+            mean, square, product = _blur(torch.cat([y, y * y, y * hr], dim=1)).split(1, dim=1)
+            means, mean2 = mean * mean_hr, mean.square() + mean_hr2
+            here = (2 * means + _C1) * (2 * (product - means) + _C2)
+            here /= (mean2 + _C1) * (square + square_hr - mean2 + _C2)
+            similarity = similarity + here.sum(dim=(1, 2, 3))
+        height, width = self.inside[-2:]
+        mse = squares / (height * width)
+        return 10 * torch.log10(_PEAK**2 / mse), similarity / ((height - _WINDOW + 1) * (width - _WINDOW + 1))
+
+
+def _strips(x: Tensor, overlap: int = 0) -> list[Tensor]:
+    """Parts (B,C,h,W) of x (B,C,H,W), of about _STRIP pixels, each with the first `overlap` rows of the next one."""
+    height, width = x.shape[-2:]
+    rows = max(1, _STRIP // width)
+    return [x[..., first : first + rows + overlap, :] for first in range(0, height - overlap, rows)]
+
+
+def _shaved(sr: Tensor, hr: Tensor, shave: int, smallest: int) -> tuple[Tensor, Tensor]:
     if sr.shape != hr.shape or sr.ndim != 4 or sr.shape[1] != 3:
         raise ValueError(f"sr {tuple(sr.shape)} and hr {tuple(hr.shape)} do not match; pass two (B,3,H,W) of one size")
     if shave < 0:
@@ -63,7 +101,7 @@ def _shaved_luma(sr: Tensor, hr: Tensor, shave: int, smallest: int) -> tuple[Ten
             f"expected at least {smallest + 2 * shave} pixels each way, use larger images"
         )
     inside = (..., slice(shave, height - shave), slice(shave, width - shave))
-    return luma(sr[inside]), luma(hr[inside])
+    return sr[inside], hr[inside]
 
 
 def _blur(x: Tensor) -> Tensor:

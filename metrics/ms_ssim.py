@@ -73,6 +73,7 @@ class MSSSIM(nn.Module):
                     level = F.avg_pool2d(level, 2)
             return 1 - similarity.mean(dim=1).reshape(images.shape[:-3])
 
+        distance.nbytes = sum(x.nbytes for scale in scales for x in scale)
         return distance
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class EDSR(nn.Module):
         self.scale = scale
         self.feature_channels = channels
         self.feature_scale = 1
+        self.reach = 2 * blocks + 4  # how many pixels of lr away a pixel of sr sees; so in other networks
         self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1))
         self.body = nn.Sequential(
             *(ResBlock(channels) for _ in range(blocks)), nn.Conv2d(channels, channels, 3, padding=1)
@@ -46,10 +47,16 @@ class EDSR(nn.Module):
         x = self.head(lr)
         return x + self.body(x)
 
+    body_features = features
+
+    def reconstruct(self, lr: Tensor, features: Tensor) -> Tensor:
+        """The body's features and the lr they come from -> sr."""
+        return self.tail(features)
+
     def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """sr and the features it was made from, in one pass: what a second head on the body needs."""
         features = self.features(lr)
-        return self.tail(features), features
+        return self.reconstruct(lr, features), features
 
     def forward(self, lr: Tensor) -> Tensor:
         return self.sr_and_features(lr)[0]

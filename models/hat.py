@@ -2,7 +2,7 @@
 
 Parameter and buffer names are those of the authors' release (plus `mean`, which theirs does not store). Inside the
 body, features are channels-last, (B,H,W,C), with H and W multiples of the window; a window of side m holds n = m*m
-positions and nW is the number of windows in an image.
+positions and N is the number of windows in all images.
 """
 
 import torch
@@ -10,32 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import whole_batch
+from .attention import Windows, attend, windows
 from .upsample import STEPS, PixelShuffleUpsampler, check_scale, reflect_to_multiple
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB in [0,1]
-
-
-def to_windows(x: Tensor, window: int) -> Tensor:
-    """(B,H,W,C) -> (B,nW,n,C), windows and the positions in them in row-major order."""
-    b, h, w, c = x.shape
-    x = x.view(b, h // window, window, w // window, window, c)
-    return x.transpose(2, 3).reshape(b, -1, window * window, c)
-
-
-def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
-    """(B,nW,n,C) -> (B,H,W,C), the inverse of to_windows."""
-    b, _, _, c = x.shape
-    x = x.view(b, height // window, width // window, window, window, c)
-    return x.transpose(2, 3).reshape(b, height, width, c)
-
-
-def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """(nW,n,n): -100 between positions that only the cyclic shift by window // 2 made neighbours, 0 elsewhere."""
-    shift = window // 2
-    rows = torch.arange(height, device=device) >= height - shift
-    cols = torch.arange(width, device=device) >= width - shift
-    region = to_windows((2 * rows[:, None] + 1 * cols[None, :])[None, :, :, None], window)[0, :, :, 0]
-    return -100.0 * (region[:, :, None] != region[:, None, :])
 
 
 def self_attention_index(window: int) -> Tensor:
@@ -57,18 +35,9 @@ def overlapping_attention_index(window: int, key_window: int) -> Tensor:
     return offset[..., 0] * (window + key_window - 1) + offset[..., 1]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention inside every window: q (B,nW,heads,n,d), k and v (B,nW,heads,m,d) -> (B,nW,n,heads*d).
-
-    bias (heads,n,m) is added to the logits of all windows, mask (nW,n,m) to those of all heads.
-    """
-    shape = q.shape
-    # Fused kernels want 4 dimensions and a mask that broadcasts over the first: windows join the batch where all
-    # share one bias, the heads where each window has its own.
-    start, logits = (0, bias) if mask is None else (1, (bias + mask[:, None]).flatten(0, 1))
-    q, k, v = (x.flatten(start, start + 1) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=logits[None].to(q.dtype))
-    return out.view(shape).transpose(2, 3).flatten(3)
+def bias_of(table: Tensor, index: Tensor) -> Tensor:
+    """A bias table (rows,heads) and the row of each pair (n,m) -> (heads,n,m)."""
+    return table.index_select(0, index.flatten() % len(table)).T.reshape(-1, *index.shape)
 
 
 class DropPath(nn.Module):
@@ -130,7 +99,7 @@ class MLP(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention inside windows: (B,nW,n,C) -> (B,nW,n,C)."""
+    """Self-attention inside windows: (N*n,C) -> (N*n,C), window after window."""
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
@@ -139,10 +108,10 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(3, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
-        bias = self.relative_position_bias_table[index].permute(2, 0, 1)
-        return self.proj(attend(q, k, v, bias, mask))
+    def forward(self, x: Tensor, index: Tensor, layout: Windows) -> Tensor:
+        q, k, v = self.qkv(x).view(-1, len(index), 3, self.heads, x.shape[1] // self.heads).permute(2, 0, 3, 1, 4)
+        out = attend(q, k, v, bias_of(self.relative_position_bias_table, index), layout.masks, layout.counts)
+        return self.proj(out.transpose(1, 2).reshape(x.shape))
 
 
 class HybridAttentionBlock(nn.Module):
@@ -153,7 +122,7 @@ class HybridAttentionBlock(nn.Module):
         conv_scale: float, mlp_ratio: float, drop_path: float,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.window, self.shift, self.conv_scale = window, window // 2 if shifted else 0, conv_scale
+        self.shifted, self.conv_scale = shifted, conv_scale
         self.norm1 = nn.LayerNorm(channels)
         self.attn = WindowAttention(channels, heads, window)
         self.conv_block = ConvBlock(channels, compress_ratio, squeeze_factor)
@@ -161,13 +130,9 @@ class HybridAttentionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = MLP(channels, mlp_ratio)
 
-    def forward(self, x: Tensor, index: Tensor, mask: Tensor) -> Tensor:
-        normed = self.norm1(x)
-        shifted = normed.roll((-self.shift, -self.shift), (1, 2)) if self.shift else normed
-        windows = self.attn(to_windows(shifted, self.window), index, mask if self.shift else None)
-        attended = from_windows(windows, self.window, x.shape[1], x.shape[2])
-        if self.shift:
-            attended = attended.roll((self.shift, self.shift), (1, 2))
+    def forward(self, x: Tensor, index: Tensor, layouts: tuple[Windows, Windows]) -> Tensor:
+        layout, normed = layouts[self.shifted], self.norm1(x)
+        attended = layout.join(self.attn(layout.cut(normed), index, layout), x.shape)
         x = x + self.drop_path(attended) + self.conv_scale * self.conv_block(normed)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -185,16 +150,17 @@ class OverlappingAttentionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = MLP(channels, mlp_ratio)
 
-    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, index: Tensor, layout: Windows) -> Tensor:
         channels = x.shape[3]
         q, kv = self.qkv(self.norm1(x)).split((channels, 2 * channels), dim=3)
-        q = to_windows(q, self.window).unflatten(3, (self.heads, -1)).transpose(2, 3)
+        q = layout.cut(q).view(-1, self.window**2, self.heads, channels // self.heads).transpose(1, 2)
         border = (self.key_window - self.window) // 2
-        kv = F.unfold(kv.permute(0, 3, 1, 2), self.key_window, padding=border, stride=self.window)
-        k, v = kv.unflatten(1, (2, self.heads, -1, self.key_window**2)).permute(1, 0, 5, 2, 4, 3)
-        bias = self.relative_position_bias_table[index].permute(2, 0, 1)
-        windows = self.proj(attend(q, k, v, bias))
-        x = x + from_windows(windows, self.window, x.shape[1], x.shape[2])
+        kv = F.pad(kv, (0, 0, border, border, border, border))
+        kv = kv.unfold(1, self.key_window, self.window).unfold(2, self.key_window, self.window)
+        kv = kv.permute(0, 1, 2, 4, 5, 3).reshape(len(q), self.key_window**2, 2, *q.shape[1::2])
+        k, v = kv.permute(2, 0, 3, 1, 4)
+        out = attend(q, k, v, bias_of(self.relative_position_bias_table, index), None, layout.counts)
+        x = x + layout.join(self.proj(out.transpose(1, 2).flatten(2)), x.shape)
         return x + self.mlp(self.norm2(x))
 
 
@@ -208,11 +174,13 @@ class ResidualGroup(nn.Module):
         self.residual_group = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "overlap_attn": overlap_attn})
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, index: Tensor, overlap_index: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, index: Tensor, overlap_index: Tensor, layouts: tuple[Windows, Windows]
+    ) -> Tensor:
         y = x
         for block in self.residual_group["blocks"]:
-            y = block(y, index, mask)
-        y = self.residual_group["overlap_attn"](y, overlap_index)
+            y = block(y, index, layouts)
+        y = self.residual_group["overlap_attn"](y, overlap_index, layouts[0])
         return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -272,25 +240,29 @@ class HAT(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
 
-    def extended_features(self, lr: Tensor) -> Tensor:
+    def body_features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> (B,channels,H,W), H and W the next multiples of the window, before cropping."""
         x = self.conv_first(reflect_to_multiple(lr - self.mean, self.window))
-        mask = shift_mask(x.shape[2], x.shape[3], self.window, x.device)
         y = self.patch_embed["norm"](x.permute(0, 2, 3, 1))
+        layouts = tuple(windows(*y.shape[:3], self.window, shift, x.device) for shift in (0, self.window // 2))
         for layer in self.layers:
-            y = layer(y, self.relative_position_index_SA, self.relative_position_index_OCA, mask)
+            y = layer(y, self.relative_position_index_SA, self.relative_position_index_OCA, layouts)
         y = self.norm(y).permute(0, 3, 1, 2)
         return self.conv_before_upsample(x + self.conv_after_body(y))
 
     def features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
-        return self.extended_features(lr)[:, :, : lr.shape[2], : lr.shape[3]]
+        return self.body_features(lr)[:, :, : lr.shape[2], : lr.shape[3]]
+
+    def reconstruct(self, lr: Tensor, features: Tensor) -> Tensor:
+        """The body's features, before cropping, and the lr they come from -> sr, not cropped either."""
+        return self.conv_last(self.upsample(features)) + self.mean
 
     def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """sr and the features it was made from, in one pass: what a second head on the body needs."""
         h, w = lr.shape[2:]
-        features = self.extended_features(lr)
-        sr = self.conv_last(self.upsample(features)) + self.mean
+        features = self.body_features(lr)
+        sr = self.reconstruct(lr, features)
         return sr[:, :, : h * self.scale, : w * self.scale], features[:, :, :h, :w]
 
     def forward(self, lr: Tensor) -> Tensor:

@@ -81,10 +81,16 @@ class RCAN(nn.Module):
         x = self.head(lr)
         return x + self.body(x)
 
+    body_features = features
+
+    def reconstruct(self, lr: Tensor, features: Tensor) -> Tensor:
+        """The body's features and the lr they come from -> sr."""
+        return self.tail(features)
+
     def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """sr and the features it was made from, in one pass: what a second head on the body needs."""
         features = self.features(lr)
-        return self.tail(features), features
+        return self.reconstruct(lr, features), features
 
     def forward(self, lr: Tensor) -> Tensor:
         return self.sr_and_features(lr)[0]

@@ -59,6 +59,7 @@ class RRDBNet(nn.Module):
         self.scale = scale
         self.feature_channels = channels
         self.feature_scale = 1
+        self.reach = 15 * blocks + 4
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
@@ -72,13 +73,20 @@ class RRDBNet(nn.Module):
         x = self.conv_first(lr)
         return x + self.conv_body(self.body(x))
 
-    def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """sr and the features it was made from, in one pass: what a second head on the body needs."""
-        features = x = self.features(lr)
+    body_features = features
+
+    def reconstruct(self, lr: Tensor, features: Tensor) -> Tensor:
+        """The body's features and the lr they come from -> sr."""
+        x = features
         for i, factor in enumerate(STEPS[self.scale], start=1):
             upsampled = F.interpolate(x, scale_factor=factor, mode="nearest")
             x = F.leaky_relu(self.get_submodule(f"conv_up{i}")(upsampled), SLOPE)
-        return self.conv_last(F.leaky_relu(self.conv_hr(x), SLOPE)), features
+        return self.conv_last(F.leaky_relu(self.conv_hr(x), SLOPE))
+
+    def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """sr and the features it was made from, in one pass: what a second head on the body needs."""
+        features = self.features(lr)
+        return self.reconstruct(lr, features), features
 
     def forward(self, lr: Tensor) -> Tensor:
         return self.sr_and_features(lr)[0]

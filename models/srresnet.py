@@ -47,6 +47,7 @@ class SRResNet(nn.Module):
         self.scale = scale
         self.feature_channels = channels
         self.feature_scale = 1
+        self.reach = 2 * blocks + 3
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)))
         for i, factor in enumerate(STEPS[scale], start=1):
@@ -59,14 +60,21 @@ class SRResNet(nn.Module):
         """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
         return self.body(F.leaky_relu(self.conv_first(lr), 0.1))
 
-    def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """sr and the features it was made from, in one pass: what a second head on the body needs."""
-        features = x = self.features(lr)
+    body_features = features
+
+    def reconstruct(self, lr: Tensor, features: Tensor) -> Tensor:
+        """The body's features and the lr they come from -> sr."""
+        x = features
         for i, factor in enumerate(STEPS[self.scale], start=1):
             x = F.leaky_relu(F.pixel_shuffle(self.get_submodule(f"upconv{i}")(x), factor), 0.1)
         residual = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
         base = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        return base + residual, features
+        return base + residual
+
+    def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """sr and the features it was made from, in one pass: what a second head on the body needs."""
+        features = self.features(lr)
+        return self.reconstruct(lr, features), features
 
     def forward(self, lr: Tensor) -> Tensor:
         return self.sr_and_features(lr)[0]

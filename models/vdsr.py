@@ -20,6 +20,7 @@ class VDSR(nn.Module):
         self.scale = scale
         self.feature_channels = channels
         self.feature_scale = scale
+        self.reach = -(-(blocks + 2) // scale) + 2
         self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.ReLU(inplace=True))
         self.body = nn.Sequential(
             *(

@@ -1,0 +1,70 @@
+"""The images of a validation, prepared once for all networks and epochs that are measured on them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from .fidelity import Fidelity
+
+KEPT_BYTES = 1 << 30  # of one data set; the images beyond it are prepared again each time
+
+
+class Prepared(NamedTuple):
+    """An image: its lr (1,3,h,w), PSNR and SSIM to its hr, and for each metric the distance sr (1,3,H,W) -> (1,)."""
+
+    lr: Tensor
+    fidelity: Fidelity
+    distances: dict[str, Callable[[Tensor], Tensor]]
+
+    @property
+    def nbytes(self) -> int:
+        return self.lr.nbytes + self.fidelity.nbytes + sum(distance.nbytes for distance in self.distances.values())
+
+
+class References:
+    """Prepared images of one data set, for these metrics, shave and device."""
+
+    def __init__(self, metrics: Mapping, shave: int, device) -> None:
+        self.metrics, self.shave, self.device = dict(metrics), shave, torch.device(device)
+        self.kept: dict[int, Prepared] = {}
+        self.left = KEPT_BYTES
+
+    def fit(self, metrics: Mapping, shave: int, device) -> bool:
+        """Whether these are references for the same."""
+        same = self.metrics.keys() == metrics.keys() and all(self.metrics[name] is metrics[name] for name in metrics)
+        return same and (self.shave, self.device) == (shave, torch.device(device))
+
+    def of(self, pairs) -> Iterator[Prepared]:
+        """Each of pairs, a sequence of lr (3,h,w) and hr (3,H,W); the next one is read while one is in use."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead = {}
+            for i in range(len(pairs)):
+                for j in range(i, min(i + 2, len(pairs))):
+                    if j not in self.kept and j not in ahead:
+                        ahead[j] = pool.submit(pairs.__getitem__, j)
+                yield self.kept[i] if i in self.kept else self._prepare(i, ahead.pop(i).result())
+
+    def _prepare(self, index: int, pair: tuple[Tensor, Tensor]) -> Prepared:
+        lr, hr = (image[None].to(self.device) for image in pair)
+        distances = {name: metric.against(hr) for name, metric in self.metrics.items()}
+        prepared = Prepared(lr, Fidelity(hr, self.shave), distances)
+        if prepared.nbytes <= self.left:
+            self.kept[index] = prepared
+            self.left -= prepared.nbytes
+        return prepared
+
+
+_LATEST: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def references(pairs, metrics: Mapping, shave: int, device) -> Iterator[Prepared]:
+    """The prepared images of pairs; those of the data set used last are kept as long as it is."""
+    found = _LATEST.get(pairs)
+    if found is None or not found.fit(metrics, shave, device):
+        _LATEST.clear()
+        found = _LATEST[pairs] = References(metrics, shave, device)
+    return found.of(pairs)

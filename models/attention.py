@@ -1,0 +1,144 @@
+"""Attention inside many windows whose logits share a bias that learns; cutting an image into such windows.
+
+`scaled_dot_product_attention` has a fast kernel on the CPU, but not where the bias wants a gradient: there it falls
+back to plain operations, each of which writes and reads all logits of all windows. Here its fast kernel does the way
+forward, and the way back goes through a few windows at a time, so that their logits stay in the cache.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_AT_ONCE = 1 << 20  # logits on the way back: 4 MB in float32, a part of the last-level cache
+_LARGEST_BATCH = 65535  # what CUDA's kernels take: they count the batch in a grid's third dimension
+
+
+class Windows(NamedTuple):
+    """How images (B,H,W,C) are cut into windows of m x m positions, shifted cyclically or not.
+
+    order, inverse: the B*H*W positions in the order of the windows, and back. counts, masks: how many windows there
+    are of each kind, and what each kind's logits get added, (kinds,m*m,m*m) or None; see `attend`.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    counts: tuple[int, ...]
+    masks: Tensor | None
+
+    def cut(self, x: Tensor) -> Tensor:
+        """(B,H,W,C) -> (B*H*W,C), window after window."""
+        return _Reorder.apply(x.flatten(0, 2), self.order, self.inverse)
+
+    def join(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """(B*H*W,C) or any shape of it -> (B,H,W,C), the inverse of cut."""
+        return _Reorder.apply(x.reshape(-1, shape[-1]), self.inverse, self.order).view(shape)
+
+
+def windows(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Windows:
+    """Windows of images (batch,height,width), whose sizes are multiples of the window, shifted up and left by `shift`.
+
+    With a shift, a window of the last row or column holds positions that only the shift made neighbours: they get
+    -100 between them. All others share one mask of zeros, so that there are four kinds.
+    """
+    rows, columns = ((torch.arange(size, device=device) + shift) % size for size in (height, width))
+    order = torch.arange(batch, device=device)[:, None, None] * height * width + rows[:, None] * width + columns
+    down, across = height // window, width // window
+    order = order.view(batch, down, window, across, window).transpose(2, 3).reshape(-1, window**2)
+    counts, masks = (len(order),), None
+    if shift:
+        last_row, last_column = (torch.arange(size, device=device) == size - 1 for size in (down, across))
+        kinds = (2 * last_row[:, None] + 1 * last_column).expand(batch, -1, -1).flatten()
+        order = order[kinds.argsort(stable=True)]
+        inner = (down - 1) * (across - 1) * batch
+        counts = (inner, (down - 1) * batch, (across - 1) * batch, batch)
+        beyond = torch.arange(window, device=device) >= window - shift
+        regions = torch.stack([(2 * (last_row * beyond)[:, None] + 1 * (last_column * beyond)).flatten()
+                               for last_row in (False, True) for last_column in (False, True)])
+        masks = -100.0 * (regions[:, :, None] != regions[:, None, :])
+    order = order.flatten()
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
+    return Windows(order, inverse, counts, masks)
+
+
+class _Reorder(torch.autograd.Function):
+    """x[order]; knowing the inverse, its way back is a reading in order too, not a scattered sum."""
+
+    @staticmethod
+    def forward(ctx, x, order, inverse):
+        ctx.save_for_backward(order, inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, d_out):
+        order, inverse = ctx.saved_tensors
+        return _Reorder.apply(d_out, inverse, order), None, None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, masks: Tensor | None, counts: Sequence[int]) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias + mask) v in each of N windows -> (N,heads,n,d).
+
+    q (N,heads,n,d); k, v (N,heads,m,d); bias (heads,n,m). The windows come sorted by kind, counts[i] of kind i, whose
+    logits all get masks[i] (n,m) added (None: no mask).
+    """
+    if q.device.type == "cpu" and q.dtype == bias.dtype and torch.is_grad_enabled() and bias.requires_grad:
+        return _Attention.apply(q, k, v, bias, masks, tuple(counts))
+    return _forward(q, k, v, bias, masks, counts)
+
+
+def _kinds(masks: Tensor | None, counts: Sequence[int]):
+    """(slice of the windows, mask or None) for each kind that there is."""
+    first = 0
+    for i, count in enumerate(counts):
+        if count:
+            yield slice(first, first + count), None if masks is None else masks[i]
+        first += count
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, masks: Tensor | None, counts: Sequence[int]) -> Tensor:
+    outs = []
+    for windows, mask in _kinds(masks, counts):
+        logits = (bias if mask is None else bias + mask).to(q.dtype)[None]
+        for parts in zip(*(x[windows].split(_LARGEST_BATCH) for x in (q, k, v))):
+            outs.append(F.scaled_dot_product_attention(*parts, attn_mask=logits))
+    return torch.cat(outs) if len(outs) > 1 else outs[0]
+
+
+class _Attention(torch.autograd.Function):
+    """`attend` on the CPU with a gradient for the bias; keeps no logits for the way back, but computes them again."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias, masks, counts):
+        ctx.save_for_backward(q, k, v, bias, masks)
+        ctx.counts = counts
+        # Detached: the kernel is refused where the bias wants a gradient, be it recorded here or not.
+        return _forward(*(x.detach() for x in (q, k, v, bias)), masks, counts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):
+        q, k, v, bias, masks = ctx.saved_tensors
+        (_, heads, n, d), m = q.shape, k.shape[2]
+        scale = d**-0.5
+        d_q, d_k, d_v = (torch.empty_like(x) for x in (q, k, v))
+        d_bias = torch.zeros_like(bias)
+        step = max(1, _AT_ONCE // (heads * n * m))
+        for windows, mask in _kinds(masks, ctx.counts):
+            logits = bias if mask is None else bias + mask
+            for first in range(windows.start, windows.stop, step):
+                here = slice(first, min(first + step, windows.stop))
+                # Transposed, (heads,d,n): products with a short side of d are faster that way round.
+                qt, kt, vt, d_ot = (x[here].mT.contiguous().flatten(0, 1) for x in (q, k, v, d_out))
+                count = here.stop - here.start
+                p = torch.baddbmm(logits.repeat(count, 1, 1), qt.mT, kt, alpha=scale)
+                p = torch.softmax(p, dim=-1, out=p)
+                d_p = torch.bmm(d_ot.mT, vt)
+                d_v[here] = torch.bmm(d_ot, p).unflatten(0, (count, heads)).mT
+                d_s = torch._softmax_backward_data(d_p, p, -1, p.dtype)
+                d_bias += d_s.unflatten(0, (count, heads)).sum(0)
+                d_q[here] = torch.bmm(kt, d_s.mT).mul_(scale).unflatten(0, (count, heads)).mT
+                d_k[here] = torch.bmm(qt, d_s).mul_(scale).unflatten(0, (count, heads)).mT
+        return d_q, d_k, d_v, d_bias, None, None

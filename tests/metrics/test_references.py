@@ -1,0 +1,102 @@
+"""What is kept of a data set: the same scores, computed once, within its bound, and gone with the data set."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+import val
+from metrics import fidelity, references
+from metrics.fidelity import Fidelity, psnr_y, ssim_y
+
+
+@pytest.fixture
+def metrics(squeeze_file):
+    return val.build_metrics(["squeeze", "ms-ssim"], (squeeze_file,))
+
+
+@pytest.fixture
+def calls(metrics):
+    """How many images each call of the LPIPS backbone was given."""
+    counts, backbone = [], metrics["LPIPS-squeeze"].backbone
+    backbone.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+    return counts
+
+
+def scores(pairs, metrics, protocol="paper"):
+    return val.evaluate(val.PROTOCOLS[protocol].bicubic(4), pairs, metrics, protocol)
+
+
+def test_what_hr_needs_is_computed_once(images, metrics, calls, assert_same):
+    pairs = val.read_pairs([images], 4, "paper")
+    first = scores(pairs, metrics)
+    assert len(calls) == 8
+    assert_same(scores(pairs, metrics), first)
+    assert len(calls) == 12
+    direct = [metrics["LPIPS-squeeze"](*upscaled(pair)).item() for pair in pairs]
+    assert first["LPIPS-squeeze"] == pytest.approx(direct, abs=1e-6)
+
+
+def upscaled(pair):
+    lr, hr = (image[None] for image in pair)
+    return val.PROTOCOLS["paper"].bicubic(4)(lr).clamp(-1, 1), hr
+
+
+@pytest.mark.parametrize("kept", [0, 1_500_000])
+def test_images_beyond_the_bound_are_prepared_again(images, metrics, calls, kept, monkeypatch, assert_same):
+    pairs = val.read_pairs([images], 4, "paper")
+    expected = scores(pairs, metrics)
+    monkeypatch.setattr(references, "KEPT_BYTES", kept)
+    again = val.read_pairs([images], 4, "paper")
+    calls.clear()
+    for _ in range(2):
+        assert_same(scores(again, metrics), expected)
+    assert len(calls) == 16 if kept == 0 else 12 < len(calls) < 16
+
+
+def test_other_metrics_protocols_or_images_get_their_own(images, metrics, calls):
+    pairs = val.read_pairs([images], 4, "paper")
+    both = scores(pairs, metrics)
+    alone = scores(pairs, {"LPIPS-squeeze": metrics["LPIPS-squeeze"]})
+    assert alone["LPIPS-squeeze"] == both["LPIPS-squeeze"] and "1-MS-SSIM" not in alone and len(calls) == 16
+    assert scores(pairs, {}, "standard")["PSNR-Y"] != both["PSNR-Y"]  # shaves
+    other = val.build_metrics(["ms-ssim"])
+    assert scores(pairs, other)["1-MS-SSIM"] == both["1-MS-SSIM"]
+
+
+def test_nothing_outlives_the_data_set(images, metrics):
+    pairs = val.read_pairs([images], 4, "paper")
+    scores(pairs, metrics)
+    kept, there = weakref.ref(references._LATEST[pairs]), weakref.ref(pairs)
+    del pairs
+    gc.collect()
+    assert kept() is None and there() is None
+
+
+def test_what_goes_wrong_in_reading_ahead_is_said(metrics):
+    class Broken:
+        scale = 4
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            if index == 1:
+                raise ValueError("second.png is gone")
+            return torch.zeros(3, 12, 12) - 0.5, torch.zeros(3, 48, 48) - 0.5
+
+    with pytest.raises(ValueError, match="second.png is gone"):
+        scores(Broken(), metrics)
+
+
+@pytest.mark.parametrize("shave", [0, 3])
+@pytest.mark.parametrize("strip", [1, 61 * 7, 1 << 20])
+def test_strips_change_nothing(strip, shave, monkeypatch):
+    hr = torch.rand(2, 3, 45, 61, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    sr = (hr + 0.1 * torch.randn(hr.shape, generator=torch.Generator().manual_seed(1)))
+    expected = psnr_y(sr, hr, shave), ssim_y(sr, hr, shave)
+    monkeypatch.setattr(fidelity, "_STRIP", strip)
+    for got in (Fidelity(hr, shave)(sr), (psnr_y(sr, hr, shave), ssim_y(sr, hr, shave))):
+        for value, wanted in zip(got, expected):
+            torch.testing.assert_close(value, wanted, rtol=0, atol=1e-11)
