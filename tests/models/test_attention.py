@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import attention
 from models.attention import attend, windows
@@ -32,6 +33,26 @@ def test_attention_and_its_gradients(monkeypatch, counts, at_once):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     with torch.no_grad():
         torch.testing.assert_close(attend(q, k, v, bias, masks, counts), results[0][0], rtol=0, atol=1e-12)
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations while it is on."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.__name__.split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_fast_kernel_runs_with_and_without_a_gradient(training):
+    q, k, v = (torch.randn(4, 2, 64, 8, requires_grad=training) for _ in range(3))
+    with Operations() as operations, torch.set_grad_enabled(training):
+        attend(q, k, v, 2 * torch.randn(2, 64, 64, requires_grad=True), None, (4,))
+    assert "_scaled_dot_product_flash_attention_for_cpu" in operations.names
 
 
 def test_no_logits_are_kept_for_the_way_back():
