@@ -11,7 +11,7 @@ went wrong; 2 bad input; 128 + its number: stopped by SIGINT, SIGTERM or SIGUSR1
 import math
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import torch
@@ -245,8 +245,11 @@ def carry_out(run: Run) -> int:
     except RuntimeError as error:
         if not distributed.lost(error):
             raise
+        signals.leave_to_parent()
         print(f"train.py: error: another process of this run was lost; {how_to_go_on(run)}", file=sys.stderr)
         raise SystemExit(1) from None
+    if code and distributed.processes() > 1:
+        signals.leave_to_parent()
     for note in run.summary():
         print(f"note: {note}")
     if run.files.unsaved:
@@ -257,7 +260,8 @@ def carry_out(run: Run) -> int:
     if not together:
         raise SystemExit(code)
     sys.stdout.flush()
-    distributed.wait()  # torchrun ends the others as soon as one has ended
+    with suppress(RuntimeError):  # one that has died by now is no loss
+        distributed.wait()  # torchrun ends the others as soon as one has ended
     return code
 
 
