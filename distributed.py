@@ -41,7 +41,7 @@ def first() -> bool:
 def joined() -> Iterator[None]:
     """Within, the processes that torchrun started are connected, and only the first prints."""
     global _between_steps
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
@@ -104,7 +104,7 @@ def agreed() -> Iterator[None]:
     try:
         with nullcontext() if first() else redirect_stderr(said):
             yield
-    except (Exception, SystemExit) as caught:
+    except (Exception, SystemExit) as caught:  # whatever it is, the others must hear of it
         error = caught
     try:
         codes = gathered(exit_code(error))

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 
 import torch
 
@@ -29,6 +30,7 @@ def carry_out(run: Prepared) -> int:
         print(f"\nstopped at once at step {run.step}")
     except (locks.Unusable, Unreadable, FloatingPointError, MemoryError, RuntimeError, OSError) as error:
         if isinstance(error, RuntimeError) and distributed.lost(error):
+            signals.leave_to_parent()
             print(f"train.py: error: another process of this run was lost; {how_to_go_on(run)}", file=sys.stderr)
             raise SystemExit(1) from None
         # On the CPU torch has no class of its own for want of memory.
@@ -40,6 +42,8 @@ def carry_out(run: Prepared) -> int:
         remedy = "; take --patch, a smaller one, or less --batchsize" if memory else ""
         if distributed.first() or not together:
             print(f"train.py: error: {(str(error) or 'out of memory').splitlines()[0]}{remedy}", file=sys.stderr)
+    if code and distributed.processes() > 1:
+        signals.leave_to_parent()
     for note in run.summary():
         print(f"note: {note}")
     if run.files.unsaved:
@@ -50,7 +54,8 @@ def carry_out(run: Prepared) -> int:
     if not together:
         raise SystemExit(code)
     sys.stdout.flush()
-    distributed.wait()  # torchrun ends the others as soon as one has ended
+    with suppress(RuntimeError):  # one that has died by now is no loss
+        distributed.wait()  # torchrun ends the others as soon as one has ended
     return code
 
 

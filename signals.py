@@ -50,7 +50,10 @@ def outlive_children() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def leave_to_parent(worker: int) -> None:
-    """For a process that loads data: a signal to the whole group must not end it before the run's step is done."""
+def leave_to_parent(worker: int = 0) -> None:
+    """For a process that loads data: a signal to the whole group must not end it before the run's step is done.
+
+    And for one of torchrun's that is about to end: torchrun's signal, as others have ended, must not change how.
+    """
     for number in HEEDED:
         signal.signal(number, signal.SIG_IGN)
