@@ -118,7 +118,7 @@ def set_up(grid: Grid) -> str:
     length = f"{c.steps} steps" if c.steps else f"{c.endepoch - c.startepoch} epochs"
     images = f"patches of {c.patch}" if c.patch else "whole images"
     return (f"{length} of batch {c.batchsize} on {images} of {' '.join(c.trainpath)}; judge {c.judge}, "
-            f"M-step {c.m_step}, first weights {c.init}, {c.precision}{'; networks with ' + options if options else ''}")
+            f"M-step {c.m_step}, first weights {c.init}, {c.precision}{'; networks: ' + options if options else ''}")
 
 
 def notes(grid: Grid, rows: list[dict], tests: dict) -> list[str]:

@@ -58,6 +58,7 @@ def ran(monkeypatch):
     def run(self, command, asked):
         program, words = Path(command[1]).name, command[2:]
         noted.append((program, self.cell.config.seed, "--load" in words or program == "val.py"))
+        assert len(noted) < 20, "no end"
         if code := (noted.codes or {}).get(self.cell.config.seed):
             return code
         if program == "train.py":
