@@ -100,15 +100,12 @@ def test_no_image_left(args, workplace):
 
 
 def test_a_validation_image_that_goes_bad(args, images, at_step, same_files):
+    """It was read before the first step, and is kept."""
     shutil.copytree(images, "others")
     args = [*args, "--valpath", "others", "--endepoch", "2"]
     make_run([*args, "--modelpath", "whole"]).train()
     at_step(6, lambda: Path("others/rocket.png").write_bytes(b""))
-    with pytest.raises(Unreadable, match="others/rocket.png"):
-        make_run(args).train()
-    assert rundir.load_state(Path("run/last.pt"))["step"] == 8
-    shutil.copy(images / "rocket.png", "others")
-    make_run(["--load", "--modelpath", "run"]).train()
+    make_run(args).train()
     same_files(Path("whole"), Path("run"))
 
 

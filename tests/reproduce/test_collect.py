@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import configs
+import rundir
 from configs import Config
 from reproduce import collect, report
 from reproduce.cells import TRAINED, Cell
@@ -35,7 +36,7 @@ def cell(folder: Path, model="VDSR", scale=2, seed=0, **settings) -> Cell:
 def finish(cell: Cell, scores, protocol="paper", judge="lpips-vgg") -> Cell:
     """Write what a finished cell has; scores: {dataset: {loss: {metric: [...]}}}."""
     cell.folder.mkdir(parents=True)
-    configs.save(replace(cell.config, modelpath=None), cell.folder / "config.yaml")
+    rundir.write_whole(cell.folder / "config.yaml", configs.to_yaml(replace(cell.config, modelpath=None)))
     (cell.folder / TRAINED).write_text("train.py")
     rows = [{"dataset": d, "loss": loss, "per_image": of} for d, losses in scores.items() for loss, of in losses.items()]
     about = {"checkpoint": "best", "protocol": protocol, "judge": judge, "rows": rows}

@@ -65,7 +65,7 @@ def ran(monkeypatch):
             config = configs.load([word for word in words if word != "--load"])
             folder = Path(config.modelpath)
             folder.mkdir(parents=True, exist_ok=True)
-            configs.save(config, folder / "config.yaml")
+            rundir.write_whole(folder / "config.yaml", configs.to_yaml(config))
             rundir.save_state({"step": 2}, folder / "last.pt")
             evaluate(folder, config, config.valpath, config.lpips)
         else:
