@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metrics.deep_features import DeepDistance, unit_normalise
+from metrics.deep_features import DeepDistance
 from metrics.perceptual import LPIPS
 from metrics.tiny import WIDTHS, Tiny
 
@@ -37,17 +37,6 @@ def before_relu(teacher: LPIPS, images: Tensor) -> list[Tensor]:
     return features
 
 
-def normalised(raw: list[Tensor]) -> list[Tensor]:
-    """Features before their ReLUs -> a judge's features."""
-    return [unit_normalise(f.relu()) for f in raw]
-
-
-def choice(log_distance: Tensor) -> Tensor:
-    """log(D + eps) of sr, x_w, x_v, x_{1-w}, x_{1-v} (5,B) -> log WC(w) - log WC(v) (B,): which map TLW prefers."""
-    _, near_w, near_v, far_w, far_v = log_distance
-    return (far_w - near_w) - (far_v - near_v)
-
-
 class Lesson:
     """The student's loss on a batch, by parts.
 
@@ -66,33 +55,25 @@ class Lesson:
                 self.spread.append(raw[:, chosen].std(dim=(0, 2, 3), keepdim=True))
 
     def features(self, images: Tensor) -> Tensor:
-        """How far the student's features of images (N,3,H,W) before the ReLUs are from the teacher's."""
+        """How far the student's features before the ReLUs are from the teacher's: the share not explained, mean."""
         with torch.no_grad():
             wanted = before_relu(self.teacher, images)
-        return self.unexplained(self.student.backbone.before_relu(images), wanted)
-
-    def unexplained(self, found: list[Tensor], wanted: list[Tensor]) -> Tensor:
-        """The share of the teacher's features, by depth, that the student's leave unexplained, mean of the depths."""
+        found = list(self.student.backbone.before_relu(images))
         return sum(
-            ((f - w[:, c].detach()) / spread).square().mean()
+            ((f - w[:, c]) / spread).square().mean()
             for f, w, c, spread in zip(found, wanted, self.channels, self.spread)
         ) / len(found)
 
     def distances(self, images: Tensor, hr: Tensor, gap: Tensor, with_slopes: bool) -> dict[str, Tensor]:
-        """The parts of the loss on the images that `show` makes (5,B,3,H,W), what they are to hr, and gap = hr - sr.
-
-        The gradients are asked of three of them, for they cost most.
-        """
+        """The parts of the loss on images (V,B,3,H,W), what they are to hr, and gap = hr - sr."""
         teacher, student = self.teacher, self.student
-        images = images[[0, 1, 4]].requires_grad_(True) if with_slopes else images
+        images = images.requires_grad_(with_slopes)
         with torch.no_grad():
             wanted_reference = teacher.features(hr)
         with torch.set_grad_enabled(with_slopes):
-            wanted_raw = before_relu(teacher, images.flatten(0, 1))
-            wanted_maps, wanted = compare(teacher, images, normalised(wanted_raw), wanted_reference)
-        raw = list(student.backbone.before_relu(images.flatten(0, 1)))
-        maps, found = compare(student, images, normalised(raw), student.features(hr))
-        parts = {"features": self.unexplained(raw, wanted_raw), "distance": (found - wanted.detach()).abs().mean()}
+            wanted_maps, wanted = compare(teacher, images, teacher.features(images.flatten(0, 1)), wanted_reference)
+        maps, found = compare(student, images, student.features(images.flatten(0, 1)), student.features(hr))
+        parts = {"distance": (found - wanted.detach()).abs().mean()}
         centred = (found - found.mean(dim=0)) - (wanted - wanted.mean(dim=0)).detach()
         parts["ranking"] = centred.abs().mean()
         parts["maps"] = sum(
@@ -101,9 +82,6 @@ class Lesson:
         if with_slopes:
             aim = slopes(wanted, images, gap, create_graph=False)
             parts["slopes"] = 1 - (slopes(found, images, gap, create_graph=True) * aim).sum(dim=2).mean()
-        else:
-            aim = choice(wanted)
-            parts["choice"] = ((choice(found) - aim).abs() / (aim.abs() + 0.05)).mean()
         return parts
 
 

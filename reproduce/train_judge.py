@@ -43,7 +43,7 @@ GENERATORS = (
         (15, 60, 150),
     ),
 )
-SHARES = {"features": 2.0, "distance": 1.0, "ranking": 2.0, "maps": 0.1, "slopes": 2.0, "choice": 1.0}
+SHARES = {"features": 2.0, "distance": 1.0, "ranking": 2.0, "maps": 0.1, "slopes": 2.0}
 
 
 def save(student: Tiny, path: Path, **about: str) -> None:
@@ -54,9 +54,9 @@ def save(student: Tiny, path: Path, **about: str) -> None:
 
 
 def show(generators, batches, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """What the judges are shown in a step: images (5,B,3,H,W), sr, x_w, x_v, x_{1-w}, x_{1-v}; sr; hr (B,3,H,W).
+    """What the judges are shown in a step: images (3,B,3,H,W), sr and two mixtures of it with hr; sr; hr (B,3,H,W).
 
-    w and v are weight maps of equal share. The references of two networks, each with its scale's.
+    The references of two networks, each with its scale's.
     """
     hr, sr = [], []
     for scale, net in (generators[i] for i in random.choice(len(generators), size=2)):
@@ -67,8 +67,8 @@ def show(generators, batches, random: np.random.Generator) -> tuple[Tensor, Tens
         sr += [distort(a, b, random) for a, b in zip(outputs, references)]
     hr, sr = (torch.stack(x).contiguous(memory_format=torch.channels_last) for x in (hr, sr))
     k = torch.from_numpy(random.uniform(0.1, 0.9, size=(len(hr), 1, 1, 1))).float()
-    near, far = zip(*(mix(draw_weights(sr, hr, k, random), sr, hr) for _ in range(2)))
-    return torch.stack([sr, *near, *far]), sr, hr
+    mixtures = [mix(draw_weights(sr, hr, k, random), sr, hr)[0] for _ in range(2)]
+    return torch.stack([sr, *mixtures]), sr, hr
 
 
 def train_student(teacher: LPIPS, generators, batches, args) -> Tiny:
@@ -91,8 +91,11 @@ def train_student(teacher: LPIPS, generators, batches, args) -> Tiny:
             learn_first_layer(lesson, args.steps // 2)
         if step < args.features_first * args.steps:
             parts = {"features": lesson.features(torch.cat([images.flatten(0, 1), hr]))}
+        elif step % 2:
+            parts = {"features": lesson.features(images.flatten(0, 1))}
+            parts |= lesson.distances(images, hr, hr - sr, with_slopes=False)
         else:
-            parts = lesson.distances(images, hr, hr - sr, with_slopes=step % 2 == 0)
+            parts = lesson.distances(images, hr, hr - sr, with_slopes=True)
         loss = sum(SHARES[name] * part for name, part in parts.items())
         opt.zero_grad()
         loss.backward()
@@ -123,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--patch", type=int, default=96, help="HR pixels, a multiple of 12")
-    parser.add_argument("--batchsize", type=int, default=3, help="reference images of each of two networks per step")
+    parser.add_argument("--batchsize", type=int, default=4, help="reference images of each of two networks per step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=TINY_FILE, metavar="FILE")
     args = parser.parse_args(argv)
