@@ -16,9 +16,8 @@ from tqdm import tqdm
 from configs import Config
 from data import Batches, Pairs, Patches
 from learner import build_learners
-from losses import Target
 from models.weighting import fixed_sum, relaxed_bernoulli
-from train import em_step
+from train import step_all
 
 
 def endless_batches(pairs: Pairs, patch: int, batchsize: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -37,11 +36,7 @@ def train_generators(
     for step in tqdm(range(max(stages) + 1), f"{config.model} x{config.scale}", leave=False, disable=None):
         if step in stages:
             copies += [copy.deepcopy(learner.net).eval().requires_grad_(False) for learner in learners]
-        lr, hr = next(batches)
-        target = Target.judged_by(judge, hr)
-        for learner in learners:
-            with learner.own_stream(), learner.skipping():
-                em_step(learner, lr, target, epoch=0)
+        step_all(learners, judge, {}, *next(batches), age=0, precision=config.precision)
     return copies
 
 
