@@ -5,6 +5,7 @@ memory with the number of steps: linear in the first, flat in the last. Draws do
 """
 
 from pathlib import Path
+from statistics import median
 
 import matplotlib
 import numpy as np
@@ -20,7 +21,7 @@ from configs import Config
 from learner import build_learners
 from metrics.tiny import Tiny
 
-from .machine import median, title, turns
+from .machine import title, turns
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

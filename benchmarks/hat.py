@@ -21,9 +21,10 @@ from tabulate import tabulate
 from torch import nn
 
 import configs
-from benchmarks.machine import in_its_own_process, peak_memory, title
 from models.hat import HAT
 from models.released import from_published_hat
+
+from .machine import in_its_own_process, peak_memory, title
 
 TOLERANCE = 1e-4  # largest relative difference, in the norm, of the output and of each gradient
 # Which part of the network a module of either implementation belongs to; what is in none is "rest".

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +89,3 @@ def turns(works: dict[str, Callable[[], object]], times: int, device: torch.devi
             if turn > 1:
                 taken[name].append(took)
     return {name: sorted(values) for name, values in taken.items()}
-
-
-def median(values: list[float]) -> float:
-    return statistics.median(values)

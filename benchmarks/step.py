@@ -10,6 +10,7 @@ measured in a new process for each. Operations are those of convolutions and mat
 
 import argparse
 import warnings
+from statistics import median
 from unittest import mock
 
 import lpips
@@ -25,7 +26,7 @@ from configs import Config
 from learner import build_learners
 from metrics.judges import JUDGES
 
-from .machine import in_its_own_process, median, peak_memory, peaks, title, turns
+from .machine import in_its_own_process, peak_memory, peaks, title, turns
 from .parts import seconds_by_part
 from .plain import LOSSES, Plain
 

@@ -19,11 +19,12 @@ from tabulate import tabulate
 
 import configs
 import val
-from benchmarks.machine import in_its_own_process, peak_memory, title
 from data import read_rgb
 from data.photographs import photographs
 from metrics.backbones import fill_backbone, find_backbone
 from models import SR_MODELS
+
+from .machine import in_its_own_process, peak_memory, title
 
 PARTS = ("read", "shrink", "infer", "PSNR, SSIM", "LPIPS")
 TOLERANCES = {"PSNR-Y": 2e-4, "SSIM-Y": 1e-5, "LPIPS-alex": 1e-5}
