@@ -19,17 +19,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
 
+from models.whole_batch import share
+
 PATIENCE, LONG_PATIENCE = timedelta(seconds=60), timedelta(minutes=30)
 
 
 def processes() -> int:
     """How many processes train together; 1 without torchrun."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return share()[1]
 
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return share()[0]
 
 
 def first() -> bool:
@@ -181,8 +183,13 @@ class OwnImages(Subset):
         self.scale = pairs.scale
 
 
+def own_images(pairs: Dataset) -> Dataset:
+    """What this process validates on: its OwnImages, or pairs where it is alone."""
+    return pairs if processes() == 1 else OwnImages(pairs)
+
+
 def scores_of_all(own: dict[str, list[float]]) -> dict[str, list[float]]:
-    """The scores of all images in their order, from the scores that each process has of its OwnImages."""
+    """The scores of all images in their order, from the scores that each process has of its own images."""
     parts, n = gathered(own), processes()
     count = {name: sum(len(part[name]) for part in parts) for name in own}
     return {name: [parts[i % n][name][i // n] for i in range(count[name])] for name in own}

@@ -29,7 +29,7 @@ def carry_out(run: Prepared) -> int:
         code, together = 128 + signals.signal.SIGINT, False
         print(f"\nstopped at once at step {run.step}")
     except (locks.Unusable, Unreadable, FloatingPointError, MemoryError, RuntimeError, OSError) as error:
-        if isinstance(error, RuntimeError) and distributed.lost(error):
+        if distributed.lost(error):
             signals.leave_to_parent()
             print(f"train.py: error: another process of this run was lost; {how_to_go_on(run)}", file=sys.stderr)
             raise SystemExit(1) from None

@@ -45,6 +45,7 @@ class Prepared:
         if config.patch is None and config.batchsize > 1 and len(shapes) > 1:
             raise ValueError(f"--batchsize {config.batchsize}: images of different sizes; add --patch or take 1")
         self.validation = val.read_pairs(config.valpath, config.scale, config.protocol, config.vallrpath)
+        self.own_images = distributed.own_images(self.validation)  # once: what metrics compute of them is kept with it
 
         self.repeat = config.repeat or self.patches.draws_to_cover
         self.epoch_steps = Batches(len(self.patches), config.batchsize, 0, repeat=self.repeat).steps_per_epoch

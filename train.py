@@ -119,7 +119,7 @@ class Run(Prepared):
         """The steps and validations that are left."""
         config = self.config
         batches = Batches(len(self.patches), config.batchsize, config.seed, self.step, self.end, self.repeat,
-                          share=(distributed.rank(), distributed.processes()))  # fmt: skip
+                          share=whole_batch.share())  # fmt: skip
         pinned = self.device.type == "cuda"
         loader = load(self.patches, batches, substitute=config.bad_images == "skip", workers=config.workers,
                       pinned=pinned, begin_worker=signals.leave_to_parent)  # fmt: skip
@@ -205,11 +205,12 @@ class Run(Prepared):
         """Score every network, save `best` where its LPIPS fell, then `last`. Raises signals.Stopped in between."""
         first = next(iter(self.metrics))
         width = max(len(learner.name) for learner in self.learners) + 2
-        images = self.validation if distributed.processes() == 1 else distributed.OwnImages(self.validation)
         for learner in self.learners:
             label = f"validation {learner.name}" if distributed.first() else ""
             with self.saving_what_is_left():
-                scores = val.evaluate(learner.net, images, self.metrics, self.config.protocol, self.device, label)
+                scores = val.evaluate(
+                    learner.net, self.own_images, self.metrics, self.config.protocol, self.device, label
+                )
             scores = distributed.scores_of_all(scores)
             means = {name: val.mean(values) for name, values in scores.items()}
             better = means[first] < learner.best

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "locks": set(),
     "signals": set(),
     "files": {"rundir"},
-    "distributed": set(),
+    "distributed": {"models"},
     "figures": set(),
     "ending": {"data", "distributed", "figures", "locks", "prepared", "rundir", "signals", "val"},
     "losses": {"models"},
