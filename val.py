@@ -26,7 +26,7 @@ import rundir
 from data import Pairs, Unreadable
 from metrics.backbones import at_hand
 from metrics.fidelity import quantize
-from metrics.judges import METRICS, metric_of
+from metrics.judges import METRICS, marked, metric_of
 from metrics.perceptual import NETS
 from metrics.references import references
 from models import SR_MODELS
@@ -147,9 +147,7 @@ class Row(NamedTuple):
 def table(rows: list[Row], judges: Collection[str] = ()) -> str:
     """The mean scores as text, metrics on a network that the SR networks learned from marked."""
     names = list(rows[0].scores)
-    judging = set(map(metric_of, judges))
-    plain = [name.lower().removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-") for name in names]
-    headers = [f"{name} (judge)" if word in judging else name for name, word in zip(names, plain)]
+    headers = [marked(name, judges) for name in names]
     lines, previous = [], None
     for row in rows:
         dataset = f"{row.dataset} ({len(row.scores['PSNR-Y'])})" if row.dataset != previous else ""

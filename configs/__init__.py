@@ -20,7 +20,7 @@ from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
 from .reading import parse_pairs, read_yaml
 
 __all__ = ["Config", "OneLineParser", "add_settings", "check_resumable", "choose", "expect", "flag_of", "from_mapping",
-           "load", "one_line_errors", "read_yaml", "to_yaml"]  # fmt: skip
+           "load", "one_line_errors", "parse_pairs", "read_yaml", "to_yaml"]  # fmt: skip
 
 # What --load may change; all else a run keeps for life.
 RESUMABLE = {
@@ -193,7 +193,7 @@ def load(argv: list[str] | None = None) -> Config:
         if path is None and flags.get("load"):
             path = settings_of(flags.get("modelpath"))
         if isinstance(flags.get("model_options"), list):
-            flags["model_options"] = parse_pairs(flags["model_options"])
+            flags["model_options"] = parse_pairs(flags["model_options"], "--model-options", "blocks=4")
         values = {} if path is None else read_yaml(path)
         if "endepoch" in flags and "steps" not in flags:
             values["steps"] = None  # of the two ends the one that was typed

@@ -40,17 +40,17 @@ def read_yaml(path: str | Path) -> dict:
     return names
 
 
-def parse_pairs(words: list[str]) -> dict:
-    """["blocks=4", "depths=[6,6]"] -> {"blocks": 4, "depths": [6, 6]}."""
+def parse_pairs(words: list[str], flag: str, example: str) -> dict:
+    """["blocks=4", "depths=[6,6]"] -> {"blocks": 4, "depths": [6, 6]}. Raises ValueError, of this flag."""
     pairs = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if not (name and equals):
-            raise ValueError(f"--model-options {word}: expected NAME=VALUE, such as blocks=4")
+        if not (name and equals and value):
+            raise ValueError(f"{flag} {word}: expected NAME=VALUE, such as {example}")
         if name in pairs:
-            raise ValueError(f"--model-options {word}: {name} stands there twice; leave one out")
+            raise ValueError(f"{flag} {word}: {name} stands there twice; leave one out")
         try:
             pairs[name] = yaml.load(value, Loader=UniqueKeyLoader)
         except Exception:  # as in read_yaml
-            raise ValueError(f"--model-options {word}: {value} is no value; expected such as 4, 0.5 or [6,6]") from None
+            raise ValueError(f"{flag} {word}: {value} is no value; expected such as 4, 0.5 or [6,6]") from None
     return pairs

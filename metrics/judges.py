@@ -4,6 +4,7 @@ A judge maps a, b (B,3,H,W), RGB in [-1,1], to distances (B,), with a gradient; 
 with b's part computed once; `min_size` is the least height and width it takes.
 """
 
+from collections.abc import Iterable
 from functools import partial
 
 from .ms_ssim import MSSSIM
@@ -33,3 +34,13 @@ def metric_of(judge: str) -> str:
     """
     network = judge.removeprefix("lpips-").removesuffix("-unweighted").split(":")[0]
     return {"alexnet": "alex", "squeezenet": "squeeze", "vgg16": "vgg"}.get(network, network)
+
+
+def word_of(metric: str) -> str:
+    """A metric's name in METRICS, from its full name: "LPIPS-alex-BGR" -> "alex", "1-MS-SSIM" -> "ms-ssim"."""
+    return metric.lower().removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-")
+
+
+def marked(metric: str, judges: Iterable[str]) -> str:
+    """A metric's full name, with "(judge)" behind it where it flatters whoever learned from one of judges."""
+    return f"{metric} (judge)" if word_of(metric) in map(metric_of, judges) else metric

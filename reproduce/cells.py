@@ -20,6 +20,7 @@ import locks
 import rundir
 import val
 from configs import Config
+from metrics.judges import word_of
 
 ROOT = Path(__file__).parents[1]
 TRAINED = "trained.txt"
@@ -96,10 +97,9 @@ class Cell:
         wanted = {(name, loss) for name in names for loss in ("bicubic", *self.config.losses)}
         if not wanted <= {(row["dataset"], row["loss"]) for row in found["rows"]}:
             return False
-        metrics = [name.removeprefix("1-") for name in found["rows"][0]["per_image"]]
+        metrics = found["rows"][0]["per_image"]
         orders = {name.endswith("-BGR") for name in metrics if name.startswith("LPIPS-")}
-        nets = {name.lower().removeprefix("lpips-").removesuffix("-bgr") for name in metrics}
-        return set(self.config.lpips) <= nets and orders <= {self.bgr}
+        return set(self.config.lpips) <= set(map(word_of, metrics)) and orders <= {self.bgr}
 
     def in_use(self) -> bool:
         """Whether a training is going on in the folder."""

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import yaml
-
+import configs
 import rundir
 
 from .cells import PATIENCE, Cell, Work
@@ -31,13 +30,9 @@ def make_executor(kind: str, folder: Path, parameters: list[str]):
         import submitit
     except ImportError:
         raise ValueError(f"--executor {kind}: submitit is not installed; pip install submitit") from None
-    values = {}
-    for word in parameters:
-        name, equals, value = word.partition("=")
-        if not (name and equals and value):
-            raise ValueError(f"--slurm {word}: expected NAME=VALUE, such as timeout_min=600")
-        name = name.replace("-", "_")
-        values[name if name in SHARED or name.startswith("slurm_") else f"slurm_{name}"] = yaml.safe_load(value)
+    given = configs.parse_pairs(parameters, "--slurm", "timeout_min=600")
+    given = {name.replace("-", "_"): value for name, value in given.items()}
+    values = {name if name in SHARED or name.startswith("slurm_") else f"slurm_{name}": v for name, v in given.items()}
     try:
         # As often as it takes: every time it goes on from where it was.
         executor = submitit.AutoExecutor(folder, cluster=kind, slurm_max_num_timeout=1000)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 import rundir
-from metrics.judges import metric_of
+from metrics.judges import marked
 
 from .collect import RISING, Grid, cells_won, comparisons, mean_and_deviation, paper_value
 
@@ -38,9 +38,7 @@ def _score_row(grid: Grid, paper: dict, place, loss: str, scores: dict) -> dict:
 
 
 def _header(grid: Grid, metric: str) -> str:
-    word = metric.lower().removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-")
-    judge = " (judge)" if word in map(metric_of, grid.judges) else ""
-    return f"{metric}{judge} {'↑' if metric in RISING else '↓'}"
+    return f"{marked(metric, grid.judges)} {'↑' if metric in RISING else '↓'}"
 
 
 def _number(value: float | None, deviation: float | None = None, sign: str = "") -> str:
