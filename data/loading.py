@@ -97,7 +97,8 @@ def load(
     """lr (B,3,h,w), hr (B,3,H,W) in [-1,1] of each batch, and a line for each image that was replaced in it.
 
     substitute: as in Draws. begin_worker: called in each process that loads. Raises Unreadable, between two batches,
-    where an image cannot be read any more and is not replaced, and where a process that loads has died.
+    where an image cannot be read any more and is not replaced, and where a process that loads has died; the others have
+    ended then.
     """
     return _watched(iter(
         DataLoader(Draws(patches, substitute), batch_sampler=batches, num_workers=workers, pin_memory=pinned,
@@ -106,16 +107,23 @@ def load(
 
 
 def _watched(loader: Iterator) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    while True:
-        try:
-            lr, hr, reasons = next(loader)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):  # torch's words, in an error of no class of its own
-                raise
-            raise Unreadable(f"a process that loads data has died ({str(error).splitlines()[0]}), most often for want "
-                             "of memory; take fewer --workers, or 0") from None  # fmt: skip
-        if lr is None:
-            raise Unreadable(reasons[0])
-        yield lr, hr, reasons
+    try:
+        while True:
+            try:
+                lr, hr, reasons = next(loader)
+            except StopIteration:
+                return
+            except (RuntimeError, EOFError, ConnectionError) as error:
+                # torch's words, in an error of no class of its own; the others where it dies as it hands over a batch.
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                    raise
+                error.__traceback__ = None  # it holds the loader too
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise Unreadable(f"a process that loads data has died ({reason}), most often for want of memory; take "
+                                 "fewer --workers, or 0") from None  # fmt: skip
+            if lr is None:
+                raise Unreadable(reasons[0])
+            yield lr, hr, reasons
+    finally:
+        # Else an error's traceback keeps the processes that load, and as they don't heed SIGTERM this one cannot end.
+        del loader

@@ -120,3 +120,23 @@ def test_a_process_that_loads_is_killed(args, whole, at_step, same_files, capsys
     assert 2 <= rundir.load_state(Path("run/last.pt"))["step"] < 12
     make_run(["--load", "--modelpath", "run", "--workers", "0"]).train()
     same_files(whole, Path("run"))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()], ids=repr)
+def test_a_process_that_is_killed_while_it_hands_over_a_batch(args, error, monkeypatch):
+    """Then it is the connection to it that fails."""
+    run = make_run([*args, "--workers", "1"])
+    loader = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    deliver, left = loader._try_get_data, [3]
+
+    def fails(*arguments, **options):
+        left[0] -= 1
+        if not left[0]:
+            raise error
+        return deliver(*arguments, **options)
+
+    monkeypatch.setattr(loader, "_try_get_data", fails)
+    with pytest.raises(Unreadable, match="has died .*take fewer --workers, or 0") as caught:
+        run.train()
+    assert caught.traceback and multiprocessing.active_children() == []  # those that live end
+    assert rundir.load_state(Path("run/last.pt"))["step"] == run.step > 0
