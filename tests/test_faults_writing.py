@@ -76,11 +76,11 @@ def die_at(point: str, save: int) -> None:
 def test_killed_within_a_save(args, same_files):
     """At each point of one in turn, the run going on in between."""
     args = [*args, "--losses", "L1", "--save-every", "1"]
-    make_run(args, "--modelpath", "whole").train()
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a process forked from one with more would wait for them
+    torch.set_num_threads(1)  # a process forked from one with more would wait for them; and sums depend on their number
     last = None
     try:
+        make_run(args, "--modelpath", "whole").train()
         for point in POINTS:
             started = Path("run/last.pt").exists()
             child = os.fork()
