@@ -28,9 +28,12 @@ class Learner:
         net, loss = (with_whole_batch_norm(part, device) for part in (net, loss))
         self.net = net.to(device, memory_format=layout).train()
         self.loss = loss.to(device, memory_format=layout).train()
+        forward = torch.compile(self.net.sr_and_features) if config.compile else self.net.sr_and_features
+        if config.compile and loss.helper is not None:
+            loss.helper.compile()
         # The two passes of a step that gradients come back from, averaged over the processes of torchrun.
         self.sr_and_features = distributed.Averaged(
-            lambda lr: self.net.sr_and_features(lr), lambda lr: [*self.net.parameters(), *self.loss.joint_parameters()]
+            forward, lambda lr: [*self.net.parameters(), *self.loss.joint_parameters()]
         )
         self.helper_loss = distributed.Averaged(
             lambda sr, target, epoch: self.loss.helper_loss(sr, target, epoch),

@@ -38,6 +38,15 @@ def layout(device: torch.device, precision: str) -> torch.memory_format:
     return torch.contiguous_format if slow else torch.channels_last
 
 
+def check_compiler(device: torch.device) -> None:
+    """Raise ValueError where torch.compile does not work on the device, as without a C++ compiler."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever it is, of torch's or of the compiler's own
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"--compile: torch.compile does not work here ({reason}); leave it out") from None
+
+
 def build_network(config: configs.Config) -> nn.Module:
     """The SR network that the settings name, with fresh weights. Raises ValueError on a wrong name or option."""
     build = SR_MODELS[configs.choose(config.model, SR_MODELS, "model")]

@@ -18,7 +18,7 @@ from files import Files, NoFiles
 from learner import build_learners
 from losses import NEEDS_EXTRACTORS, NEEDS_JUDGE
 from metrics.extractors import build_extractor
-from metrics.judges import JUDGES, metric_of
+from metrics.judges import JUDGES, MEMORY, metric_of
 
 
 class Prepared:
@@ -31,6 +31,8 @@ class Prepared:
         configs.expect(config.batchsize % together == 0, "batchsize", config.batchsize,
                        f"a multiple of {together}, for it is shared by the processes of torchrun")
         configs.choose(config.judge, JUDGES, "judge")
+        if config.compile:
+            networks.check_compiler(self.device)
         self.learners = build_learners(config, self.device)
 
         for name in ("trainpath", "valpath"):
@@ -68,7 +70,8 @@ class Prepared:
         smallest = config.patch or min(map(min, pairs.sizes))
         self.judge = None
         if NEEDS_JUDGE & set(config.losses):
-            self.judge = JUDGES[config.judge](weights=config.judge_weights, memory=config.judge_memory << 20)
+            memory = (config.judge_memory or MEMORY[self.device.type]) << 20
+            self.judge = JUDGES[config.judge](weights=config.judge_weights, memory=memory)
             self.judge.to(self.device, memory_format=torch.channels_last)
             configs.expect(smallest >= self.judge.min_size, "patch", smallest,
                            f"at least {self.judge.min_size} pixels for {config.judge}")

@@ -10,12 +10,12 @@ measured in a new process for each. Operations are those of convolutions and mat
 
 import argparse
 import warnings
+from dataclasses import replace
 from statistics import median
 from unittest import mock
 
 import lpips
 import torch
-import torchvision
 from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,17 +24,13 @@ import networks
 import train
 from configs import Config
 from learner import build_learners
-from metrics.judges import JUDGES
+from metrics.judges import MEMORY
 
+from .judges import BACKBONES, untrained
 from .machine import in_its_own_process, peak_memory, peaks, title, turns
 from .parts import seconds_by_part
 from .plain import LOSSES, Plain
 
-BACKBONES = {
-    "vgg": torchvision.models.vgg16,
-    "alex": torchvision.models.alexnet,
-    "squeeze": torchvision.models.squeezenet1_1,
-}
 # Rounding to fp32 alone moves the weighting networks' gradients by half a percent from those in float64, in both.
 TOLERANCES = {"losses": 1e-4, "SR gradients": 1e-4, "weighting networks' gradients": 2e-2}
 
@@ -45,14 +41,14 @@ class Setup:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.device = args, torch.device(args.device)
         torch.manual_seed(0)
-        features = BACKBONES[args.judge](weights=None).features.state_dict()
-        with mock.patch("metrics.perceptual.find_backbone", return_value=("random weights", features)):
-            self.judge = JUDGES[f"lpips-{args.judge}"](memory=args.judge_memory << 20)
+        memory = (args.judge_memory or MEMORY[self.device.type]) << 20
+        self.judge = untrained(f"lpips-{args.judge}", memory=memory)
         self.judge.to(self.device, memory_format=torch.channels_last)
         self.hr = (torch.rand(args.batchsize, 3, args.size, args.size) * 2 - 1).to(self.device)
         self.lr = torch.nn.functional.interpolate(self.hr, scale_factor=1 / args.scale, mode="area")
         self.config = Config(
-            model=args.model, scale=args.scale, losses=LOSSES, samples=args.samples, precision=args.precision
+            model=args.model, scale=args.scale, losses=LOSSES, samples=args.samples, precision=args.precision,
+            compile=args.compile,
         )
 
     def project(self, precision: str):
@@ -64,7 +60,7 @@ class Setup:
 
     def plain(self, learning_rate: float = 1e-4, noise=torch.rand):
         """The released code's iteration likewise; and its object."""
-        learner, *_ = build_learners(self.config, self.device)
+        learner, *_ = build_learners(replace(self.config, compile=False), self.device)
         with warnings.catch_warnings():  # the package calls torchvision by its older keyword
             warnings.simplefilter("ignore", UserWarning)
             judge = lpips.LPIPS(net=self.args.judge, pnet_rand=True, verbose=False).eval().requires_grad_(False)
@@ -130,7 +126,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batchsize", type=int, default=1)
     parser.add_argument("--judge", choices=tuple(BACKBONES), default="vgg")
     parser.add_argument("--samples", type=int, default=3, help="T (default: 3)")
-    parser.add_argument("--judge-memory", type=int, default=4096, help="MiB, as in train.py")
+    parser.add_argument("--judge-memory", type=int, help="MiB, as in train.py")
+    parser.add_argument("--compile", action="store_true", help="the project's networks by torch.compile")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--times", type=int, default=5, help="iterations of each that are timed (default: 5)")

@@ -25,7 +25,7 @@ __all__ = ["Config", "OneLineParser", "add_settings", "check_resumable", "choose
 # What --load may change; all else a run keeps for life.
 RESUMABLE = {
     "endepoch", "steps", "learning_rate", "schedule", "step_epochs", "step_gamma", "precision", "device", "workers",
-    "judge_weights", "judge_memory", "bad_images", "valpath", "vallrpath", "lpips", "protocol",
+    "judge_weights", "judge_memory", "compile", "bad_images", "valpath", "vallrpath", "lpips", "protocol",
     "log_every", "load", "modelpath", "milestones", "extractor_weights", "save_every",
     "save_minutes", "clip_grad", "max_skipped",
 }  # fmt: skip
@@ -52,7 +52,9 @@ class Config:
     losses: tuple[str, ...] = setting(("L1+TLW", "MSE+TLW", "L1", "MSE"), "losses to train with, one network each")
     judge: str = setting("lpips-vgg", "judge of TLW: lpips-{vgg,alex,squeeze}, each also -unweighted; tiny; ms-ssim")
     judge_weights: tuple[str, ...] = setting((), "local backbone files of judge and LPIPS, in any order")
-    judge_memory: int = setting(4096, "MiB that the judge's activations may take; beyond it, mixtures go in chunks")
+    judge_memory: int | None = setting(
+        None, "MiB that the judge's activations may take, beyond it mixtures go in chunks; default: 256, on a GPU 4096"
+    )
     samples: int = setting(3, "T: weight samples per M-step")
     eps: float = setting(1e-3, "epsilon of the weight criterion")
     k_start: float = setting(0.3, "k, the mean weight, at epoch 0")
@@ -105,6 +107,7 @@ class Config:
     steps: int | None = setting(None, "stop after this many steps instead of at --endepoch")
     seed: int = setting(0, "seed of first weights, batches and samples")
     precision: str = setting("fp32", "arithmetic of the networks", ("fp32", "bf16"))
+    compile: bool = setting(False, "have torch.compile translate the networks that learn, at the run's beginning")
     device: str | None = setting(None, "cpu, cuda, cuda:1; default: what the machine has")
     # the run
     modelpath: str | None = setting(None, "the run's folder; default: checkpoints/MODEL_xSCALE_NUMBER")

@@ -25,6 +25,8 @@ JUDGES = {
     "tiny": METRICS["tiny"],
     "ms-ssim": METRICS["ms-ssim"],
 }
+# MiB that a judge's activations may take where nothing else is said. On CPUs several images at once are no faster.
+MEMORY = {"cpu": 256, "cuda": 4096}
 
 
 def metric_of(judge: str) -> str:

@@ -1,4 +1,4 @@
-"""Measure how well judges agree with a teacher, on images that none of them was trained on, and what they cost.
+"""Measure how well judges agree with a teacher, on images that none of them was trained on.
 
     python -m reproduce.judge_agreement --folder datasets/Set5 datasets/Set14 --judge-weights alexnet.pth
 
@@ -9,11 +9,11 @@ weight maps w of equal share k. Measured against the teacher:
 - Spearman's and Pearson's correlation of the distances D(x, hr), x = sr, x_w and x_{1-w};
 - choice: the share of draws in which, of two maps of equal k on one pair, both give the higher WC to the same one;
 - gradient: the mean cosine of d(-log WC)/dw;
-- seconds per megapixel, features and distances forward and backward to the images, reference included.
+- WC in bf16: how far each judge's WC is from its own in fp32 where its features are computed in bf16, mean (and most)
+  of --bf16-draws draws.
 """
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -66,15 +66,13 @@ def observe(judge, sr: Tensor, hr: Tensor, weights: list[Tensor]) -> dict[str, T
     return {"distances": torch.cat(distances), "criteria": torch.cat(criteria), "slopes": torch.stack(slopes)}
 
 
-def seconds_per_megapixel(judge, size: int = 96, batchsize: int = 16, times: int = 7) -> float:
-    """The median time of the distance between images and its gradient, per megapixel of images judged."""
-    hr, sr = (torch.rand(batchsize, size, size, 3).mul(2).sub(1).permute(0, 3, 1, 2) for _ in range(2))
-    taken = []
-    for _ in range(times + 1):
-        began = time.perf_counter()
-        judge(sr.requires_grad_(True), hr).sum().backward()
-        taken.append(time.perf_counter() - began)
-    return sorted(taken[1:])[times // 2] / (batchsize * size**2 / 1e6)
+def change_in_bf16(judge, sr: Tensor, hr: Tensor, w: Tensor) -> float:
+    """How far WC is from itself where the judge's features are computed in bf16, as with --precision bf16: a share."""
+    with torch.no_grad():
+        exact = weight_criterion(w, sr, Target.judged_by(judge, hr))
+        with torch.autocast(sr.device.type, torch.bfloat16):
+            rounded = weight_criterion(w, sr, Target.judged_by(judge, hr))
+    return float((rounded / exact - 1).abs())
 
 
 def compare(found: list[dict], wanted: list[dict]) -> dict[str, float]:
@@ -98,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--judge-weights", nargs="+", default=[], metavar="FILE", help="local backbone files")
     parser.add_argument("--size", type=int, default=192, metavar="PIXELS", help="of the patches")
     parser.add_argument("--draws", type=int, default=2000, help="pairs of weight maps, spread over the patches")
+    parser.add_argument("--bf16-draws", type=int, default=24, help="few: CPUs may be slow at it (default: 24)")
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as JSON too")
     args = parser.parse_args(argv)
@@ -113,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
 
     torch.manual_seed(args.seed)
     random = np.random.default_rng(args.seed)
-    observations = {name: [] for name in judges}
+    observations, changes = ({name: [] for name in judges} for _ in range(2))
     patches = [patch for p in pairs.values() for patch in image_patches(p, args.size)]
     for draw in tqdm(range(args.draws), "pairs", disable=None):
         lr, hr = (x[None] for x in patches[draw % len(patches)])
@@ -123,16 +122,19 @@ def main(argv: list[str] | None = None) -> None:
         weights = [draw_weights(sr, hr, k, random) for _ in range(2)]
         for name, judge in judges.items():
             observations[name].append(observe(judge, sr, hr, weights))
+            if draw < args.bf16_draws:
+                changes[name].append(change_in_bf16(judge, sr, hr, weights[0]))
 
     rows = []
-    for name, judge in judges.items():
+    for name in judges:
         agreement = compare(observations[name], observations[args.teacher])
-        rows.append({"judge": name} | agreement | {"seconds per megapixel": seconds_per_megapixel(judge)})
+        in_bf16 = {"WC in bf16": np.mean(changes[name] or np.nan), "at most": max(changes[name], default=np.nan)}
+        rows.append({"judge": name} | agreement | in_bf16)
     print(
         f"against {args.teacher}: {args.draws} pairs of weight maps on {len(patches)} patches of "
         f"{' '.join(args.folder)}, {len(networks)} networks, seed {args.seed}, {torch.get_num_threads()} threads"
     )
-    print(tabulate(rows, headers="keys", floatfmt=".3f"))
+    print(tabulate(rows, headers="keys", floatfmt=(*[".3f"] * 5, ".4f", ".4f")))
     if args.out:
         args.out.write_text(
             json.dumps({"teacher": args.teacher, "folders": args.folder, "draws": args.draws, "rows": rows}, indent=1)

@@ -23,7 +23,7 @@ OTHER = {
     "gan_weight": 0.1, "gan": "ragan", "pretrain_epochs": 1.5, "milestones": (5, 10), "trainpath": ("a", "b c"), "lrpath": ("d",),
     "valpath": ("e",), "vallrpath": ("f",), "patch": 48, "skip_small": True, "bad_images": "skip", "augment": True, "repeat": 7, "batchsize": 2, "workers": 3,
     "learning_rate": 2e-5, "betas": (0.9, 0.99), "schedule": "step", "step_epochs": 9, "step_gamma": 0.1,
-    "startepoch": 4, "endepoch": 8, "steps": 11, "seed": 12, "precision": "bf16", "device": "cpu", "modelpath": "m",
+    "startepoch": 4, "endepoch": 8, "steps": 11, "seed": 12, "precision": "bf16", "compile": True, "device": "cpu", "modelpath": "m",
     "load": True, "lpips": ("squeeze", "alex"), "protocol": "standard", "log_every": 13,
     "save_every": 5, "save_minutes": 2.5, "clip_grad": 0.5, "max_skipped": 3,
 }  # fmt: skip
