@@ -1,7 +1,7 @@
 """Turn checkpoints that others released into a run that val.py reads.
 
-    python convert.py FOLDER --scale 2      the TLW authors' SRModel_{tlw1,tlw2,l1,mse}[_best].pth (and WNet_*)
-    python convert.py HAT_SRx4.pth          the HAT authors' network
+    python convert.py FOLDER --scale 2      the TLW authors' SRModel_{tlw1,tlw2,l1,mse,udl}[_best].pth (and WNet_*)
+    python convert.py HAT_SRx4.pth          one file: one of those (UHAT becomes L1+UDL), or the HAT authors' network
 
 What is converted, and how, stands in models/released.py.
 """
@@ -14,9 +14,11 @@ import configs
 import networks
 import rundir
 from models import released
+from models.uncertainty import UncertaintyHead
 from models.weighting import WeightingNet
 
-LOSSES = {"tlw1": "L1+TLW", "tlw2": "MSE+TLW", "l1": "L1", "mse": "MSE"}
+# By the tags in the authors' file names; that of their UHAT is not known, and udl is named after the others.
+LOSSES = {"tlw1": "L1+TLW", "tlw2": "MSE+TLW", "l1": "L1", "mse": "MSE", "udl": "L1+UDL"}
 
 
 def released_files(folder: Path) -> dict[tuple[str, str], tuple[Path, Path]]:
@@ -28,8 +30,15 @@ def released_files(folder: Path) -> dict[tuple[str, str], tuple[Path, Path]]:
             if path.is_file():
                 found[loss, which] = path, folder / f"WNet_{tag}{suffix}.pth"
     if not found:
-        raise ValueError(f"{folder}: no SRModel_{{tlw1,tlw2,l1,mse}}[_best].pth there; name the folder that holds them")
+        names = f"SRModel_{{{','.join(LOSSES)}}}[_best].pth"
+        raise ValueError(f"{folder}: no {names} there; name the folder that holds them, or one file")
     return found
+
+
+def one_file(path: Path) -> dict[tuple[str, str], tuple[Path, Path]]:
+    """What released_files gives, of a single file, whatever its name."""
+    loss = "L1+UDL" if released.looks_like(rundir.load_state(path)) == "UHAT" else "L1"
+    return {(loss, "best"): (path, path.with_suffix(".none"))}
 
 
 @contextmanager
@@ -43,13 +52,19 @@ def naming(path: Path):
         raise ValueError(f"{path}: {error}") from None
 
 
-def convert_network(path: Path, scale: int | None) -> tuple[str, int, dict]:
-    """An SR checkpoint -> (model, scale, our state dict). Raises ValueError where it is of neither kind."""
-    state = rundir.load_state(path)
+def convert_network(path: Path, scale: int | None) -> tuple[str, int, dict, dict | None]:
+    """An SR checkpoint -> (model, scale, our state dict, that of its uncertainty head if it has one).
+
+    Raises ValueError where it is of no kind that was released.
+    """
+    state, head = rundir.load_state(path), None
     bare = state.get("params_ema", state.get("params", state))
     with naming(path):
         if released.looks_like(bare) == "published HAT":
             model, ours = "HAT", released.from_published_hat(state)
+        elif released.looks_like(state) == "UHAT":
+            model, head = "HAT-TLW", released.uncertainty_from_released(state)
+            ours = released.from_released_tlw(released.without_uncertainty(state), model)
         else:
             model = released.released_model_of(state)
             ours = released.from_released_tlw(state, model)
@@ -58,23 +73,32 @@ def convert_network(path: Path, scale: int | None) -> tuple[str, int, dict]:
         raise ValueError(f"{path}: {model}'s weights do not tell their scale; add --scale")
     if scale not in (None, found) and found is not None:
         raise ValueError(f"--scale {scale}: {path} is x{found}; leave --scale out")
-    return model, found or scale, ours
+    return model, found or scale, ours, head
 
 
 def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, dict], dict[str, dict]]:
     """A file or folder -> the run's settings and its `best` and `last` states by loss, each checked to fit."""
-    files = released_files(source) if source.is_dir() else {("L1", "best"): (source, source.with_suffix(".none"))}
+    files = released_files(source) if source.is_dir() else one_file(source)
     states, config = {"best": {}, "last": {}}, None
     for (loss, which), (path, weighting_path) in files.items():
-        model, found, ours = convert_network(path, scale)
+        model, found, ours, head = convert_network(path, scale)
         if config is None:
             losses = tuple(dict.fromkeys(loss for loss, _ in files))
-            config = configs.Config(model=model, scale=found, losses=losses, judge="lpips-vgg-unweighted")
+            theirs = {"judge": "lpips-vgg-unweighted", "udl_head": "tlw"}
+            config = configs.Config(model=model, scale=found, losses=losses, **theirs)
         configs.expect((model, found) == (config.model, config.scale), "modelpath", path,
                        f"{config.model} x{config.scale} like the other files, found {model} x{found}")
         judges = [config.judge] if loss.endswith("+TLW") else []
         states[which][loss] = {"net": ours, "of": networks.identity(config), "judges": judges, "source": path.name}
-        networks.fill_network(networks.build_network(config), states[which][loss], str(path), config)
+        net = networks.build_network(config)
+        networks.fill_network(net, states[which][loss], str(path), config)
+        if head is not None:
+            fitting = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, config.udl_head)
+            networks.check_weights(fitting, head, str(path), "UHAT's uncertainty head")
+            if loss == "L1+UDL":
+                states[which][loss]["loss"] = {f"head.{name}": value for name, value in head.items()}
+            else:
+                print(f"left out: the uncertainty head in {path}, for which {loss} has no use")
         if weighting_path.is_file():
             released_helper = rundir.load_state(weighting_path)
             with naming(weighting_path):

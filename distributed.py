@@ -81,13 +81,13 @@ def gathered(value) -> list:
     return values
 
 
-def largest(value: int) -> int:
-    """The largest of the processes' values."""
+def largest(*values: int) -> list[int]:
+    """Of each value the largest that a process has."""
     if processes() == 1:
-        return value
-    number = torch.tensor(int(value))
-    dist.all_reduce(number, dist.ReduceOp.MAX, group=_between_steps)
-    return int(number)
+        return [*values]
+    numbers = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_between_steps)
+    return numbers.tolist()
 
 
 def wait() -> None:
@@ -188,8 +188,10 @@ def own_images(pairs: Dataset) -> Dataset:
     return pairs if processes() == 1 else OwnImages(pairs)
 
 
-def scores_of_all(own: dict[str, list[float]]) -> dict[str, list[float]]:
-    """The scores of all images in their order, from the scores that each process has of its own images."""
+def scores_of_all(own: dict[str, list[float]] | None) -> dict[str, list[float]] | None:
+    """The scores of all images in their order, from those that each process has of its own; None where one has none."""
     parts, n = gathered(own), processes()
+    if None in parts:
+        return None
     count = {name: sum(len(part[name]) for part in parts) for name in own}
     return {name: [parts[i % n][name][i // n] for i in range(count[name])] for name in own}

@@ -38,7 +38,7 @@ def carry_out(run: Prepared) -> int:
         if isinstance(error, RuntimeError) and not memory:
             raise
         code = 2 if isinstance(error, locks.Unusable) else 1
-        together = isinstance(error, FloatingPointError)
+        together = isinstance(error, (FloatingPointError, Unreadable))
         remedy = "; take --patch, a smaller one, or less --batchsize" if memory else ""
         if distributed.first() or not together:
             print(f"train.py: error: {(str(error) or 'out of memory').splitlines()[0]}{remedy}", file=sys.stderr)

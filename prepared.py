@@ -148,11 +148,15 @@ class Prepared:
             self.files.put("last.pt", self.packed())
             self.files.save()
         distributed.wait()
-        self.stamp, self.saved_at = rundir.stamp(self.folder), time.monotonic()
+        self.stamp, self.saved_step, self.saved_at = rundir.stamp(self.folder), self.step, time.monotonic()
 
     def save_is_due(self) -> bool:
-        """Whether --save-every or --save-minutes asks for a save at this step."""
+        """Whether --save-every, or --save-minutes by this process's clock, asks for a save at this step.
+
+        Not where it is saved already, nor before a validation, which saves.
+        """
+        if self.step == self.saved_step or not self.validated:
+            return False
         every, minutes = self.config.save_every, self.config.save_minutes
-        if every and self.step % every == 0:
-            return True
-        return bool(minutes and distributed.largest(time.monotonic() >= self.saved_at + 60 * minutes))
+        late = minutes and time.monotonic() >= self.saved_at + 60 * minutes
+        return bool(late or every and self.step % every == 0)

@@ -10,8 +10,10 @@ went wrong; 2 bad input; 128 + its number: stopped by SIGINT, SIGTERM or SIGUSR1
 
 import math
 import time
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +75,14 @@ def step_all(
     return values
 
 
+def tried(read: Callable, *args) -> tuple[Any, str | None]:
+    """What read(*args) returns, and None; or None, and what is wrong with an image that it cannot read."""
+    try:
+        return read(*args), None
+    except Unreadable as error:
+        return None, str(error)
+
+
 def learning_rate(config: Config, epoch: int, step: int, steps: int) -> float:
     """The rate in `epoch` and at `step` of the run's `steps`, from 0."""
     factor = {
@@ -125,7 +135,7 @@ class Run(Prepared):
                       pinned=pinned, begin_worker=signals.leave_to_parent)  # fmt: skip
         signals.outlive_children()
         self.count_skipped()
-        self.saved_at = time.monotonic()
+        self.saved_step, self.saved_at = self.step, time.monotonic()
         if not self.validated:
             self.validate((self.step - 1) // self.epoch_steps)
         while self.step < self.end:
@@ -160,14 +170,16 @@ class Run(Prepared):
                     self.count_skipped()
                 if before and self.skipped_in_a_row > config.max_skipped:
                     self.give_up(before)
-                if self.validated and self.save_is_due():
-                    self.save()
-                self.stop_if_asked()
+        self.agree()  # else a signal in the last step would wait for a validation
 
     def next_batch(self, loader) -> tuple[Tensor, Tensor]:
-        """lr and hr of the next step; images that had to be replaced are said. Raises Unreadable, with all saved."""
-        with self.saving_what_is_left():
-            lr, hr, reasons = next(loader)
+        """lr and hr of the next step, all processes having theirs; images that had to be replaced are said.
+
+        Raises what agree does.
+        """
+        batch, unreadable = tried(next, loader)
+        self.agree(unreadable)
+        lr, hr, reasons = batch
         for reason in reasons:
             if reason not in self.left_out:
                 self.left_out.append(reason)
@@ -175,15 +187,19 @@ class Run(Prepared):
                 self.files.log(step=self.step + 1, left_out=reason)
         return lr, hr
 
-    @contextmanager
-    def saving_what_is_left(self):
-        """Save the state where an image cannot be read any more; of several processes others don't know of it yet."""
-        try:
-            yield
-        except Unreadable:
-            if distributed.processes() == 1:
-                self.save()
-            raise
+    def agree(self, unreadable: str | None = None) -> None:
+        """Between two steps: save where it is time to, and end where a process was asked to or cannot read an image.
+
+        unreadable: what is wrong with this process's image. Raises signals.Stopped and Unreadable, the same in all
+        processes, with all saved.
+        """
+        number, due, failed = distributed.largest(self.asked() or 0, self.save_is_due(), unreadable is not None)
+        if number or due or failed:
+            self.save()
+        if number:
+            raise signals.Stopped(number)
+        if failed:
+            raise Unreadable(next(filter(None, distributed.gathered(unreadable))))
 
     def log_losses(self, bar: tqdm, values: dict, age: float, rate: float) -> None:
         """Show the losses and what they have to say beside them on the bar, and add all to the log."""
@@ -202,34 +218,32 @@ class Run(Prepared):
         self.files.log(**entry)
 
     def validate(self, epoch: int) -> None:
-        """Score every network, save `best` where its LPIPS fell, then `last`. Raises signals.Stopped in between."""
-        first = next(iter(self.metrics))
-        width = max(len(learner.name) for learner in self.learners) + 2
+        """Score every network, save `best` where its LPIPS fell, then `last`. Raises what agree does in between."""
         for learner in self.learners:
             label = f"validation {learner.name}" if distributed.first() else ""
-            with self.saving_what_is_left():
-                scores = val.evaluate(
-                    learner.net, self.own_images, self.metrics, self.config.protocol, self.device, label
-                )
-            scores = distributed.scores_of_all(scores)
-            means = {name: val.mean(values) for name, values in scores.items()}
-            better = means[first] < learner.best
-            if better:
-                learner.best = means[first]
-                best = learner.learned() | {"epoch": epoch, "step": self.step, "scores": means}
-                self.files.put(f"best_{learner.name}.pt", rundir.packed(best))
-            shown = "  ".join(f"{name} {score:.4f}" for name, score in means.items())
-            print(f"  epoch {epoch}  {learner.name:{width}}{shown}{'  best' if better else ''}")
-            self.files.log(step=self.step, epoch=epoch, validation=learner.name, **means)
-            self.stop_if_asked()
+            own, unreadable = tried(
+                val.evaluate, learner.net, self.own_images, self.metrics, self.config.protocol, self.device, label
+            )
+            scores = distributed.scores_of_all(own)
+            if scores is not None:
+                self.take_scores(learner, epoch, scores)
+            self.agree(unreadable)
         self.validated = True
         self.save()
 
-    def stop_if_asked(self) -> None:
-        """Save and raise signals.Stopped if a signal has come."""
-        if number := distributed.largest(self.asked() or 0):
-            self.save()
-            raise signals.Stopped(number)
+    def take_scores(self, learner: Learner, epoch: int, scores: dict[str, list[float]]) -> None:
+        """Show and log a learner's scores of the validation images, and have it saved if it was never better."""
+        means = {name: val.mean(values) for name, values in scores.items()}
+        decisive = means[next(iter(self.metrics))]
+        better = decisive < learner.best
+        if better:
+            learner.best = decisive
+            best = learner.learned() | {"epoch": epoch, "step": self.step, "scores": means}
+            self.files.put(f"best_{learner.name}.pt", rundir.packed(best))
+        shown = "  ".join(f"{name} {score:.4f}" for name, score in means.items())
+        width = max(len(each.name) for each in self.learners) + 2
+        print(f"  epoch {epoch}  {learner.name:{width}}{shown}{'  best' if better else ''}")
+        self.files.log(step=self.step, epoch=epoch, validation=learner.name, **means)
 
     def count_skipped(self) -> None:
         """Ask the device how many steps were skipped in a row, by the learner of which it is most."""

@@ -88,11 +88,43 @@ class InChunks(torch.autograd.Function):
         return gradient[:, None, None, None] * slopes, None, None, None
 
 
+def distance_to(
+    reference: Tensor,
+    prepare: Callable[[Tensor], list[Tensor]],
+    compare: Callable[[Tensor, list[Tensor]], Tensor],
+    chunk_pixels: int,
+) -> Callable[[Tensor], Tensor]:
+    """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B), once differentiable.
+
+    prepare: images (N,3,H,W) -> tensors (N,...), done here once for the reference, without a gradient. compare: images
+    (N,3,H,W) and what was prepared of B references, N a multiple of B -> (N,). Both are given as many images at a time
+    as have chunk_pixels, at least one. The function's `nbytes` is what it holds.
+    """
+    count, at_once = len(reference), max(1, chunk_pixels // reference[0, 0].numel())
+    with torch.no_grad():
+        parts = zip(*(prepare(part) for part in reference.split(at_once)))
+        prepared = [torch.cat(some) if len(some) > 1 else some[0] for some in parts]
+
+    def compare_chunk(part: Tensor, first: int) -> Tensor:
+        if len(part) % count == 0 and first % count == 0:
+            return compare(part, prepared)
+        chosen = torch.arange(first, first + len(part), device=part.device) % count
+        return compare(part, [x[chosen] for x in prepared])
+
+    def distance(images: Tensor) -> Tensor:
+        flat = images.flatten(0, -4)
+        with_slopes = torch.is_grad_enabled() and flat.requires_grad
+        return InChunks.apply(flat, compare_chunk, at_once, with_slopes).reshape(images.shape[:-3])
+
+    distance.nbytes = sum(x.nbytes for x in prepared)
+    return distance
+
+
 class DeepDistance(nn.Module):
     """The distance of `backbone`'s features, frozen; forward(a, b), (B,3,H,W) RGB in [-1,1] -> (B,).
 
-    backbone: images (N,3,H,W) -> features (N,C_i,H_i,W_i) one after another, shallow first. channel_weights: C_i weights >= 0 for
-    each of them. name: as metric; min_size: the least height and width that the backbone's pooling leaves something of.
+    backbone: images (N,3,H,W) -> features (N,C_i,H_i,W_i) one after another, shallow first. channel_weights: C_i
+    weights >= 0 for each of them. name: as metric; min_size: the least height and width that the backbone's pooling leaves something of.
     pixel_bytes: activations that one image's pixel holds at the peak, in bytes, with and without a gradient.
     memory: what the activations may take in bytes; images beyond it are done in chunks (see `against`).
     """
@@ -141,28 +173,11 @@ class DeepDistance(nn.Module):
         """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B), once differentiable.
 
         The reference's features are computed here, once, without a gradient. All images go through the backbone at
-        once where they fit the memory, else in chunks. The function's `nbytes` is what it holds. Raises ValueError where the reference's values are not in
-        [-1,1] (see `RangeCheck`).
+        once where they fit the memory, else in chunks. The function's `nbytes` is what it holds. Raises ValueError
+        where the reference's values are not in [-1,1] (see `RangeCheck`).
         """
         self.check_range(reference)
-        count, at_once = len(reference), max(1, self.chunk_pixels // reference[0, 0].numel())
-        with torch.no_grad():
-            depths = zip(*(self.features(part) for part in reference.split(at_once)))
-            reference_features = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in depths]
-
-        def chunk_distance(part: Tensor, first: int) -> Tensor:
-            if len(part) % count == 0 and first % count == 0:
-                return self.distance(part, reference_features)
-            chosen = torch.arange(first, first + len(part), device=part.device) % count
-            return self.distance(part, [r[chosen] for r in reference_features])
-
-        def distance(images: Tensor) -> Tensor:
-            flat = images.flatten(0, -4)
-            with_slopes = torch.is_grad_enabled() and flat.requires_grad
-            return InChunks.apply(flat, chunk_distance, at_once, with_slopes).reshape(images.shape[:-3])
-
-        distance.nbytes = sum(r.nbytes for r in reference_features)
-        return distance
+        return distance_to(reference, self.features, self.distance, self.chunk_pixels)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.against(b)(a)

@@ -13,8 +13,8 @@ from .fidelity import Fidelity
 KEPT_BYTES = 1 << 30  # of one data set; the images beyond it are prepared again each time
 
 
-class Prepared(NamedTuple):
-    """An image: its lr (1,3,h,w), PSNR and SSIM to its hr, and for each metric the distance sr (1,3,H,W) -> (1,)."""
+class Reference(NamedTuple):
+    """An image that sr (1,3,H,W) is measured on: its lr (1,3,h,w), PSNR and SSIM to its hr, each metric's distance."""
 
     lr: Tensor
     fidelity: Fidelity
@@ -26,11 +26,11 @@ class Prepared(NamedTuple):
 
 
 class References:
-    """Prepared images of one data set, for these metrics, shave and device."""
+    """The reference images of one data set, for these metrics, shave and device."""
 
     def __init__(self, metrics: Mapping, shave: int, device) -> None:
         self.metrics, self.shave, self.device = dict(metrics), shave, torch.device(device)
-        self.kept: dict[int, Prepared] = {}
+        self.kept: dict[int, Reference] = {}
         self.left = KEPT_BYTES
 
     def fit(self, metrics: Mapping, shave: int, device) -> bool:
@@ -38,7 +38,7 @@ class References:
         same = self.metrics.keys() == metrics.keys() and all(self.metrics[name] is metrics[name] for name in metrics)
         return same and (self.shave, self.device) == (shave, torch.device(device))
 
-    def of(self, pairs) -> Iterator[Prepared]:
+    def of(self, pairs) -> Iterator[Reference]:
         """Each of pairs, a sequence of lr (3,h,w) and hr (3,H,W); the next one is read while one is in use."""
         with ThreadPoolExecutor(1) as pool:
             ahead = {}
@@ -48,20 +48,20 @@ class References:
                         ahead[j] = pool.submit(pairs.__getitem__, j)
                 yield self.kept[i] if i in self.kept else self._prepare(i, ahead.pop(i).result())
 
-    def _prepare(self, index: int, pair: tuple[Tensor, Tensor]) -> Prepared:
+    def _prepare(self, index: int, pair: tuple[Tensor, Tensor]) -> Reference:
         lr, hr = (image[None].to(self.device) for image in pair)
         distances = {name: metric.against(hr) for name, metric in self.metrics.items()}
-        prepared = Prepared(lr, Fidelity(hr, self.shave), distances)
-        if prepared.nbytes <= self.left:
-            self.kept[index] = prepared
-            self.left -= prepared.nbytes
-        return prepared
+        reference = Reference(lr, Fidelity(hr, self.shave), distances)
+        if reference.nbytes <= self.left:
+            self.kept[index] = reference
+            self.left -= reference.nbytes
+        return reference
 
 
 _LATEST: WeakKeyDictionary = WeakKeyDictionary()
 
 
-def references(pairs, metrics: Mapping, shave: int, device) -> Iterator[Prepared]:
+def references(pairs, metrics: Mapping, shave: int, device) -> Iterator[Reference]:
     """The prepared images of pairs; those of the data set used last are kept as long as it is."""
     found = _LATEST.get(pairs)
     if found is None or not found.fit(metrics, shave, device):

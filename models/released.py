@@ -15,6 +15,7 @@ from .hat import DIV2K_MEAN
 StateDict = Mapping[str, Tensor]
 
 RELEASED_TLW = ("EDSR", "RCAN", "VDSR", "HAT-TLW")
+HEAD = "u_estimator."  # where UHAT, which is HAT-TLW with an uncertainty head, keeps that head
 
 # One key per kind of checkpoint that tells it from the others; the first match counts.
 SIGNATURES = {
@@ -30,7 +31,7 @@ SIGNATURES = {
 
 # What to do with each kind where another was expected.
 REMEDIES = {
-    "UHAT": "convert its u_estimator with uncertainty_from_released(state_dict), and the rest as HAT-TLW without them",
+    "UHAT": "convert without_uncertainty(state_dict) as HAT-TLW, its head with uncertainty_from_released(state_dict)",
     **{name: f"convert it with from_released_tlw(state_dict, {name!r})" for name in RELEASED_TLW},
     "weighting network": "convert it with weighting_from_released(state_dict)",
     "converted HAT": "load it into HAT as it is",
@@ -156,5 +157,10 @@ def weighting_from_released(state_dict: StateDict) -> dict[str, Tensor]:
 def uncertainty_from_released(state_dict: StateDict) -> dict[str, Tensor]:
     """The u_estimator of the TLW authors' UHAT -> the state dict of our UncertaintyHead(64, scale=4, head="tlw")."""
     expect(state_dict, "UHAT")
-    prefix = "u_estimator."
-    return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+    return {name.removeprefix(HEAD): value for name, value in state_dict.items() if name.startswith(HEAD)}
+
+
+def without_uncertainty(state_dict: StateDict) -> dict[str, Tensor]:
+    """The TLW authors' UHAT less its u_estimator: their HAT-TLW, for from_released_tlw."""
+    expect(state_dict, "UHAT")
+    return {name: value for name, value in state_dict.items() if not name.startswith(HEAD)}

@@ -13,8 +13,10 @@ import convert
 import networks
 import rundir
 import val
+from losses import LOSSES
 from models import SR_MODELS
 from models.released import from_released_tlw
+from models.uncertainty import UncertaintyHead
 from models.weighting import WeightingNet
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "models_golden.npz")
@@ -128,6 +130,67 @@ def test_numbering_and_one_file(workplace):
     for _ in range(2):
         convert.main(["released/SRModel_l1_best.pth"])
     assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["EDSR_x4_001", "EDSR_x4_002"]
+
+
+@pytest.fixture
+def uhat(workplace, monkeypatch):
+    """A small UHAT as the TLW authors release theirs, with random weights."""
+    small = dict(embed=12, depths=(1,), heads=(2,), window=4, channels=8, compress_ratio=3, squeeze_factor=6, overlap_ratio=0.0)
+    HAT = SR_MODELS["HAT-TLW"].func
+    monkeypatch.setitem(SR_MODELS, "HAT-TLW", lambda scale: HAT(scale, **small))
+    torch.manual_seed(0)
+    body = {f"net.{name}": value for name, value in HAT(4, **small).state_dict().items() if name != "mean"}
+    return body | {f"u_estimator.{name}": value for name, value in UncertaintyHead(8, 4, "tlw").state_dict().items()}
+
+
+@pytest.mark.parametrize("source", ["released", "released/SRModel_udl_best.pth", "any_name.pth"])
+def test_uhat_becomes_a_run_of_udl(uhat, images, capsys, source):
+    Path("released").mkdir()
+    torch.save(uhat, "released/SRModel_udl_best.pth")
+    torch.save(uhat, "any_name.pth")
+    convert.main([source, "--scale", "4", "--modelpath", "run"])
+    out, err = capsys.readouterr()
+    assert err == "" and "left out" not in out and "HAT-TLW x4: 1 best" in out
+    assert {path.name for path in Path("run").iterdir()} == {"config.yaml", "best_L1+UDL.pt"}
+
+    val.main(["--modelpath", "run", "--best", "--folder", str(images), "--lpips", "--device", "cpu"])
+    net = SR_MODELS["HAT-TLW"](scale=4)
+    net.load_state_dict(from_released_tlw({name: x for name, x in uhat.items() if name.startswith("net.")}, "HAT-TLW"))
+    expected = val.evaluate(net, val.read_pairs([images], 4, "paper"), {}, "paper")
+    (row,) = [row for row in json.loads(Path("run/val.json").read_text())["rows"] if row["loss"] == "L1+UDL"]
+    assert row["per_image"]["PSNR-Y"] == pytest.approx(expected["PSNR-Y"], abs=1e-6)
+
+    config, nets, *_ = networks.load_networks(Path("run"), "best")
+    loss = LOSSES["L1+UDL"](config, nets["L1+UDL"])
+    missing, unexpected = loss.load_state_dict(rundir.load_state(Path("run/best_L1+UDL.pt"))["loss"], strict=False)
+    assert not unexpected and all(name.startswith("frozen.") for name in missing if name != "_extra_state")
+    assert all(torch.equal(value, uhat[f"u_estimator.{name}"]) for name, value in loss.head.state_dict().items())
+
+
+def test_an_uncertainty_head_without_use_is_said(uhat, capsys):
+    Path("released").mkdir()
+    torch.save(uhat, "released/SRModel_l1.pth")
+    convert.main(["released", "--modelpath", "run"])
+    assert "left out: the uncertainty head in released/SRModel_l1.pth, for which L1 has no use" in capsys.readouterr().out
+    assert "loss" not in rundir.load_last(Path("run"))[0]["learners"]["L1"]
+
+
+@pytest.mark.parametrize("name, value, said", [
+    ("u_estimator.1.weight", None, "not a checkpoint of HAT-TLW x4 (5 entries do not fit, as u_estimator.1.bias)"),
+    ("u_estimator.3.bias", None, "not a checkpoint of UHAT's uncertainty head (1 entries do not fit, as 3.bias)"),
+    ("u_estimator.5.weight", torch.zeros(3, 8, 3, 3), "UHAT's uncertainty head (1 entries do not fit, as 5.weight)"),
+    ("u_estimator.7.weight", torch.zeros(1), "UHAT's uncertainty head (1 entries do not fit, as 7.weight)"),
+    ("net.conv_last.bias", None, "not a checkpoint of HAT-TLW x4 (1 entries do not fit, as conv_last.bias)"),
+    ("net.norm.bias", torch.zeros(5), "not a checkpoint of HAT-TLW x4 (1 entries do not fit, as norm.bias)"),
+])  # fmt: skip
+def test_a_damaged_uhat_is_refused(uhat, capsys, name, value, said):
+    changed = {key: x for key, x in (uhat | {name: value}).items() if x is not None}
+    torch.save(changed, "uhat.pth")
+    with pytest.raises(SystemExit) as caught:
+        convert.main(["uhat.pth"])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and err.count("\n") == 1 and err.startswith("convert.py: error: uhat.pth: ") and said in err
+    assert not Path("checkpoints").exists()
 
 
 @pytest.mark.parametrize("key", ["params_ema", "params", None])

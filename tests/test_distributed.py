@@ -24,7 +24,9 @@ import configs
 import losses
 import rundir
 import train
+from data import Pairs
 from learner import build_learners
+from metrics import references
 from models import whole_batch
 from models.discriminator import VGGDiscriminator
 
@@ -49,17 +51,17 @@ def process(rank: int, count: int, port: int, work, *args) -> None:
         work(*args)
 
 
-def smooth_main(argv: list[str], rank: int = -1, call: int = 0, number: int = 0) -> None:
+def smooth_main(argv: list[str], rank: int = -1, call: int = 0, happens=None) -> None:
     """train.main where rounding stays small: Adam's first step is the gradient's sign, even of one that should be 0,
     and TLW's samples are nearly binary, a step on which rounding can fall on either side.
 
-    Process `rank` sends itself signal `number` in its call number `call` of em_step.
+    In process `rank`, in its call number `call` of em_step, happens() is called.
     """
     step, calls = train.em_step, iter(range(1, 1000))
 
     def em_step(*arguments):
         if next(calls) == call and os.environ["RANK"] == str(rank):
-            os.kill(os.getpid(), number)
+            happens()
         return step(*arguments)
 
     train.em_step = em_step
@@ -220,12 +222,13 @@ def test_stopped_killed_and_gone_on_with(args, alone, together, workplace, asser
     """A signal to one process, then the death of one; the two go on bit by bit as if nothing had been, or one alone."""
     run = Path("run")
     learners = len(NAMES)
-    assert codes(start(2, smooth_main, [*args, "--modelpath", "run"], 1, 2, signal.SIGUSR1)) == [138, 138]
+    assert codes(start(2, smooth_main, [*args, "--modelpath", "run"], 1, 2, partial(signal.raise_signal, signal.SIGUSR1))) == [138, 138]
     assert "stopped by SIGUSR1 at step 1\n" in Path("out_0").read_text()
     assert rundir.load_state(run / "last.pt")["step"] == 1
 
     more = ["--load", "--modelpath", "run"]
-    assert codes(start(2, smooth_main, more, 0, learners + 2, signal.SIGKILL)) == [-9, 1]
+    killed = partial(signal.raise_signal, signal.SIGKILL)
+    assert codes(start(2, smooth_main, more, 0, learners + 2, killed)) == [-9, 1]
     assert rundir.load_state(run / "last.pt")["step"] == 2
     (line,) = Path("err_1").read_text().splitlines()
     assert line.startswith("train.py: error: another process of this run was lost; to go on: ")
@@ -238,6 +241,41 @@ def test_stopped_killed_and_gone_on_with(args, alone, together, workplace, asser
 
     assert codes(start(1, smooth_main, ["--load", "--modelpath", "single"])) == [0]
     assert_close(alone, Path("single"))
+
+
+def on_machines(argv: list[str], *arguments) -> None:
+    """smooth_main of processes each on a machine of its own, with the images on its disk; none is kept in memory."""
+    os.chdir(f"machine_{os.environ['RANK']}")
+    Pairs.__init__.__kwdefaults__["cache_bytes"] = references.KEPT_BYTES = 0
+    smooth_main(argv, *arguments)
+
+
+def spoil(folder: str) -> None:
+    for path in Path(folder).iterdir():
+        path.write_bytes(b"")
+
+
+def test_an_image_that_goes_bad_for_one_process(args, together, images, workplace, assert_same):
+    """For the second in its first step, then for the first before a validation; put back, nothing of it remains."""
+    run = workplace / "run"
+    new, more = [*args, "--trainpath", "mine", "--valpath", "others", "--modelpath", str(run)], ["--load", "--modelpath", str(run)]
+
+    def images_as_they_were():
+        for folder in ("machine_0/mine", "machine_0/others", "machine_1/mine", "machine_1/others"):
+            shutil.copytree(images, folder, dirs_exist_ok=True)
+
+    for argv, rank, folder, step in ((new, 1, "mine", 1), (more, 0, "others", 2)):
+        images_as_they_were()
+        assert codes(start(2, on_machines, argv, rank, 1, partial(spoil, folder))) == [1, 1]
+        (line,) = Path("err_0").read_text().splitlines()
+        assert line.startswith(f"train.py: error: cannot read image {folder}/") and line.endswith("put it back")
+        assert Path("err_1").read_text() == ""
+        assert f"to go on: python train.py --load --modelpath {run}" in Path("out_0").read_text()
+        assert rundir.load_state(run / "last.pt")["step"] == step
+    images_as_they_were()
+    assert codes(start(2, on_machines, more)) == [0, 0]
+    assert (run / "log.jsonl").read_text() == (together / "log.jsonl").read_text()
+    assert_same(rundir.load_state(run / "last.pt")["learners"], rundir.load_state(together / "last.pt")["learners"])
 
 
 @pytest.mark.parametrize(

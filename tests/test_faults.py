@@ -73,6 +73,19 @@ def test_a_second_interrupt_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("when, expected", [
+    ("--save-minutes 0", [4, 8]), ("--save-minutes 0 --save-every 3", [3, 4, 6, 8]), ("--save-minutes 1e-9", [*range(1, 9)]),
+])  # fmt: skip
+def test_when_it_saves_and_how_often_processes_agree(args, when, expected, monkeypatch):
+    """Once in a step, at the end of an epoch and after each network's validation."""
+    agreed, saved, run = [], [], make_run(args, "--losses", "L1", *when.split())
+    save = run.save
+    monkeypatch.setattr(train.distributed, "largest", lambda *values: agreed.append(values) or [*values])
+    monkeypatch.setattr(run, "save", lambda: saved.append(run.step) or save())
+    run.train()
+    assert saved == expected and len(agreed) == 8 + 2 * (1 + 1)
+
+
 # --- files -------------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,8 @@ import torch
 from scipy.signal import convolve2d
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from metrics import ms_ssim
+from metrics.judges import JUDGES
 from metrics.ms_ssim import MSSSIM
 
 SHARES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # table of the paper
@@ -162,6 +164,50 @@ def test_leading_dimensions():
             for b in range(2):
                 single = MSSSIM()(mixtures[s, t, b : b + 1], reference[b : b + 1])
                 torch.testing.assert_close(together[s, t, b : b + 1], single, rtol=1e-5, atol=1e-6)
+
+
+def holding(count, size):
+    """The judge whose memory holds count images, and not one more; and the list of how many are compared at a time."""
+    judge, sizes = MSSSIM(memory=count * ms_ssim._PIXEL_BYTES * size[0] * size[1] + 5), []
+    compare = judge.distance
+    judge.distance = lambda images, reference: sizes.append(len(images)) or compare(images, reference)
+    return judge, sizes
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["no-gradient", "gradient"])
+@pytest.mark.parametrize("at_once", [1, 3, 5])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_chunks_change_nothing(batch, at_once, gradient):
+    """But what it takes of memory."""
+    size = (46, 50)
+    _, reference = pair(batch, size, seed=1)
+    noise = torch.randn(2, 3, *reference.shape, generator=torch.Generator().manual_seed(3))
+    mixtures = (reference + torch.linspace(0.1, 0.6, 6).view(2, 3, 1, 1, 1, 1) * noise).clamp(-1, 1)
+    weigh = torch.arange(1.0, 6 * batch + 1).view(2, 3, batch)  # every distance has its own part in the gradient
+    judge, sizes = holding(at_once, size)
+    results = []
+    for one in (MSSSIM(), judge):
+        x = mixtures.clone().requires_grad_(gradient)
+        with torch.set_grad_enabled(gradient):
+            distance = one.against(reference)(x)
+        assert distance.shape == (2, 3, batch) and distance.requires_grad == gradient
+        results.append((distance.detach(), torch.autograd.grad((weigh * distance).sum(), x)[0] if gradient else None))
+    (whole, whole_slope), (parts, parts_slope) = results
+    assert max(sizes) <= at_once and sum(sizes) == 6 * batch
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=0)
+    if gradient:
+        assert whole_slope.flatten(3).any(dim=-1).all()
+        assert (parts_slope - whole_slope).abs().max() <= 1e-5 * whole_slope.abs().max()
+
+
+def test_less_memory_than_one_image_takes_is_one_image():
+    judge, sizes = holding(0, (33, 40))
+    assert judge(*pair(2, (33, 40))).isfinite().all() and sizes == [1, 1]
+
+
+def test_the_judges_of_a_run_are_given_the_memory():
+    for judge in JUDGES["ms-ssim"](memory=1 << 20), JUDGES["tiny"](memory=1 << 20):
+        assert 0 < judge.chunk_pixels < 1 << 20
 
 
 def test_gradient_goes_to_the_images_only():

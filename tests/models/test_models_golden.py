@@ -14,7 +14,13 @@ import pytest
 import torch
 
 from models import SR_MODELS
-from models.released import from_released_tlw, released_model_of, scale_from_shapes, weighting_from_released
+from models.released import (
+    from_released_tlw,
+    released_model_of,
+    scale_from_shapes,
+    weighting_from_released,
+    without_uncertainty,
+)
 from models.weighting import WeightingNet, relaxed_bernoulli
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +81,7 @@ def test_output_equals_released_everywhere(network):
 def test_uhat_without_its_head_is_hat():
     with np.load(OFFICIAL / "models_golden.npz") as official:
         lr, expected = official["UHAT_x4_in"], official["UHAT_x4_out"]
-    body = {name: value for name, value in filled(KEYS["UHAT_x4"]).items() if not name.startswith("u_estimator")}
+    body = without_uncertainty(filled(KEYS["UHAT_x4"]))
     net = SR_MODELS["HAT-TLW"](scale=4).eval()
     net.load_state_dict(from_released_tlw(body, "HAT-TLW"), strict=False)
     with torch.no_grad():

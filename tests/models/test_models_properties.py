@@ -175,7 +175,7 @@ ENTRY = torch.zeros(1)
         (lambda: from_released_tlw({"sf.weight": ENTRY}, "EDSR"),
          "looks like RCAN; expected EDSR; convert it with from_released_tlw(state_dict, 'RCAN')"),
         (lambda: from_released_tlw({"u_estimator.1.weight": ENTRY}, "HAT-TLW"),
-         "looks like UHAT; expected HAT-TLW; convert its u_estimator with uncertainty_from_released(state_dict), and"),
+         "looks like UHAT; expected HAT-TLW; convert without_uncertainty(state_dict) as HAT-TLW"),
         (lambda: from_released_tlw({"sf.weight": ENTRY}, "SwinIR"),
          "model_name='SwinIR' was not released; use one of EDSR, RCAN, VDSR, HAT-TLW"),
         (lambda: from_published_hat({"net.conv_first.weight": ENTRY}), "looks like HAT-TLW; expected published HAT"),

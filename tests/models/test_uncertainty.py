@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from models import SR_MODELS
-from models.released import from_released_tlw, uncertainty_from_released
+from models.released import from_released_tlw, uncertainty_from_released, without_uncertainty
 from models.uncertainty import HEADS, UncertaintyHead
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "reference" / "official"
@@ -43,8 +43,7 @@ def test_equals_the_released_uhat():
         lr = torch.from_numpy(golden["UHAT_x4_in"]).flip(1)
         expected_sr, expected = golden["UHAT_x4_out"], golden["UHAT_x4_uncertainty"]
     net = SR_MODELS["HAT-TLW"](scale=4).eval()
-    body = {name: value for name, value in released.items() if not name.startswith("u_estimator.")}
-    net.load_state_dict(from_released_tlw(body, "HAT-TLW"), strict=False)
+    net.load_state_dict(from_released_tlw(without_uncertainty(released), "HAT-TLW"), strict=False)
     head = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, "tlw").eval()
     head.load_state_dict(uncertainty_from_released(released))
     sr, features = net.sr_and_features(lr)
