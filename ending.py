@@ -21,7 +21,8 @@ def carry_out(run: Prepared) -> int:
     began, code, together = time.monotonic(), 0, True
     try:
         run.train()
-        print(f"trained in {time.monotonic() - began:.0f} s")
+        taken = time.monotonic() - began
+        print(f"trained in {taken:.0f} s, {run.waited / taken:.1%} of them waiting for images")
     except signals.Stopped as stop:
         code = stop.exit_code
         print(f"\nstopped by {stop} at step {run.step}")

@@ -56,6 +56,7 @@ class Prepared:
         folder = Path(config.modelpath) if config.modelpath else rundir.next_run(config.model, config.scale)
         self.files = Files(folder) if distributed.first() else NoFiles(folder)
         self.validated = True  # whether the validation that is due at this step has been made
+        self.waited = 0.0  # seconds, for images to train on
         self.asked = lambda: None  # which signal asks the run to stop
         locks.check_free(self.folder)
         if config.load:

@@ -177,7 +177,9 @@ class Run(Prepared):
 
         Raises what agree does.
         """
+        began = time.monotonic()
         batch, unreadable = tried(next, loader)
+        self.waited += time.monotonic() - began
         self.agree(unreadable)
         lr, hr, reasons = batch
         for reason in reasons:
