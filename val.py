@@ -34,7 +34,7 @@ from models.bicubic import Bicubic, MatlabBicubic
 from models.within_memory import UpscaleWithin
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # sr, hr (1,3,H,W) in [-1,1] -> (1,); with `against`, as judges have it
-MEMORY = 2 << 30
+MEMORY = 2 << 30  # bytes
 
 
 class Protocol(NamedTuple):
@@ -89,15 +89,17 @@ def check_out(path: Path) -> Path:
     return path
 
 
-def build_metrics(nets, weights: tuple = (), bgr: bool = False, device="cpu") -> dict[str, Metric]:
+def build_metrics(
+    nets, weights: tuple = (), bgr: bool = False, device="cpu", memory: int = MEMORY
+) -> dict[str, Metric]:  # fmt: skip
     """The perceptual metrics `nets`, each under its full name. Raises ValueError where weights cannot be had.
 
-    bgr: LPIPS sees the channels in OpenCV's order.
+    bgr: LPIPS sees the channels in OpenCV's order. memory: bytes for its activations; it takes larger images in tiles.
     """
     metrics = {}
     for net in nets:
         build = METRICS[configs.choose(net, METRICS, "perceptual metric")]
-        metric = build(weights=weights, **({"bgr": True} if bgr and net in NETS else {}))
+        metric = build(weights=weights, memory=memory, **({"bgr": True} if bgr and net in NETS else {}))
         metrics[metric.name] = metric.to(device)
     return metrics
 
@@ -172,8 +174,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         "tiny, ms-ssim (default: the judge's, and an LPIPS that was not the judge if it can be had)")
     parser.add_argument("--judge-weights", nargs="+", metavar="FILE", help="local backbone files (default: the run's)")
     parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the released code does")
-    parser.add_argument("--memory", type=int, default=MEMORY >> 20, metavar="MIB", help="for the network's activations; "
-                        "larger images are upscaled in parts, with the same result (default: %(default)s)")
+    parser.add_argument("--memory", type=int, default=MEMORY >> 20, metavar="MIB", help="for the activations of the "
+                        "network and of each metric; larger images go in parts, with the same result (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: what the machine has)")
     parser.add_argument("--out", metavar="FILE", help="where the JSON goes, a CSV beside it (default: RUN/val.json)")
     return parser.parse_args(argv)
@@ -182,16 +184,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def choose_metrics(args, judges: Collection[str], weights: tuple, device) -> dict[str, Metric]:
     """The metrics asked for, else the judges' and one that was no judge: an LPIPS where its weights can be had."""
     if args.lpips is not None:
-        return build_metrics(args.lpips, weights, args.bgr, device)
+        return build_metrics(args.lpips, weights, args.bgr, device, args.memory << 20)
     judging = [net for net in METRICS if net in map(metric_of, judges)]
-    metrics = build_metrics(judging, weights, args.bgr, device)
+    metrics = build_metrics(judging, weights, args.bgr, device, args.memory << 20)
     others = [net for net in ("squeeze", "alex", "vgg") if net not in judging] or ["tiny"]
     other = next((net for net in others if net == "tiny" or at_hand(net, weights)), others[0])
     try:
-        return metrics | build_metrics([other], weights, args.bgr, device)
+        return metrics | build_metrics([other], weights, args.bgr, device, args.memory << 20)
     except ValueError as error:
         print(f"no LPIPS network{' that was not the judge' if judging else ''}: {error}")
-        return metrics | build_metrics([] if "ms-ssim" in judging else ["ms-ssim"], device=device)
+        return metrics | build_metrics([] if "ms-ssim" in judging else ["ms-ssim"], (), False, device, args.memory << 20)
 
 
 def write_results(path: Path, rows: list[Row], **about) -> bool:

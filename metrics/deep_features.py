@@ -4,11 +4,14 @@ Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual M
 at several depths, of length 1 in every pixel, squared differences weighted per channel, spatial mean, sum over depths.
 """
 
+import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from .in_tiles import distance_in_tiles
 
 CERTAIN = 16  # reference images without a pixel below 0 until their range is called wrong
 
@@ -126,7 +129,8 @@ class DeepDistance(nn.Module):
     backbone: images (N,3,H,W) -> features (N,C_i,H_i,W_i) one after another, shallow first. channel_weights: C_i
     weights >= 0 for each of them. name: as metric; min_size: the least height and width that the backbone's pooling leaves something of.
     pixel_bytes: activations that one image's pixel holds at the peak, in bytes, with and without a gradient.
-    memory: what the activations may take in bytes; images beyond it are done in chunks (see `against`).
+    memory: what the activations may take in bytes; images beyond it are done in chunks (see `against`). The features
+    of backbones lie and reach as `in_tiles` says.
     """
 
     def __init__(
@@ -173,11 +177,32 @@ class DeepDistance(nn.Module):
         """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B), once differentiable.
 
         The reference's features are computed here, once, without a gradient. All images go through the backbone at
-        once where they fit the memory, else in chunks. The function's `nbytes` is what it holds. Raises ValueError
-        where the reference's values are not in [-1,1] (see `RangeCheck`).
+        once where they fit the memory, else in chunks; where a single one does not fit, its distance without a
+        gradient is computed in tiles, the reference's features anew. The function's `nbytes` is what it holds. Raises
+        ValueError where the reference's values are not in [-1,1] (see `RangeCheck`).
         """
         self.check_range(reference)
+        if reference[0, 0].numel() > self.chunk_pixels:
+            return self.against_large(reference)
         return distance_to(reference, self.features, self.distance, self.chunk_pixels)
+
+    def against_large(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
+        """What `against` returns where a reference alone does not fit the memory."""
+
+        def maps(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+            for i, features in enumerate(zip(self.backbone(a), self.backbone(b))):
+                yield self.map(i, *map(unit_normalise, features))
+
+        def distance(images: Tensor) -> Tensor:
+            if torch.is_grad_enabled() and images.requires_grad:
+                return distance_to(reference, self.features, self.distance, self.chunk_pixels)(images)
+            with torch.no_grad():
+                pairs = zip(images.flatten(0, -4), itertools.cycle(reference))
+                each = [distance_in_tiles(maps, a[None], b[None], self.chunk_pixels) for a, b in pairs]
+            return torch.cat(each).reshape(images.shape[:-3])
+
+        distance.nbytes = reference.nbytes
+        return distance
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.against(b)(a)

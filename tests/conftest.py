@@ -1,7 +1,11 @@
 """What many tests share: small photographs, fake judges, the command line of a tiny run, and no network."""
 
+import os
 import urllib.error
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # python -m pytest -n auto: a process for each core, so each has one
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

@@ -1,0 +1,45 @@
+"""Deep distances of images too large for the memory: tile by tile, with the whole image's result to rounding.
+
+A backbone's features see no further than REACH pixels, and lie on grids whose origins coincide every ALIGNMENT pixels;
+so a tile that begins there and overlaps its neighbours by REACH has the whole image's features in its own part.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+from models.within_memory import tiles
+
+ALIGNMENT = 16  # pixels to a feature, at the deepest
+REACH = 128  # pixels; the widest, SqueezeNet's fire9, sees 104 to each side
+
+
+def distance_in_tiles(
+    maps: Callable[[Tensor, Tensor], Iterable[Tensor]], image: Tensor, reference: Tensor, pixels: int
+) -> Tensor:
+    """The distance (1,) of image to reference (1,3,H,W) from tiles of about `pixels`, no smaller than 3 REACH a side.
+
+    maps: two tiles (1,3,h,w) -> the map (1,h_i,w_i) of every depth, whose spatial means add up to the distance.
+    """
+    height, width = image.shape[-2:]
+    sums, counts = [], []
+    across, down = math.ceil(width / ALIGNMENT), math.ceil(height / ALIGNMENT)
+    for rows, columns in tiles(down, across, pixels // ALIGNMENT**2, REACH // ALIGNMENT):
+        window = tuple(slice(ends[0] * ALIGNMENT, ends[3] * ALIGNMENT) for ends in (rows, columns))
+        a, b = (x[..., *window] for x in (image, reference))
+        for depth, values in enumerate(maps(a, b)):
+            own = values[0, _own(rows, down, a.shape[-2], values.shape[-2]), _own(columns, across, a.shape[-1], values.shape[-1])]
+            if depth == len(sums):
+                sums.append(0)
+                counts.append(0)
+            sums[depth] += own.sum(dtype=float)
+            counts[depth] += own.numel()
+    return sum(total / count for total, count in zip(sums, counts)).float()[None]
+
+
+def _own(ends: tuple[int, ...], units: int, pixels: int, features: int) -> slice:
+    """Which of a tile's features, along one axis, are its own; ends: (start, first, last, end) in ALIGNMENT pixels."""
+    start, first, last, _ = ends
+    each = ALIGNMENT // 2 ** round(math.log2(pixels / features))  # features to ALIGNMENT pixels
+    return slice((first - start) * each, None if last == units else (last - start) * each)

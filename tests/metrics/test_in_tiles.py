@@ -1,0 +1,62 @@
+"""Distances of images too large for the memory: those of the whole image, and no more than the memory."""
+
+import pytest
+import torch
+
+from benchmarks.judges import untrained
+from metrics.in_tiles import REACH
+from models.within_memory import Widest
+
+
+def pair(height, width):
+    torch.manual_seed(0)
+    return torch.rand(2, 1, 3, height, width) * 2 - 1
+
+
+CASES = [("lpips-alex", (531, 407)), ("lpips-squeeze", (390, 900)), ("tiny", (531, 407)), ("lpips-vgg", (400, 149))]
+
+
+@pytest.mark.parametrize("name, size", CASES)
+def test_is_the_whole_images(name, size):
+    torch.manual_seed(0)
+    judge = untrained(name)
+    sr, hr = pair(*size)
+    # Differences where tiles meet and at the borders alone: what is lost or counted twice there would not drown.
+    seams = torch.zeros_like(hr)
+    for x in (0, 128, 256, 384, 512, 640, 768, size[1] - 1):
+        seams[..., max(0, x - 3) : x + 3] = 1
+    sr = torch.where(seams > 0, sr, hr)
+    with torch.no_grad():
+        whole = judge(sr, hr)
+        judge.chunk_pixels = (3 * REACH) ** 2
+        with Widest() as widest:
+            tiled = judge(sr, hr)
+    assert whole > 1e-3
+    torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=0)
+    assert widest.most < 1.5 * hr.nbytes + 4 * 64 * 4 * judge.chunk_pixels
+
+
+def test_with_a_gradient_it_runs_whole():
+    torch.manual_seed(0)
+    judge = untrained("tiny")
+    sr, hr = pair(400, 420)
+    slopes = []
+    for pixels in (1 << 30, 1000):
+        judge.chunk_pixels = pixels
+        x = sr.clone().requires_grad_(True)
+        judge(x, hr).sum().backward()
+        slopes.append(x.grad)
+    torch.testing.assert_close(*slopes)
+
+
+def test_several_images_and_references():
+    torch.manual_seed(0)
+    judge = untrained("tiny")
+    references = torch.rand(2, 3, 400, 410) * 2 - 1
+    images = torch.rand(3, 2, 3, 400, 410) * 2 - 1
+    with torch.no_grad():
+        whole = judge.against(references)(images)
+        judge.chunk_pixels = 1000
+        tiled = judge.against(references)(images)
+    assert tiled.shape == (3, 2)
+    torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=0)
