@@ -50,7 +50,7 @@ def seconds_by_part(
             patched.enter_context(mock.patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
 
         for learner in learners:
-            patch(learner.net, "sr_and_features", "SR forward")
+            patch(learner.sr_and_features, "compute", "SR forward")
             patch(learner, "check", "finite check, clipping")
             if learner.loss.helper is not None:
                 patch(learner.loss.helper, "forward", "weighting network forward")
