@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device(args.device)
     figure, panels = plt.subplots(1, 5, figsize=(17, 3.2), constrained_layout=True)
     rows = []
-    for panel, (axis, values) in zip(panels, AXES.items()):
+    for panel, (axis, values) in zip(panels, tqdm(AXES.items(), "sizes", leave=False, disable=None)):
         works = {value: prepared_step(device, **(MIDDLE | {axis: value})) for value in values}
         taken = turns(works, args.times, device)
         seconds = [median(taken[value]) for value in values]
