@@ -177,25 +177,24 @@ class DeepDistance(nn.Module):
         """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B), once differentiable.
 
         The reference's features are computed here, once, without a gradient. All images go through the backbone at
-        once where they fit the memory, else in chunks; where a single one does not fit, its distance without a
-        gradient is computed in tiles, the reference's features anew. The function's `nbytes` is what it holds. Raises
-        ValueError where the reference's values are not in [-1,1] (see `RangeCheck`).
+        once where they fit the memory, else in chunks. Called under no_grad, as for a metric, it takes images of which
+        a single one does not fit in tiles, at the price of their overlap and of the reference's features anew; the
+        distances have no gradient then. The function's `nbytes` is what it holds. Raises ValueError where the
+        reference's values are not in [-1,1] (see `RangeCheck`).
         """
         self.check_range(reference)
-        if reference[0, 0].numel() > self.chunk_pixels:
+        if reference[0, 0].numel() > self.chunk_pixels and not torch.is_grad_enabled():
             return self.against_large(reference)
         return distance_to(reference, self.features, self.distance, self.chunk_pixels)
 
     def against_large(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
-        """What `against` returns where a reference alone does not fit the memory."""
+        """What `against` returns under no_grad where a reference alone does not fit the memory."""
 
         def maps(a: Tensor, b: Tensor) -> Iterator[Tensor]:
             for i, features in enumerate(zip(self.backbone(a), self.backbone(b))):
                 yield self.map(i, *map(unit_normalise, features))
 
         def distance(images: Tensor) -> Tensor:
-            if torch.is_grad_enabled() and images.requires_grad:
-                return distance_to(reference, self.features, self.distance, self.chunk_pixels)(images)
             with torch.no_grad():
                 pairs = zip(images.flatten(0, -4), itertools.cycle(reference))
                 each = [distance_in_tiles(maps, a[None], b[None], self.chunk_pixels) for a, b in pairs]

@@ -60,3 +60,16 @@ def test_several_images_and_references():
         tiled = judge.against(references)(images)
     assert tiled.shape == (3, 2)
     torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=0)
+
+
+def test_a_training_never_pays_for_tiles(monkeypatch):
+    """Where gradients are on when the reference is given, as in a step, its features are computed once and kept."""
+    judge = untrained("tiny")
+    judge.chunk_pixels = 1000
+    distance = judge.against(torch.rand(1, 3, 64, 64) * 2 - 1)
+    monkeypatch.setattr("metrics.deep_features.distance_in_tiles", None)
+    seen = []
+    judge.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    with torch.no_grad():  # the M-step
+        distance(torch.rand(6, 1, 3, 64, 64) * 2 - 1)
+    assert seen == [1] * 6
