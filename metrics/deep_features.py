@@ -170,7 +170,8 @@ class DeepDistance(nn.Module):
         total = 0
         for i, features in enumerate(self.backbone(images)):
             features = unit_normalise(features).unflatten(0, (-1, len(reference[i])))
-            total = total + self.map(i, features, reference[i]).mean(dim=(-2, -1))
+            per_channel = (features - reference[i]).square().mean(dim=(-2, -1))
+            total = total + (per_channel * getattr(self, f"weight{i}").flatten()).sum(dim=-1)
         return total.flatten()
 
     def against(self, reference: Tensor) -> Callable[[Tensor], Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .backbones import fill_backbone, find_backbone
 from .deep_features import DeepDistance
+from .strided import StridedConv
 
 # The networks and the height and width below which their pooling has nothing left.
 MIN_SIZES = {"vgg": 16, "alex": 31, "squeeze": 17}
@@ -47,6 +48,8 @@ class LPIPS(DeepDistance):
         with warnings.catch_warnings():  # the package calls torchvision by its older keyword
             warnings.simplefilter("ignore", UserWarning)
             modules = lpips.LPIPS(net=net, lpips=heads, pnet_rand=True, verbose=False)
+        if net == "alex":
+            modules.net.slice1[0] = StridedConv.of(modules.net.slice1[0])
         fill_backbone(modules.net, features, path)
         channel_weights = [head.model[-1].weight for head in modules.lins] if heads else map(torch.ones, modules.chns)
         name = f"LPIPS-{net}{'' if heads else '-unweighted'}{'-BGR' if bgr else ''}"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .deep_features import DeepDistance
+from .strided import StridedConv
 
 TINY_FILE = Path(__file__).parents[1] / "checkpoints" / "judges" / "tiny.safetensors"
 WIDTHS = (64, 96, 112, 96, 96)
@@ -26,23 +27,22 @@ class TinyFeatures(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         first, second, third, fourth, fifth = WIDTHS
-        self.conv1 = nn.Conv2d(3, first, 11, stride=4, padding=2)
+        self.conv1 = StridedConv(3, first, 11, stride=4, padding=2)
         self.conv2 = nn.Conv2d(first, second, 5, padding=2)
         self.conv3 = nn.Conv2d(second, third, 3, padding=1)
         self.conv4 = nn.Conv2d(third, fourth, 3, padding=1)
         self.conv5 = nn.Conv2d(fourth, fifth, 3, padding=1)
 
-    def before_relu(self, images: Tensor) -> Iterator[Tensor]:
-        """The same features before their ReLUs."""
-        x = self.conv1(images)
-        yield x
-        for conv, pooled in ((self.conv2, True), (self.conv3, True), (self.conv4, False), (self.conv5, False)):
-            x = F.relu(x)
-            x = conv(F.max_pool2d(x, 3, 2) if pooled else x)
-            yield x
+    def depths(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The features of every depth, before and after their ReLUs."""
+        x = images
+        for conv, pooled in zip(self.children(), (False, True, True, False, False)):
+            raw = conv(F.max_pool2d(x, 3, 2) if pooled else x)
+            x = F.relu(raw)
+            yield raw, x
 
     def forward(self, images: Tensor) -> Iterator[Tensor]:
-        return map(F.relu, self.before_relu(images))
+        return (x for _, x in self.depths(images))
 
 
 class Tiny(DeepDistance):

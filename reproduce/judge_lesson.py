@@ -58,7 +58,7 @@ class Lesson:
         """How far the student's features before the ReLUs are from the teacher's: the share not explained, mean."""
         with torch.no_grad():
             wanted = before_relu(self.teacher, images)
-        found = list(self.student.backbone.before_relu(images))
+        found = [raw for raw, _ in self.student.backbone.depths(images)]
         return sum(
             ((f - w[:, c]) / spread).square().mean()
             for f, w, c, spread in zip(found, wanted, self.channels, self.spread)
