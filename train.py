@@ -10,9 +10,10 @@ went wrong; 2 bad input; 128 + its number: stopped by SIGINT, SIGTERM or SIGUSR1
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -180,28 +181,34 @@ class Run(Prepared):
         began = time.monotonic()
         batch, unreadable = tried(next, loader)
         self.waited += time.monotonic() - began
-        self.agree(unreadable)
-        lr, hr, reasons = batch
-        for reason in reasons:
-            if reason not in self.left_out:
-                self.left_out.append(reason)
-                print(f"\nleft out from step {self.step + 1} on: {reason}", flush=True)
-                self.files.log(step=self.step + 1, left_out=reason)
+        lr, hr, reasons = batch or (None, None, [])
+        self.agree(unreadable, [reason for reason in reasons if reason not in self.left_out])
         return lr, hr
 
-    def agree(self, unreadable: str | None = None) -> None:
+    def agree(self, unreadable: str | None = None, replaced: Sequence[str] = ()) -> None:
         """Between two steps: save where it is time to, and end where a process was asked to or cannot read an image.
 
-        unreadable: what is wrong with this process's image. Raises signals.Stopped and Unreadable, the same in all
-        processes, with all saved.
+        unreadable: what is wrong with this process's image; replaced: why it had to replace images, not said before.
+        Raises signals.Stopped and Unreadable, the same in all processes, with all saved.
         """
-        number, due, failed = distributed.largest(self.asked() or 0, self.save_is_due(), unreadable is not None)
+        number, due, failed, news = distributed.largest(
+            self.asked() or 0, self.save_is_due(), unreadable is not None, len(replaced)
+        )
         if number or due or failed:
             self.save()
         if number:
             raise signals.Stopped(number)
         if failed:
             raise Unreadable(next(filter(None, distributed.gathered(unreadable))))
+        if news:
+            self.leave_out(chain.from_iterable(distributed.gathered(replaced)))
+
+    def leave_out(self, reasons: Iterable[str]) -> None:
+        """Say and log once of each image why it is replaced from now on."""
+        for reason in dict.fromkeys(reasons):
+            self.left_out.append(reason)
+            print(f"\nleft out from step {self.step + 1} on: {reason}", flush=True)
+            self.files.log(step=self.step + 1, left_out=reason)
 
     def log_losses(self, bar: tqdm, values: dict, age: float, rate: float) -> None:
         """Show the losses and what they have to say beside them on the bar, and add all to the log."""

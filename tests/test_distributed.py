@@ -278,6 +278,22 @@ def test_an_image_that_goes_bad_for_one_process(args, together, images, workplac
     assert_same(rundir.load_state(run / "last.pt")["learners"], rundir.load_state(together / "last.pt")["learners"])
 
 
+def spoil_one(path: str) -> None:
+    Path(path).write_bytes(b"")
+
+
+def test_an_image_that_another_process_than_the_first_replaces_is_said(args, images, workplace):
+    for rank in range(2):
+        shutil.copytree(images, f"machine_{rank}/mine")
+    argv = [*args, "--losses", "L1", "--bad-images", "skip", "--trainpath", "mine", "--modelpath", str(workplace / "run")]
+    assert codes(start(2, on_machines, argv, 1, 1, partial(spoil_one, "mine/coffee.png"))) == [0, 0]
+    said = [line for line in Path("out_0").read_text().splitlines() if "mine/coffee.png" in line]
+    assert sum(line.startswith("left out from step ") for line in said) == 1
+    assert sum(line.startswith("note: left out: ") for line in said) == 1
+    assert sum("mine/coffee.png" in entry.get("left_out", "") for entry in log_of(workplace / "run")) == 1
+    assert Path("err_0").read_text() == Path("err_1").read_text() == ""
+
+
 @pytest.mark.parametrize(
     "wrong, said", [(["--batchsize", "3"], "--batchsize 3: expected a multiple of 2"), (["--model", "X"], "unknown model 'X'")]
 )
