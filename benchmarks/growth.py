@@ -27,7 +27,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 LOSSES = ("L1+TLW", "MSE+TLW", "L1", "MSE")
-MIDDLE = {"pixels": 96**2, "batch": 4, "T": 3, "losses": 4}
+MIDDLE = {"pixels": 96**2, "batch": 2, "T": 3, "losses": 2}
 AXES = {
     "pixels": [size**2 for size in (48, 96, 144, 192)],
     "batch": [1, 4, 8, 12, 16],
