@@ -45,6 +45,7 @@ def descend(learner: Learner, opt: torch.optim.Optimizer, loss: Tensor) -> Tenso
         loss = whole_batch.mean(loss.detach())
         learner.check(opt, loss)
         opt.step()
+    opt.zero_grad(set_to_none=True)  # else every network's gradients would be held through the others' steps
     return loss
 
 

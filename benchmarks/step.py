@@ -92,22 +92,29 @@ def deviations(setup: Setup) -> dict[str, float]:
         step, learners = setup.project("fp32")
         for learner in learners:
             learner.set_learning_rate(0)
+        ours = {x.name: (followed(x.opt), followed(x.helper_opt) if x.helper_opt else []) for x in learners}
         found = step()
     step, plain = setup.plain(learning_rate=0, noise=seeded_noise(1))
+    helper_opts = plain.helper_opts
+    theirs = {name: (followed(opt), followed(helper_opts[name]) if name in helper_opts else [])
+              for name, opt in plain.opts.items()}
     wanted = step()
 
-    def gradient(module: torch.nn.Module) -> torch.Tensor:
-        return torch.cat([p.grad.flatten() for p in module.parameters()])
-
     pairs = {name: [] for name in TOLERANCES}
-    for learner in learners:
-        name = learner.name
+    for name in LOSSES:
         pairs["losses"] += [(a, b) for a, b in zip(found[name], wanted[name]) if a is not None]
-        pairs["SR gradients"].append((gradient(learner.net), gradient(plain.nets[name])))
-        if name in plain.weightings:
-            ours, theirs = learner.loss.helper, plain.weightings[name]
-            pairs["weighting networks' gradients"].append((gradient(ours), gradient(theirs)))
+        for kind, a, b in zip(("SR gradients", "weighting networks' gradients"), ours[name], theirs[name]):
+            pairs[kind] += zip(a, b, strict=True)
     return {name: max(float((a - b).norm() / b.norm()) for a, b in both) for name, both in pairs.items()}
+
+
+def followed(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """A list to which every step of opt adds the gradient that it follows."""
+    gradients = []
+    opt.register_step_pre_hook(
+        lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in opt.param_groups[0]["params"]]))
+    )
+    return gradients
 
 
 def memory_of(which: str, args: argparse.Namespace) -> float:
