@@ -16,6 +16,7 @@ import rundir
 from models import released
 from models.uncertainty import UncertaintyHead
 from models.weighting import WeightingNet
+from states import check_weights
 
 # By the tags in the authors' file names; that of their UHAT is not known, and udl is named after the others.
 LOSSES = {"tlw1": "L1+TLW", "tlw2": "MSE+TLW", "l1": "L1", "mse": "MSE", "udl": "L1+UDL"}
@@ -91,10 +92,10 @@ def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, 
         judges = [config.judge] if loss.endswith("+TLW") else []
         states[which][loss] = {"net": ours, "of": networks.identity(config), "judges": judges, "source": path.name}
         net = networks.build_network(config)
-        networks.fill_network(net, states[which][loss], str(path), config)
+        networks.fill_network(net, states[which][loss], str(path), networks.identity(config))
         if head is not None:
             fitting = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, config.udl_head)
-            networks.check_weights(fitting, head, str(path), "UHAT's uncertainty head")
+            check_weights(fitting, head, str(path), "UHAT's uncertainty head")
             if loss == "L1+UDL":
                 states[which][loss]["loss"] = {f"head.{name}": value for name, value in head.items()}
             else:
@@ -103,7 +104,7 @@ def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, 
             released_helper = rundir.load_state(weighting_path)
             with naming(weighting_path):
                 helper = released.weighting_from_released(released_helper)
-            networks.check_weights(WeightingNet(), helper, str(weighting_path), "the weighting network")
+            check_weights(WeightingNet(), helper, str(weighting_path), "the weighting network")
             states[which][loss]["loss"] = {f"helper.{name}": value for name, value in helper.items()}
     return config, states["best"], states["last"]
 

@@ -35,12 +35,14 @@ class Files:
     def __init__(self, folder: Path):
         self.folder = folder
         self.lines = b""  # of the log
+        self.step = 0  # of its last line
         self.states: dict[str, bytes] = {}  # by file name; last.pt comes after the best that it knows of
         self.trouble: str | None = None
         self.notes: list[str] = []  # what the run's summary shall say
 
     def log(self, **entry) -> None:
         """Add one line of JSON to the log."""
+        self.step = entry["step"]
         self.lines += rundir.log_line(entry)
         with self._patience():
             self._write_log()
@@ -63,6 +65,7 @@ class Files:
                 del self.states[name]
             if self.trouble and not self.unsaved:
                 print(f"\nsaved again after: {self.trouble}", flush=True)
+                self.log(step=self.step, note=f"saved again after: {self.trouble}")
                 self.trouble = None
 
     @property

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import configs
 import distributed
 import networks
+import states
 from configs import Config
 from losses import LOSSES, NEEDS_EXTRACTORS, NEEDS_JUDGE, Loss
 from models import init_paper
@@ -119,12 +120,16 @@ class Learner:
             "skips": [int(count) for count in self.skips],
         }
 
-    def load_state(self, state: dict) -> None:
-        self.net.load_state_dict(state["net"])
+    def load_state(self, state: dict, source: str) -> None:
+        """Take up what `state` has given; source: its file. Raises ValueError where something of it does not fit."""
+        states.check_numbers(state, source)
+        states.check_streams(state["streams"], self.streams, source)
+        networks.fill_network(self.net, state, source, self.of)
+        states.check_weights(self.loss, state["loss"], source, f"the loss {self.name}")
         self.loss.load_state_dict(state["loss"])
-        self.opt.load_state_dict(state["opt"])
+        self.opt.load_state_dict(states.moments(self.opt, state["opt"], source))
         if self.helper_opt:
-            self.helper_opt.load_state_dict(state["helper_opt"])
+            self.helper_opt.load_state_dict(states.moments(self.helper_opt, state["helper_opt"], source))
         self.best = state["best"]
         self.skips = torch.tensor(state.get("skips", [0, 0]), dtype=torch.float32, device=self.device)
         # A run that moves to another kind of device begins that device's stream.

@@ -8,6 +8,7 @@ from torch import nn
 
 import configs
 import rundir
+import states
 from models import SR_MODELS
 
 
@@ -75,27 +76,15 @@ def identity(config: configs.Config) -> str:
     return f"{config.model} x{config.scale}{' ' if options else ''}{options}"
 
 
-def fill_network(net: nn.Module, state: dict, source: str, config: configs.Config) -> None:
-    """Load state["net"] into net after checking that every name and shape fits and that state["of"] is this network.
+def fill_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
+    """Load state["net"] into net after checking that every name, shape and type fits and that state["of"] is `wanted`.
 
-    Raises ValueError, net untouched.
+    source: the state's file; wanted: net's identity. Raises ValueError, net untouched.
     """
-    wanted = identity(config)
     if state.get("of", wanted) != wanted:
         raise ValueError(f"{source}: a checkpoint of {state['of']}; expected one of {wanted}")
-    check_weights(net, state.get("net"), source, wanted)
+    states.check_weights(net, state.get("net"), source, wanted)
     net.load_state_dict(state["net"])
-
-
-def check_weights(net: nn.Module, weights: object, source: str, wanted: str) -> None:
-    """Raise ValueError unless weights is a state dict with exactly net's names and shapes."""
-    own = net.state_dict()
-    found = weights if isinstance(weights, dict) else {}
-    shapes = {name: value.shape if isinstance(value, torch.Tensor) else None for name, value in found.items()}
-    wrong = [name for name in own if shapes.get(name) != own[name].shape]
-    wrong += [name for name in shapes if name not in own]
-    if wrong:
-        raise ValueError(f"{source}: not a checkpoint of {wanted} ({len(wrong)} entries do not fit, as {wrong[0]})")
 
 
 def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], list[str]]:
@@ -120,7 +109,7 @@ def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, d
             raise ValueError(f"{run / 'last.pt'}: holds no network of {loss}; add --best")
         state = rundir.load_state(run / f"best_{loss}.pt") if which == "best" else last[loss]
         net = build_network(config)
-        fill_network(net, state, f"{run} ({which}, {loss})", config)
+        fill_network(net, state, f"{run} ({which}, {loss})", identity(config))
         nets[loss] = net
         judges += [judge for judge in state.get("judges", ()) if judge not in judges]
     return config, nets, judges

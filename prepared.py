@@ -11,12 +11,14 @@ import distributed
 import locks
 import networks
 import rundir
+import states
 import val
 from configs import Config
 from data import Batches, Pairs, Patches
 from files import Files, NoFiles
 from learner import build_learners
 from losses import NEEDS_EXTRACTORS, NEEDS_JUDGE
+from metrics.backbones import read_backbone_file
 from metrics.extractors import build_extractor
 from metrics.judges import JUDGES, MEMORY, metric_of
 
@@ -34,6 +36,8 @@ class Prepared:
         if config.compile:
             networks.check_compiler(self.device)
         self.learners = build_learners(config, self.device)
+        for path in config.judge_weights + config.extractor_weights:  # those that this run has no use for too
+            read_backbone_file(path)
 
         for name in ("trainpath", "valpath"):
             configs.expect(len(getattr(config, name)) > 0, name, "", "one or more folders of HR images")
@@ -43,6 +47,7 @@ class Prepared:
         )
         self.left_out = list(pairs.skipped.values())  # a line for each training image that --bad-images skip left out
         self.patches = Patches(pairs, config.patch, config.augment, config.seed, config.skip_small)
+        small = len(pairs) - len(self.patches)
         shapes = {size[::turn] for size in pairs.sizes for turn in ((1, -1) if config.augment else (1,))}
         if config.patch is None and config.batchsize > 1 and len(shapes) > 1:
             raise ValueError(f"--batchsize {config.batchsize}: images of different sizes; add --patch or take 1")
@@ -55,6 +60,8 @@ class Prepared:
         self.end = self.begin + config.steps if config.steps else config.endepoch * self.epoch_steps
         folder = Path(config.modelpath) if config.modelpath else rundir.next_run(config.model, config.scale)
         self.files = Files(folder) if distributed.first() else NoFiles(folder)
+        if small:
+            self.files.notes.append(f"{small} of {len(pairs)} images are smaller than --patch {config.patch}: left out")
         self.validated = True  # whether the validation that is due at this step has been made
         self.waited = 0.0  # seconds, for images to train on
         self.asked = lambda: None  # which signal asks the run to stop
@@ -74,6 +81,7 @@ class Prepared:
             memory = (config.judge_memory or MEMORY[self.device.type]) << 20
             self.judge = JUDGES[config.judge](weights=config.judge_weights, memory=memory)
             self.judge.to(self.device, memory_format=torch.channels_last)
+            self.judge.check_range.settled = True  # what data/ reads is in range, however bright
             configs.expect(smallest >= self.judge.min_size, "patch", smallest,
                            f"at least {self.judge.min_size} pixels for {config.judge}")
         self.extractors = {}
@@ -102,15 +110,15 @@ class Prepared:
                              f"these settings give {' '.join(self.config.losses)} with {self.epoch_steps}{images}")
         try:
             for learner in self.learners:
-                networks.fill_network(learner.net, saved[learner.name], str(path), self.config)
-                learner.load_state(saved[learner.name])
-            self.step, yardstick, self.validated = state["step"], state["yardstick"], state.get("validated", True)
-            beyond = self.step > self.end
+                learner.load_state(saved[learner.name], str(path))
+            states.check_place(state, str(path))
         except (AttributeError, KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise ValueError(f"{path}: not a state of this run ({type(error).__name__}: {reason})") from None
-        if beyond:
+        self.step, yardstick, self.validated = state["step"], state["yardstick"], state.get("validated", True)
+        if self.step > self.end:
             raise ValueError(f"{path}: is at step {self.step}, beyond {self.end}; raise --endepoch or --steps")
+        self.compare_images(state.get("images"), path)
         if yardstick != self.yardstick():
             print(f"best is chosen anew: by {' '.join(self.yardstick())}, before by {' '.join(yardstick)}")
             for learner in self.learners:
@@ -118,6 +126,18 @@ class Prepared:
         if wrong:
             self.files.notes.append(f"{wrong}; went on from {path.name}, step {self.step}")
             print(self.files.notes[-1])
+
+    def compare_images(self, before: list[int] | None, path: Path) -> None:
+        """Say where the training images are not those of the state in path; of another number they do not fit."""
+        now = self.patches.checksums()
+        if before is None or before == now:
+            return
+        if len(before) != len(now):
+            images = f"put an image in the place of the one left out: {self.left_out[0]}" if self.left_out else "take those"
+            raise ValueError(f"{path}: is of {len(before)} training images, these are {len(now)}; {images}")
+        changed = sum(a != b for a, b in zip(before, now))
+        self.files.notes.append(f"{changed} of {len(now)} training images are not those of {path.name}")
+        print(self.files.notes[-1])
 
     def begin_epoch(self) -> None:
         for learner in self.learners:
@@ -140,6 +160,7 @@ class Prepared:
     def packed(self) -> bytes:
         """The file of all that is needed to go on from here."""
         place = {"step": self.step, "epoch_steps": self.epoch_steps, "yardstick": self.yardstick()}
+        place["images"] = self.patches.checksums()
         learners = {learner.name: learner.state() for learner in self.learners}
         return rundir.packed(place | {"validated": self.validated, "learners": learners})
 

@@ -136,6 +136,11 @@ class Run(Prepared):
         loader = load(self.patches, batches, substitute=config.bad_images == "skip", workers=config.workers,
                       pinned=pinned, begin_worker=signals.leave_to_parent)  # fmt: skip
         signals.outlive_children()
+        for reason in self.left_out:
+            print(f"left out: {reason}")
+            self.files.log(step=self.step, left_out=reason)
+        for note in self.files.notes:
+            self.files.log(step=self.step, note=note)
         self.count_skipped()
         self.saved_step, self.saved_at = self.step, time.monotonic()
         if not self.validated:

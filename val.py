@@ -24,7 +24,7 @@ import configs
 import networks
 import rundir
 from data import Pairs, Unreadable
-from metrics.backbones import at_hand
+from metrics.backbones import at_hand, read_backbone_file
 from metrics.fidelity import quantize
 from metrics.judges import METRICS, marked, metric_of
 from metrics.perceptual import NETS
@@ -100,6 +100,7 @@ def build_metrics(
     for net in nets:
         build = METRICS[configs.choose(net, METRICS, "perceptual metric")]
         metric = build(weights=weights, memory=memory, **({"bgr": True} if bgr and net in NETS else {}))
+        metric.check_range.settled = True  # what data/ reads is in range, however bright
         metrics[metric.name] = metric.to(device)
     return metrics
 
@@ -214,6 +215,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     with configs.one_line_errors("val.py"):
         device = networks.choose_device(args.device)
+        for path in args.judge_weights or ():  # those that no metric needs too
+            read_backbone_file(path)
         configs.expect(args.memory > 0, "memory", args.memory, "1 MiB or more")
         protocol = PROTOCOLS[args.protocol]
         which = "best" if args.best else "last"

@@ -83,7 +83,7 @@ class Pairs(Dataset):
             self._partners = match(files, rooted(lr_folders), scale)
             self._drop_lonely()
         self._cache: list[tuple[np.ndarray | None, np.ndarray]] = []
-        self._sums: list[int] = []  # of the pixels, to know them again
+        self.checksums: list[int] = []  # of the pixels, to know them again
         self._read_all(cache_bytes, progress)
         if not self.paths:
             first = next(iter(self.skipped.values()))
@@ -124,7 +124,7 @@ class Pairs(Dataset):
                     continue
                 lr, hr, checksum = image
                 good.append(path)
-                self._sums.append(checksum)
+                self.checksums.append(checksum)
                 self.sizes.append(hr.shape[:2])
                 size = hr.nbytes + (0 if lr is None else lr.nbytes)
                 if size <= left:
@@ -170,7 +170,7 @@ class Pairs(Dataset):
         except ValueError as error:
             reason = str(error).removesuffix("; remove or replace it")
             raise Unreadable(f"{reason}; it is not what it was when the run began, put it back") from None
-        if hr.shape[:2] != self.sizes[index] or _checksum(lr, hr) != self._sums[index]:
+        if hr.shape[:2] != self.sizes[index] or _checksum(lr, hr) != self.checksums[index]:
             which = path if lr is None else f"{path} or its LR partner"
             raise Unreadable(f"{which} has changed; expected images not to change while a run reads them, put it back")
         return lr, hr
@@ -230,6 +230,10 @@ class Patches(Dataset):
             return 1
         pixels = sum(height * width for height, width in (self.pairs.sizes[i] for i in self.used))
         return max(1, round(pixels / self.patch**2 / len(self)))
+
+    def checksums(self) -> list[int]:
+        """Of the pixels of every image in use, in their order: what patches are drawn from."""
+        return [self.pairs.checksums[i] for i in self.used]
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key

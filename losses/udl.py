@@ -54,6 +54,8 @@ class UDL(Loss):
         return torch.tensor(self.stage)
 
     def set_extra_state(self, state: Tensor) -> None:
+        if state not in (1, 2):
+            raise RuntimeError(f"UDL has no stage {int(state)}")
         self._enter(int(state))
 
     def _enter(self, stage: int) -> None:

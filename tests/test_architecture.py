@@ -22,17 +22,18 @@ MAY_IMPORT = {
     "rundir": set(),
     "locks": set(),
     "signals": set(),
+    "states": set(),
     "files": {"rundir"},
     "distributed": {"models"},
     "figures": set(),
     "ending": {"data", "distributed", "figures", "locks", "prepared", "rundir", "signals", "val"},
     "losses": {"models"},
-    "learner": {"configs", "distributed", "losses", "models", "networks"},
+    "learner": {"configs", "distributed", "losses", "models", "networks", "states"},
     "prepared": {"configs", "data", "distributed", "files", "learner", "locks", "losses", "metrics", "networks", "rundir",
-                 "val"},
-    "networks": {"configs", "models", "rundir"},
+                 "states", "val"},
+    "networks": {"configs", "models", "rundir", "states"},
     "val": {"configs", "data", "metrics", "models", "networks", "rundir"},
-    "convert": {"configs", "models", "networks", "rundir"},
+    "convert": {"configs", "models", "networks", "rundir", "states"},
 }
 
 

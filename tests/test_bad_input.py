@@ -179,6 +179,8 @@ TRAIN = ("--model EDSR --model-options blocks=1 channels=8 --scale 4 --losses L1
         ("--device meta", "--device meta"),
         ("--losses L1+TLW --judge-weights nowhere.pth", "nowhere.pth: "),
         ("--judge-weights garbage.pth", "garbage.pth: "),
+        ("--lpips ms-ssim --judge-weights nowhere.pth", "nowhere.pth: "),
+        ("--lpips ms-ssim --extractor-weights nowhere.pth", "nowhere.pth: "),
         ("--judge-weights bomb.pth", "bomb.pth: "),
         ("--judge-weights unknown.pth", "unknown.pth: expected torchvision's"),
         ("--judge lpips-alex --losses L1+TLW", "LPIPS-alex needs ImageNet weights"),
@@ -271,6 +273,7 @@ def test_a_run_in_udls_second_stage_without_its_first(place, capsys):
         ("--modelpath run --lpips alexx", "did you mean alex?"),
         ("--modelpath run --lpips alex", "LPIPS-alex needs ImageNet weights"),
         ("--modelpath run --judge-weights bomb.pth", "bomb.pth: "),
+        ("--modelpath run --lpips ms-ssim --judge-weights nowhere.pth", "nowhere.pth: "),
         ("--modelpath run --device cuda:7", "--device cuda:7"),
         ("--modelpath run --protocol papers", "--protocol"),
         ("--modelpath run --bset", "unknown argument --bset; did you mean --best?"),
@@ -394,7 +397,7 @@ def test_bicubic_with_what_belongs_to_runs(place, capsys, flag):
 
 
 def test_a_damaged_training_image(place, images, capsys):
-    """It stops the run before it began, or is left out and named in the end."""
+    """It stops the run before it began, or is left out and named at the beginning and in the end."""
     shutil.copytree(images, "some")
     Path("some/torn.png").write_bytes(next(images.glob("*.png")).read_bytes()[:900])
     words = TRAIN.replace("--trainpath good", "--trainpath some") + "--steps 1 --modelpath torn"
@@ -403,4 +406,4 @@ def test_a_damaged_training_image(place, images, capsys):
     assert caught.value.code == 2 and "torn.png" in capsys.readouterr().err and not Path("torn").exists()
     train.main([*words.split(), "--bad-images", "skip"])
     out = capsys.readouterr().out
-    assert "training on 4 images" in out and sum("torn.png" in line for line in out.splitlines()) == 1
+    assert "training on 4 images" in out and sum("torn.png" in line for line in out.splitlines()) == 2

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import warnings
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,56 @@ def test_a_bad_image_is_replaced_by_the_next_where_bad_ones_are_skipped(args, sa
     lr, hr = run.patches[0, 2]
     found = train.load(run.patches, [[(0, 1)]], substitute=True)
     assert torch.equal(next(found)[1][0], hr)
+
+
+def brighten(folder: str) -> None:
+    for path in Path(folder).iterdir():
+        Image.fromarray(read_rgb(path) // 4 + 192).save(path)
+
+
+def test_bright_images_are_images_like_others(args, images, at_step, same_files):
+    """As many as a judge in a loop of one's own would call wrong; going on among them too."""
+    shutil.copytree(images, "bright")
+    brighten("bright")
+    args = [*args, "--trainpath", "bright", "--valpath", "bright", "--losses", "L1+TLW", "--endepoch", "5"]
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        make_run([*args, "--modelpath", "whole"]).train()
+        at_step(9, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            train.main(args)
+        make_run(["--load", "--modelpath", "run"]).train()
+    same_files(Path("whole"), Path("run"))
+
+
+def test_going_on_with_other_images(args, images, capsys):
+    """Another number of them is refused, even where an epoch has as many steps; others are said."""
+    run = make_run([*args, "--steps", "1", "--repeat", "1", "--batchsize", "3"])
+    run.train()
+    names = sorted(path.name for path in Path("mine").iterdir())
+    more = ["--load", "--modelpath", "run", "--steps", "2"]
+    shutil.copy(Path("mine", names[0]), "mine/zebra.png")
+    with pytest.raises(ValueError, match=f"run/last.pt: is of {len(names)} training images, these are {len(names) + 1}; "):
+        make_run(more)
+    Path("mine/zebra.png").unlink()
+    another_of_its_size()
+    again = make_run(more)
+    wanted = f"1 of {len(names)} training images are not those of last.pt"
+    assert wanted in capsys.readouterr().out and wanted in again.summary()
+    again.train()
+    entries = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert sum(entry.get("note") == wanted for entry in entries) == 1
+    shutil.copy(images / "coffee.png", "mine")
+
+
+def test_what_is_left_out_from_the_beginning_is_logged(args, capsys):
+    """Damaged images by name, small ones by number."""
+    torn()
+    Image.new("RGB", (20, 20)).save("mine/small.png")
+    make_run([*args, "--steps", "1", "--bad-images", "skip", "--skip-small"]).train()
+    text = Path("run/log.jsonl").read_text()
+    assert text.count('"left_out": "cannot read image mine/coffee.png') == 1
+    assert text.count('"note": "1 of 4 images are smaller than --patch') == 1
+    assert capsys.readouterr().out.count("left out: cannot read image mine/coffee.png") == 1
 
 
 def test_no_image_left(args, workplace):

@@ -436,7 +436,7 @@ def test_a_stream_of_another_kind_of_device_is_left_out(tiny_args, workplace):
     """A run from a GPU goes on with a CPU: its learners take over what this device has."""
     learner = make_run(tiny_args).learners[0]
     state = learner.state() | {"streams": {"cpu": torch.Generator().manual_seed(9).get_state(), "cuda": torch.zeros(16)}}
-    learner.load_state(state)
+    learner.load_state(state, "last.pt")
     assert set(learner.streams) == {"cpu"} and torch.equal(learner.streams["cpu"], state["streams"]["cpu"])
 
 
