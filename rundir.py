@@ -209,15 +209,15 @@ def finite(value):
 def trim_log(path: Path, step: int, validated: bool = True) -> None:
     """Drop what was logged after `step` (not validated: the scores of `step` too), for it will be logged again.
 
-    A last line that was cut off goes with it.
+    A last line that was cut off goes with it, and so do lines that the log of a run does not have.
     """
 
     def stays(line: str) -> bool:
         try:
             entry = json.loads(line)
-        except ValueError:
+            return line.endswith("\n") and entry["step"] < step + (validated or "validation" not in entry)
+        except (ValueError, LookupError, TypeError, RecursionError):
             return False
-        return line.endswith("\n") and entry["step"] < step + (validated or "validation" not in entry)
 
     if path.exists():
         lines = path.read_text(errors="replace").splitlines(keepends=True)

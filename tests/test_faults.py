@@ -174,6 +174,14 @@ def test_a_log_line_cut_off_goes(tmp_path):
     assert log.read_text() == "".join(lines[:2])
 
 
+@pytest.mark.parametrize("line", ["{}", "5", "null", "[1]", '"step"', '{"step": "x"}', '{"step": null}', "[" * 10**5])
+def test_a_log_line_that_is_no_runs_goes(tmp_path, line):
+    log = tmp_path / "log.jsonl"
+    log.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    rundir.trim_log(log, 2)
+    assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
 # --- two runs ----------------------------------------------------------------------------------------------------------
 
 
