@@ -22,6 +22,8 @@ from pathlib import Path
 
 import torch
 
+import tensors
+
 ROOT = Path("checkpoints")
 
 
@@ -126,37 +128,23 @@ def save_state(state: dict, path: Path) -> None:
     write_whole(path, packed(state))
 
 
-def verify(path: Path) -> None:
-    """Raise an exception where a checksum in the file is wrong. Files from before torch wrote archives have none."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"wrong checksum of {damaged}")
-
-
 def intact(path: Path) -> bool:
     """Whether path is a file with the right checksums."""
     try:
-        verify(path)
+        tensors.verify(path)
         return zipfile.is_zipfile(path)
     except Exception:  # whatever zipfile makes of a damaged one
         return False
 
 
 def load_state(path: Path) -> dict:
-    """A state of tensors and plain values, on the CPU; code in the file is never run. Raises ValueError.
+    """A state of tensors and plain values, on the CPU; raises what tensors.load does.
 
     Bits that are not as they were written are an error too.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
-    try:
-        verify(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as a checkpoint of tensors ({reason})") from None
+    state = tensors.load(path, "a checkpoint of tensors")
     if not isinstance(state, dict):
         raise ValueError(f"{path}: expected a checkpoint, found a {type(state).__name__}")
     return state
