@@ -153,11 +153,13 @@ def load_state(path: Path) -> dict:
 def load_last(run: Path) -> tuple[dict, Path, str | None]:
     """The state to go on from, its file, and what is wrong with last.pt where that is previous.pt (else None).
 
-    Raises ValueError where neither can be read.
+    Raises ValueError where neither can be read, or last.pt is out of reach: it may be whole, and later than previous.pt.
     """
     last, previous = run / "last.pt", run / "previous.pt"
     try:
         return load_state(last), last, None
+    except tensors.OutOfReach as error:
+        raise ValueError(f"{error}; make it readable") from None
     except ValueError as error:
         if not previous.exists():
             raise

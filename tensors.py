@@ -1,5 +1,6 @@
 """Files of tensors that may be a stranger's or damaged: what cannot be trusted is refused in one line, never run."""
 
+import errno
 import re
 import warnings
 import zipfile
@@ -8,10 +9,15 @@ from pathlib import Path
 import torch
 
 
+class OutOfReach(ValueError):
+    """A file that is there, and may be whole, but cannot be read now."""
+
+
 def load(path: str | Path, what: str, remedy: str = ""):
     """What torch.save wrote to path, tensors and plain values, on the CPU. Errors call it `what` and give the remedy.
 
-    Raises ValueError where it is anything else or its bits are not as they were written.
+    Raises ValueError where it is anything else or its bits are not as they were written, OutOfReach where the system
+    does not let it be read.
     """
     try:
         verify(path)
@@ -19,7 +25,10 @@ def load(path: str | Path, what: str, remedy: str = ""):
             warnings.simplefilter("ignore")  # of what is refused the error says enough
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
-        raise ValueError(f"{path}: cannot be read as {what} ({_reason(error)}){remedy}") from None
+        # Sizes within a damaged archive can lead before its beginning: that is EINVAL.
+        refused = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EINVAL)
+        kind = OutOfReach if refused else ValueError
+        raise kind(f"{path}: cannot be read as {what} ({_reason(error)}){remedy}") from None
 
 
 def verify(path: str | Path) -> None:

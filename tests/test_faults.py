@@ -4,6 +4,7 @@ The kills of real processes, in full: FAULTS=20 python -m pytest tests/test_faul
 """
 
 import copy
+import errno
 import json
 import math
 import multiprocessing
@@ -123,6 +124,22 @@ def test_the_state_before_stands_in_for_a_damaged_one(tmp_path):
     with pytest.raises(ValueError, match="last.pt: cannot be read.*nor can the one before.*begin anew") as caught:
         rundir.load_last(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_state_out_of_reach_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch, number):
+    """It may be whole, and what goes on from the one before would replace it."""
+    run = files.Files(tmp_path)
+    for step in (1, 2):
+        run.put("last.pt", rundir.packed({"step": step}))
+        run.save()
+
+    def load(path, **options):
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(ValueError, match=rf"last.pt: cannot be read .*{os.strerror(number)}.*; make it readable$"):
+        rundir.load_last(tmp_path)
 
 
 def test_a_run_says_that_it_went_on_from_the_state_before(args, capsys):
