@@ -180,7 +180,11 @@ def learner_states(state: dict, path: Path) -> dict[str, dict]:
 
 def check_new(run: Path) -> None:
     """Raise ValueError where run cannot be the folder of a new run: there is one, or a file is in the way."""
-    if any(run.glob("*.pt")):
+    try:
+        held = any(run.glob("*.pt"))
+    except OSError as error:
+        raise ValueError(f"--modelpath {run}: cannot be a folder ({error.strerror}); name another") from None
+    if held:
         raise ValueError(f"--modelpath {run}: holds a run; add --load to go on with it, or name another")
     existing = next(path for path in (run, *run.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

@@ -116,10 +116,14 @@ class Run(Prepared):
     def take_folder(self, lock: ExitStack) -> None:
         """Make and lock the run's folder, and write in it with what settings the run goes on from where."""
         config = self.config
-        if config.modelpath:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        else:
-            self.files.folder = rundir.make_next(self.folder, config.model, config.scale)
+        try:
+            if config.modelpath:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            else:
+                self.files.folder = rundir.make_next(self.folder, config.model, config.scale)
+        except OSError as error:
+            reason = error.strerror or error
+            raise locks.Unusable(f"--modelpath {self.folder}: cannot be made ({reason}); name another") from None
         lock.enter_context(locks.locked(self.folder))
         if rundir.stamp(self.folder) != self.stamp:
             raise locks.Unusable(f"--modelpath {self.folder}: another run has just gone on with it; start again")

@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     with configs.one_line_errors("val.py"):
         device = networks.choose_device(args.device)
-        configs.expect(args.memory > 0, "memory", args.memory, "1 MiB or more")
+        configs.expect(0 < args.memory <= 10**9, "memory", args.memory, f"MiB, from 1 to {10**9}")
         protocol = PROTOCOLS[args.protocol]
         which = "best" if args.best else "last"
         configs.expect(args.modelpath != "", "modelpath", '""', "a run's folder; leave it out for the newest")

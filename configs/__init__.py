@@ -30,7 +30,7 @@ RESUMABLE = {
     "save_minutes", "clip_grad", "max_skipped",
 }  # fmt: skip
 # Beyond these a run would not fail but fill the memory, before its first step or some day.
-MOST = {"batchsize": 65536, "repeat": 10**6, "samples": 1000, "workers": 1000, "step_gamma": 1.0}
+MOST = {"batchsize": 65536, "judge_memory": 10**9, "repeat": 10**6, "samples": 1000, "workers": 1000, "step_gamma": 1.0}
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
 

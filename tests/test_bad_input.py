@@ -213,6 +213,8 @@ TRAIN = ("--model EDSR --model-options blocks=1 channels=8 --scale 4 --losses L1
         ("--modelpath no_last", "holds a run"),
         ("--modelpath file", "--modelpath file"),
         ("--modelpath file/run", "--modelpath file/run"),
+        (f"--modelpath {300 * 'x'}", f"--modelpath {300 * 'x'}: cannot be a folder (File name too long); name another"),
+        (f"--judge-memory {10**22}", f"--judge-memory {10**22}: expected 1000000000 or less"),
         # what training would find out only after an epoch
         ("--valpath small --protocol standard", "small"),
         ("--losses L1+TLW --patch 4", "patch"),
@@ -226,6 +228,21 @@ def test_train_load_beyond_the_end(place, capsys, tiny_args):
     """A run that stopped later than the new --endepoch is left as it is."""
     train.Run(train.configs.load([*tiny_args, "--losses", "L1", "--endepoch", "2", "--modelpath", "long"])).train()
     assert "--endepoch" in refused(place, capsys, "train.py", "--load --modelpath long --endepoch 1")
+
+
+def test_a_folder_that_cannot_be_made(place, capsys):
+    """As in /proc, which shows only to those who try."""
+    mkdir = Path.mkdir
+
+    def refuse(path, *arguments, **options):
+        if path.name == "new":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        mkdir(path, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        err = refused(place, capsys, "train.py", TRAIN + "--modelpath new")
+    assert "--modelpath new: cannot be made (No such file or directory); name another" in err
 
 
 def test_a_gan_on_whole_images(place, capsys):
@@ -273,6 +290,10 @@ def test_a_run_in_udls_second_stage_without_its_first(place, capsys):
         ("--modelpath run --judge-weights bomb.pth", "bomb.pth: "),
         ("--modelpath run --device cuda:7", "--device cuda:7"),
         ("--modelpath run --protocol papers", "--protocol"),
+        (f"--modelpath run --memory {10**20}", f"--memory {10**20}: expected MiB, from 1 to 1000000000"),
+        ("--modelpath run --memory 0", "--memory 0: expected MiB, from 1 to 1000000000"),
+        (f"--modelpath {300 * 'x'}", "File name too long"),
+        (f"--modelpath run --out {300 * 'x'}", "File name too long"),
         ("--modelpath run --bset", "unknown argument --bset; did you mean --best?"),
         ("--model bicubic", "--folder"),
         ("--model bicubic --folder nowhere", "folder nowhere does not exist"),
