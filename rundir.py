@@ -178,14 +178,21 @@ def learner_states(state: dict, path: Path) -> dict[str, dict]:
     return states
 
 
-def check_new(run: Path) -> None:
-    """Raise ValueError where run cannot be the folder of a new run: there is one, or a file is in the way."""
+def check_new(run: Path, aborted: bool = False) -> None:
+    """Raise ValueError where run cannot be the folder of a new run: there is one, or files are in the way.
+
+    aborted: its settings and log are of a run that ended before it saved anything, and may be written over.
+    """
     try:
         held = any(run.glob("*.pt"))
+        others = [] if aborted else [name for name in ("config.yaml", "log.jsonl") if (run / name).exists()]
     except OSError as error:
         raise ValueError(f"--modelpath {run}: cannot be a folder ({error.strerror}); name another") from None
     if held:
         raise ValueError(f"--modelpath {run}: holds a run; add --load to go on with it, or name another")
+    if others:
+        remedy = "name another folder, or move it away"
+        raise ValueError(f"--modelpath {run}: holds a {others[0]} that a run would write over; {remedy}")
     existing = next(path for path in (run, *run.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"--modelpath {run}: {existing} is no folder that can be written to; name another")

@@ -230,6 +230,27 @@ def test_train_load_beyond_the_end(place, capsys, tiny_args):
     assert "--endepoch" in refused(place, capsys, "train.py", "--load --modelpath long --endepoch 1")
 
 
+@pytest.mark.parametrize("name, content", [
+    ("config.yaml", "steps: 1  # mine\n"), ("config.yaml", "steps: 1\n"), ("log.jsonl", '{"step": 1}\n'), ("config.yaml", ""),
+])  # fmt: skip
+def test_files_that_no_run_wrote_are_not_written_over(place, capsys, name, content):
+    (place / "mine").mkdir()
+    (place / "mine" / name).write_text(content)
+    config = "--config mine/config.yaml " if name == "config.yaml" else ""
+    err = refused(place, capsys, "train.py", config + TRAIN + "--modelpath mine")
+    assert f"--modelpath mine: holds a {name} that a run would write over; name another folder, or move it away" in err
+    assert f"holds a {name}" in refused(place, capsys, "convert.py", "official --modelpath mine")
+
+
+def test_a_run_that_saved_nothing_is_begun_anew(place):
+    """Where it was killed, or stopped before its first step, also by other settings."""
+    Path("new").mkdir()
+    shutil.copy("run/config.yaml", "new")
+    Path("new/log.jsonl").write_text('{"step": 1}\n')
+    train.Run(train.configs.load((TRAIN + "--learning-rate 1e-3 --modelpath new --steps 1").split())).train()
+    assert "learning_rate: 0.001" in Path("new/config.yaml").read_text() and Path("new/last.pt").exists()
+
+
 def test_a_folder_that_cannot_be_made(place, capsys):
     """As in /proc, which shows only to those who try."""
     mkdir = Path.mkdir
