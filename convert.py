@@ -7,6 +7,7 @@ What is converted, and how, stands in models/released.py.
 """
 
 import argparse
+import shlex
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -128,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     if not all(rundir.write_or_say("convert.py", run / name, content) for name, content in files.items()):
         raise SystemExit(1)
     print(f"{config.model} x{config.scale}: {len(best)} best and {len(last)} last networks written to {run}")
-    print(f"next: python val.py --modelpath {run}{' --best' if best else ''} --folder DIR")
+    print(f"next: python val.py --modelpath {shlex.quote(str(run))}{' --best' if best else ''} --folder DIR")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How a run ends: what it says when it is done, stopped or failed, its exit code, and its table and picture."""
 
+import shlex
 import sys
 import time
 from contextlib import suppress
@@ -64,7 +65,7 @@ def how_to_go_on(run: Prepared) -> str:
     """The command that goes on with a run that has ended early."""
     if not (run.folder / "last.pt").exists():
         return "nothing was saved yet"
-    return f"to go on: {distributed.command()} train.py --load --modelpath {run.folder}"
+    return f"to go on: {distributed.command()} train.py --load --modelpath {shlex.quote(str(run.folder))}"
 
 
 def conclude(run: Prepared) -> int:
@@ -91,5 +92,5 @@ def conclude(run: Prepared) -> int:
         code = 1
     except SystemExit as end:
         code = end.code
-    print(f"next: python val.py --modelpath {run.folder} --best --folder DIR    (any folder of HR images)")
+    print(f"next: python val.py --modelpath {shlex.quote(str(run.folder))} --best --folder DIR    (any folder of HR images)")
     return code

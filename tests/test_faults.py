@@ -11,6 +11,8 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -63,6 +65,20 @@ def test_a_signal_ends_the_command_with_its_code(args, at_step, number, code, ca
     assert end.value.code == code
     assert "to go on: python train.py --load --modelpath run" in capsys.readouterr().out
     assert rundir.load_state(Path("run/last.pt"))["step"] == 1
+
+
+def test_the_command_that_goes_on_and_the_next_one_are_for_a_shell(args, at_step, capsys):
+    """As for a folder with a space in its name."""
+    folder = "my 'first' run"
+    at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        train.main([*args, "--losses", "L1", "--modelpath", folder])
+    (command,) = re.findall("to go on: (.*)", capsys.readouterr().out)
+    assert shlex.split(command) == ["python", "train.py", "--load", "--modelpath", folder]
+    at_step(0, None)
+    train.main(shlex.split(command)[2:])
+    (command,) = re.findall("next: (.*?)    ", capsys.readouterr().out)
+    assert shlex.split(command)[2:4] == ["--modelpath", folder]
 
 
 def test_a_second_interrupt_stops_at_once():
