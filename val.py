@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import configs
+import files
 import networks
 import rundir
 from data import Pairs, Unreadable
@@ -206,8 +207,9 @@ def write_results(path: Path, rows: list[Row], **about) -> bool:
     writer = csv.DictWriter(lines, [*about, *means[0]])
     writer.writeheader()
     writer.writerows(about | row for row in means)
-    files = {path: text, path.with_suffix(".csv"): lines.getvalue()}
-    return all([rundir.write_or_say("val.py", file, content.encode()) for file, content in files.items()])
+    contents = {path: text, path.with_suffix(".csv"): lines.getvalue()}
+    encoded = {file: content.encode(errors="backslashreplace") for file, content in contents.items()}
+    return all([rundir.write_or_say("val.py", file, content) for file, content in encoded.items()])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -268,4 +270,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    files.spell_odd_names()
     main()

@@ -32,8 +32,8 @@ MAY_IMPORT = {
     "prepared": {"configs", "data", "distributed", "files", "learner", "locks", "losses", "metrics", "networks", "rundir",
                  "val"},
     "networks": {"configs", "models", "rundir"},
-    "val": {"configs", "data", "metrics", "models", "networks", "rundir"},
-    "convert": {"configs", "models", "networks", "rundir"},
+    "val": {"configs", "data", "files", "metrics", "models", "networks", "rundir"},
+    "convert": {"configs", "files", "models", "networks", "rundir"},
 }
 
 

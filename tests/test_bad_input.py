@@ -398,6 +398,28 @@ def test_as_programs(place, command, expected):
     assert tree(place) == before
 
 
+def test_names_that_are_not_utf8(place):
+    """What is said and written spells them out, whatever stdout thinks of them."""
+    shutil.copytree("good", "some")
+    Path(os.fsdecode(b"some/bad\xe9.png")).write_bytes(b"no image")
+    run, odd = os.fsdecode(b"run\xe9"), os.fsdecode(b"of\xe9")
+    shutil.copytree("official", odd)
+
+    def says(*command) -> str:
+        environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+        done = subprocess.run([sys.executable, *command], cwd=place, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        return done.stdout
+
+    words = TRAIN.replace("--trainpath good", "--trainpath some").split()
+    out = says(ROOT / "train.py", *words, "--steps", "1", "--bad-images", "skip", "--modelpath", run)
+    assert r"some/bad\udce9.png" in out and r"run\udce9/val.csv" in out
+    assert r"run\udce9" in Path(run, "val.csv").read_text(encoding="utf-8")
+    out = says(ROOT / "val.py", "--model", "bicubic", "--lpips", "--device", "cpu", "--folder", "good", "--out", f"{run}.json")
+    assert r"written: run\udce9.json" in out
+    assert r"written to of\udce9/run" in says(ROOT / "convert.py", odd, "--modelpath", f"{odd}/run")
+
+
 def test_a_diverging_run_says_so(place, capsys):
     """Not a wrong command line, but no traceback either, and the log stays JSON."""
     with pytest.raises(SystemExit) as caught:
