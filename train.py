@@ -287,7 +287,8 @@ class Run(Prepared):
 
 def main(argv: list[str] | None = None) -> None:
     with distributed.joined():
-        with distributed.agreed(), configs.one_line_errors("train.py"):
+        prepared = signals.at_once("nothing was begun, nor written")
+        with prepared, distributed.agreed(), configs.one_line_errors("train.py"):
             run = Run(configs.load(argv))
         config = run.config
         print(f"run: {run.folder}, {config.model} x{config.scale} on {run.device}, steps {run.step} to {run.end}, "

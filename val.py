@@ -24,6 +24,7 @@ import configs
 import files
 import networks
 import rundir
+import signals
 from data import Pairs, Unreadable
 from metrics.backbones import at_hand
 from metrics.fidelity import quantize
@@ -271,4 +272,5 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     files.spell_odd_names()
-    main()
+    with signals.at_once("the evaluation was not finished"):
+        main()

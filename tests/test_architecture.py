@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "prepared": {"configs", "data", "distributed", "files", "learner", "locks", "losses", "metrics", "networks", "rundir",
                  "val"},
     "networks": {"configs", "models", "rundir"},
-    "val": {"configs", "data", "files", "metrics", "models", "networks", "rundir"},
+    "val": {"configs", "data", "files", "metrics", "models", "networks", "rundir", "signals"},
     "convert": {"configs", "files", "models", "networks", "rundir"},
 }
 

@@ -12,8 +12,10 @@ import os
 import pickle
 import random
 import re
+import runpy
 import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -28,6 +30,7 @@ import networks
 import rundir
 import signals
 import train
+import val
 from metrics.backbones import read_backbone_file
 
 KILLS = int(os.environ.get("FAULTS", 1))  # of each kind
@@ -65,6 +68,36 @@ def test_a_signal_ends_the_command_with_its_code(args, at_step, number, code, ca
     assert end.value.code == code
     assert "to go on: python train.py --load --modelpath run" in capsys.readouterr().out
     assert rundir.load_state(Path("run/last.pt"))["step"] == 1
+
+
+@pytest.fixture
+def stopped_within(monkeypatch, capsys):
+    """stopped_within(where, number, command): what command() says that is sent a signal within the function `where`."""
+
+    def check(where: str, number: int, command) -> str:
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+            patch.setattr(where, lambda *_, **__: os.kill(os.getpid(), number))
+            command()
+        out, err = capsys.readouterr()
+        assert end.value.code == 128 + number and "Traceback" not in err
+        return out
+
+    return check
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_training_and_after_it(args, images, number, stopped_within, monkeypatch):
+    name = signal.Signals(number).name
+    said = stopped_within("prepared.build_learners", number, lambda: train.main(args))
+    assert said == f"\nstopped by {name}; nothing was begun, nor written\n" and not list(Path().iterdir())
+    train.main([*args, "--modelpath", "run", "--endepoch", "1"])
+    for where in ("ending.weight_maps", "networks.load_networks"):  # the picture of the weights, the table
+        said = stopped_within(where, number, lambda: train.main(["--load", "--modelpath", "run"]))
+        assert said.endswith(f"\nstopped by {name}; the run is whole; next: python val.py --modelpath run --best\n")
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.setattr(sys, "argv", ["val.py", "--modelpath", "run", "--best", "--device", "cpu"])
+    said = stopped_within("networks.load_networks", number, lambda: runpy.run_path(val.__file__, run_name="__main__"))
+    assert said == f"run: run (best)\n\nstopped by {name}; the evaluation was not finished\n"
 
 
 def test_the_command_that_goes_on_and_the_next_one_are_for_a_shell(args, at_step, capsys):
