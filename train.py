@@ -287,13 +287,13 @@ class Run(Prepared):
 
 def main(argv: list[str] | None = None) -> None:
     with distributed.joined():
-        prepared = signals.at_once("nothing was begun, nor written")
-        with prepared, distributed.agreed(), configs.one_line_errors("train.py"):
-            run = Run(configs.load(argv))
-        config = run.config
-        print(f"run: {run.folder}, {config.model} x{config.scale} on {run.device}, steps {run.step} to {run.end}, "
-              f"{run.epoch_steps} an epoch\ntraining on {len(run.patches)} images of {' '.join(config.trainpath)}, "
-              f"validating on {len(run.validation)} of {' '.join(config.valpath)}")
+        with signals.at_once("nothing was begun, nor written"):
+            with distributed.agreed(), configs.one_line_errors("train.py"):
+                run = Run(configs.load(argv))
+            config = run.config
+            print(f"run: {run.folder}, {config.model} x{config.scale} on {run.device}, steps {run.step} to {run.end}, "
+                  f"{run.epoch_steps} an epoch\ntraining on {len(run.patches)} images of {' '.join(config.trainpath)}, "
+                  f"validating on {len(run.validation)} of {' '.join(config.valpath)}")
         code, first = ending.carry_out(run), distributed.first()
     if code == 0 and first:
         code = ending.conclude(run)
