@@ -153,7 +153,7 @@ def load_state(path: Path) -> dict:
 def load_last(run: Path) -> tuple[dict, Path, str | None]:
     """The state to go on from, its file, and what is wrong with last.pt where that is previous.pt (else None).
 
-    Raises ValueError where neither can be read, or last.pt is out of reach: it may be whole, and later than previous.pt.
+    Raises ValueError where neither can be read, or last.pt is out of reach: it may be whole and the later one.
     """
     last, previous = run / "last.pt", run / "previous.pt"
     try:
