@@ -7,10 +7,12 @@ What is converted, and how, stands in models/released.py.
 """
 
 import argparse
+import shlex
 from contextlib import contextmanager
 from pathlib import Path
 
 import configs
+import files
 import networks
 import rundir
 from models import released
@@ -79,12 +81,12 @@ def convert_network(path: Path, scale: int | None) -> tuple[str, int, dict, dict
 
 def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, dict], dict[str, dict]]:
     """A file or folder -> the run's settings and its `best` and `last` states by loss, each checked to fit."""
-    files = released_files(source) if source.is_dir() else one_file(source)
+    sources = released_files(source) if source.is_dir() else one_file(source)
     states, config = {"best": {}, "last": {}}, None
-    for (loss, which), (path, weighting_path) in files.items():
+    for (loss, which), (path, weighting_path) in sources.items():
         model, found, ours, head = convert_network(path, scale)
         if config is None:
-            losses = tuple(dict.fromkeys(loss for loss, _ in files))
+            losses = tuple(dict.fromkeys(loss for loss, _ in sources))
             theirs = {"judge": "lpips-vgg-unweighted", "udl_head": "tlw"}
             config = configs.Config(model=model, scale=found, losses=losses, **theirs)
         configs.expect((model, found) == (config.model, config.scale), "modelpath", path,
@@ -123,14 +125,15 @@ def main(argv: list[str] | None = None) -> None:
         run = Path(args.modelpath) if args.modelpath else rundir.next_run(config.model, config.scale)
         rundir.check_new(run)
         configs.expect(not run.exists() or not any(run.iterdir()), "modelpath", run, "a new or empty folder")
-    files = {"config.yaml": configs.to_yaml(config)}
-    files |= {f"best_{loss}.pt": rundir.packed(state) for loss, state in best.items()}
-    files |= {"last.pt": rundir.packed({"learners": last})} if last else {}
-    if not all(rundir.write_or_say("convert.py", run / name, content) for name, content in files.items()):
+    contents = {"config.yaml": configs.to_yaml(config)}
+    contents |= {f"best_{loss}.pt": rundir.packed(state) for loss, state in best.items()}
+    contents |= {"last.pt": rundir.packed({"learners": last})} if last else {}
+    if not all(rundir.write_or_say("convert.py", run / name, content) for name, content in contents.items()):
         raise SystemExit(1)
     print(f"{config.model} x{config.scale}: {len(best)} best and {len(last)} last networks written to {run}")
-    print(f"next: python val.py --modelpath {run}{' --best' if best else ''} --folder DIR")
+    print(f"next: python val.py --modelpath {shlex.quote(str(run))}{' --best' if best else ''} --folder DIR")
 
 
 if __name__ == "__main__":
+    files.spell_odd_names()
     main()

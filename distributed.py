@@ -48,7 +48,7 @@ def joined() -> Iterator[None]:
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     _between_steps = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
-    with open(os.devnull, "w") as nowhere, nullcontext() if first() else redirect_stdout(nowhere):
+    with open(os.devnull, "w", errors="replace") as nowhere, nullcontext() if first() else redirect_stdout(nowhere):
         yield
     dist.destroy_process_group()  # not after an exception: with a process lost it could wait for ever
 

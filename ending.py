@@ -1,5 +1,6 @@
 """How a run ends: what it says when it is done, stopped or failed, its exit code, and its table and picture."""
 
+import shlex
 import sys
 import time
 from contextlib import suppress
@@ -64,7 +65,7 @@ def how_to_go_on(run: Prepared) -> str:
     """The command that goes on with a run that has ended early."""
     if not (run.folder / "last.pt").exists():
         return "nothing was saved yet"
-    return f"to go on: {distributed.command()} train.py --load --modelpath {run.folder}"
+    return f"to go on: {distributed.command()} train.py --load --modelpath {shlex.quote(str(run.folder))}"
 
 
 def conclude(run: Prepared) -> int:
@@ -76,20 +77,22 @@ def conclude(run: Prepared) -> int:
         print(f"train.py: error: {' '.join(lost)}: no validation was finite; {remedy}", file=sys.stderr)
         return 1
     weighted = {x.name: (x.net, x.loss.weighting) for x in run.learners if x.loss.weighting is not None}
-    try:
-        if weighted:
-            image = weight_maps(weighted, *(image[None].to(run.device) for image in run.validation[0]))
-            if rundir.write_or_say("train.py", run.folder / "weights.png", image):
-                print(f"where the weights lie: {run.folder / 'weights.png'}")
-            else:
-                code = 1
-        same = ["--protocol", config.protocol, "--device", str(run.device)]
-        same += ["--lpips", *config.lpips] if config.lpips else []
-        val.main(["--modelpath", str(run.folder), "--best", *same])
-    except Unreadable as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        code = 1
-    except SystemExit as end:
-        code = end.code
-    print(f"next: python val.py --modelpath {run.folder} --best --folder DIR    (any folder of HR images)")
+    evaluation = f"python val.py --modelpath {shlex.quote(str(run.folder))} --best"
+    with signals.at_once(f"the run is whole; next: {evaluation}"):
+        try:
+            if weighted:
+                image = weight_maps(weighted, *(image[None].to(run.device) for image in run.validation[0]))
+                if rundir.write_or_say("train.py", run.folder / "weights.png", image):
+                    print(f"where the weights lie: {run.folder / 'weights.png'}")
+                else:
+                    code = 1
+            same = ["--protocol", config.protocol, "--device", str(run.device)]
+            same += ["--lpips", *config.lpips] if config.lpips else []
+            val.main(["--modelpath", str(run.folder), "--best", *same])
+        except Unreadable as error:
+            print(f"train.py: error: {error}", file=sys.stderr)
+            code = 1
+        except SystemExit as end:
+            code = end.code
+    print(f"next: {evaluation} --folder DIR    (any folder of HR images)")
     return code

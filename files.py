@@ -17,13 +17,22 @@ class _Unheeded(io.FileIO):
             return len(content)
 
 
+def spell_odd_names() -> None:
+    """From now on stdout and stderr spell out what they have no letters for, as in file names that are not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+
+
 def talk_to_nobody_if_need_be() -> None:
-    """From now on what stdout and stderr cannot take, on a full disk or a closed pipe, is lost and no error."""
+    """From now on what stdout and stderr cannot take, on a full disk or a closed pipe, is lost and no error.
+
+    Odd names are spelled out as by spell_odd_names.
+    """
     for name in ("stdout", "stderr"):
         old = getattr(sys, name)
         old.flush()
         raw = _Unheeded(old.fileno(), "w", closefd=False)
-        setattr(sys, name, io.TextIOWrapper(raw, old.encoding, old.errors, write_through=True))
+        setattr(sys, name, io.TextIOWrapper(raw, old.encoding, "backslashreplace", write_through=True))
 
 
 class Files:

@@ -69,7 +69,7 @@ class Prepared:
         if config.load:
             self.resume()
         else:
-            rundir.check_new(self.folder)
+            rundir.check_new(self.folder, aborted=configs.is_of_a_run(self.folder / "config.yaml"))
         self.stamp = rundir.stamp(self.folder)  # another run's last.pt has another
         if self.validated:
             self.begin_epoch()  # raises where a loss cannot go on from here

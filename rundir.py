@@ -22,6 +22,8 @@ from pathlib import Path
 
 import torch
 
+import tensors
+
 ROOT = Path("checkpoints")
 
 
@@ -126,37 +128,23 @@ def save_state(state: dict, path: Path) -> None:
     write_whole(path, packed(state))
 
 
-def verify(path: Path) -> None:
-    """Raise an exception where a checksum in the file is wrong. Files from before torch wrote archives have none."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"wrong checksum of {damaged}")
-
-
 def intact(path: Path) -> bool:
     """Whether path is a file with the right checksums."""
     try:
-        verify(path)
+        tensors.verify(path)
         return zipfile.is_zipfile(path)
     except Exception:  # whatever zipfile makes of a damaged one
         return False
 
 
 def load_state(path: Path) -> dict:
-    """A state of tensors and plain values, on the CPU; code in the file is never run. Raises ValueError.
+    """A state of tensors and plain values, on the CPU; raises what tensors.load does.
 
     Bits that are not as they were written are an error too.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
-    try:
-        verify(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as a checkpoint of tensors ({reason})") from None
+    state = tensors.load(path, "a checkpoint of tensors")
     if not isinstance(state, dict):
         raise ValueError(f"{path}: expected a checkpoint, found a {type(state).__name__}")
     return state
@@ -165,11 +153,13 @@ def load_state(path: Path) -> dict:
 def load_last(run: Path) -> tuple[dict, Path, str | None]:
     """The state to go on from, its file, and what is wrong with last.pt where that is previous.pt (else None).
 
-    Raises ValueError where neither can be read.
+    Raises ValueError where neither can be read, or last.pt is out of reach: it may be whole and the later one.
     """
     last, previous = run / "last.pt", run / "previous.pt"
     try:
         return load_state(last), last, None
+    except tensors.OutOfReach as error:
+        raise ValueError(f"{error}; make it readable") from None
     except ValueError as error:
         if not previous.exists():
             raise
@@ -188,10 +178,21 @@ def learner_states(state: dict, path: Path) -> dict[str, dict]:
     return states
 
 
-def check_new(run: Path) -> None:
-    """Raise ValueError where run cannot be the folder of a new run: there is one, or a file is in the way."""
-    if any(run.glob("*.pt")):
+def check_new(run: Path, aborted: bool = False) -> None:
+    """Raise ValueError where run cannot be the folder of a new run: there is one, or files are in the way.
+
+    aborted: its settings and log are of a run that ended before it saved anything, and may be written over.
+    """
+    try:
+        held = any(run.glob("*.pt"))
+        others = [] if aborted else [name for name in ("config.yaml", "log.jsonl") if (run / name).exists()]
+    except OSError as error:
+        raise ValueError(f"--modelpath {run}: cannot be a folder ({error.strerror}); name another") from None
+    if held:
         raise ValueError(f"--modelpath {run}: holds a run; add --load to go on with it, or name another")
+    if others:
+        remedy = "name another folder, or move it away"
+        raise ValueError(f"--modelpath {run}: holds a {others[0]} that a run would write over; {remedy}")
     existing = next(path for path in (run, *run.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"--modelpath {run}: {existing} is no folder that can be written to; name another")
@@ -209,15 +210,15 @@ def finite(value):
 def trim_log(path: Path, step: int, validated: bool = True) -> None:
     """Drop what was logged after `step` (not validated: the scores of `step` too), for it will be logged again.
 
-    A last line that was cut off goes with it.
+    A last line that was cut off goes with it, and so do lines that the log of a run does not have.
     """
 
     def stays(line: str) -> bool:
         try:
             entry = json.loads(line)
-        except ValueError:
+            return line.endswith("\n") and entry["step"] < step + (validated or "validation" not in entry)
+        except (ValueError, LookupError, TypeError, RecursionError):
             return False
-        return line.endswith("\n") and entry["step"] < step + (validated or "validation" not in entry)
 
     if path.exists():
         lines = path.read_text(errors="replace").splitlines(keepends=True)

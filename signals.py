@@ -1,4 +1,5 @@
-"""Being asked to stop: SIGINT, SIGTERM and SIGUSR1 let a run finish its step and save.
+"""Being asked to stop: SIGINT, SIGTERM and SIGUSR1 let a run finish its step and save; where no run is under way they
+end the program at once.
 
 The exit code is then 128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1 (on Linux).
 """
@@ -32,13 +33,35 @@ def heeded() -> Iterator[Callable[[], int | None]]:
             raise KeyboardInterrupt
         come.append(number)
 
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, remember) for number in HEEDED} if main else {}
-    try:
+    with _handled_by(remember):
         yield lambda: come[0] if come else None
+
+
+@contextmanager
+def at_once(words: str) -> Iterator[None]:
+    """Within, a signal ends the program: one line, which says `words`, and its exit code. In the main thread only."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt(number)
+
+    try:
+        with _handled_by(interrupt):
+            yield
+    except KeyboardInterrupt as interrupted:
+        number = next(iter(interrupted.args), signal.SIGINT)
+        print(f"\nstopped by {signal.Signals(number).name}; {words}", flush=True)
+        raise SystemExit(128 + number) from None
+
+
+@contextmanager
+def _handled_by(handler: Callable) -> Iterator[None]:
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in HEEDED} if main else {}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def outlive_children() -> None:

@@ -116,10 +116,14 @@ class Run(Prepared):
     def take_folder(self, lock: ExitStack) -> None:
         """Make and lock the run's folder, and write in it with what settings the run goes on from where."""
         config = self.config
-        if config.modelpath:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        else:
-            self.files.folder = rundir.make_next(self.folder, config.model, config.scale)
+        try:
+            if config.modelpath:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            else:
+                self.files.folder = rundir.make_next(self.folder, config.model, config.scale)
+        except OSError as error:
+            reason = error.strerror or error
+            raise locks.Unusable(f"--modelpath {self.folder}: cannot be made ({reason}); name another") from None
         lock.enter_context(locks.locked(self.folder))
         if rundir.stamp(self.folder) != self.stamp:
             raise locks.Unusable(f"--modelpath {self.folder}: another run has just gone on with it; start again")
@@ -288,12 +292,13 @@ class Run(Prepared):
 
 def main(argv: list[str] | None = None) -> None:
     with distributed.joined():
-        with distributed.agreed(), configs.one_line_errors("train.py"):
-            run = Run(configs.load(argv))
-        config = run.config
-        print(f"run: {run.folder}, {config.model} x{config.scale} on {run.device}, steps {run.step} to {run.end}, "
-              f"{run.epoch_steps} an epoch\ntraining on {len(run.patches)} images of {' '.join(config.trainpath)}, "
-              f"validating on {len(run.validation)} of {' '.join(config.valpath)}")
+        with signals.at_once("nothing was begun, nor written"):
+            with distributed.agreed(), configs.one_line_errors("train.py"):
+                run = Run(configs.load(argv))
+            config = run.config
+            print(f"run: {run.folder}, {config.model} x{config.scale} on {run.device}, steps {run.step} to {run.end}, "
+                  f"{run.epoch_steps} an epoch\ntraining on {len(run.patches)} images of {' '.join(config.trainpath)}, "
+                  f"validating on {len(run.validation)} of {' '.join(config.valpath)}")
         code, first = ending.carry_out(run), distributed.first()
     if code == 0 and first:
         code = ending.conclude(run)

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import configs
+import files
 import networks
 import rundir
+import signals
 from data import Pairs, Unreadable
 from metrics.backbones import at_hand, read_backbone_file
 from metrics.fidelity import quantize
@@ -207,8 +209,9 @@ def write_results(path: Path, rows: list[Row], **about) -> bool:
     writer = csv.DictWriter(lines, [*about, *means[0]])
     writer.writeheader()
     writer.writerows(about | row for row in means)
-    files = {path: text, path.with_suffix(".csv"): lines.getvalue()}
-    return all([rundir.write_or_say("val.py", file, content.encode()) for file, content in files.items()])
+    contents = {path: text, path.with_suffix(".csv"): lines.getvalue()}
+    encoded = {file: content.encode(errors="backslashreplace") for file, content in contents.items()}
+    return all([rundir.write_or_say("val.py", file, content) for file, content in encoded.items()])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -217,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
         device = networks.choose_device(args.device)
         for path in args.judge_weights or ():  # those that no metric needs too
             read_backbone_file(path)
-        configs.expect(args.memory > 0, "memory", args.memory, "1 MiB or more")
+        configs.expect(0 < args.memory <= 10**9, "memory", args.memory, f"MiB, from 1 to {10**9}")
         protocol = PROTOCOLS[args.protocol]
         which = "best" if args.best else "last"
         configs.expect(args.modelpath != "", "modelpath", '""', "a run's folder; leave it out for the newest")
@@ -271,4 +274,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    files.spell_odd_names()
+    with signals.at_once("the evaluation was not finished"):
+        main()

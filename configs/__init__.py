@@ -20,7 +20,7 @@ from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
 from .reading import parse_pairs, read_yaml
 
 __all__ = ["Config", "OneLineParser", "add_settings", "check_resumable", "choose", "expect", "flag_of", "from_mapping",
-           "load", "one_line_errors", "parse_pairs", "read_yaml", "to_yaml"]  # fmt: skip
+           "is_of_a_run", "load", "one_line_errors", "parse_pairs", "read_yaml", "to_yaml"]  # fmt: skip
 
 # What --load may change; all else a run keeps for life.
 RESUMABLE = {
@@ -30,7 +30,7 @@ RESUMABLE = {
     "save_minutes", "clip_grad", "max_skipped",
 }  # fmt: skip
 # Beyond these a run would not fail but fill the memory, before its first step or some day.
-MOST = {"batchsize": 65536, "repeat": 10**6, "samples": 1000, "workers": 1000, "step_gamma": 1.0}
+MOST = {"batchsize": 65536, "judge_memory": 10**9, "repeat": 10**6, "samples": 1000, "workers": 1000, "step_gamma": 1.0}
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
 
@@ -231,6 +231,14 @@ def to_yaml(config: Config) -> bytes:
     """The file of every setting, which --config reads back."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
     return yaml.safe_dump(values, sort_keys=False).encode()
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether the file is as to_yaml wrote it, every setting in its place and nothing else."""
+    try:
+        return path.read_bytes() == to_yaml(from_mapping(read_yaml(path)))
+    except (OSError, ValueError):
+        return False
 
 
 def _kind(annotation) -> tuple[type, bool]:

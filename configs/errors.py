@@ -34,10 +34,10 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
 
 @contextmanager
 def one_line_errors(program: str):
-    """Turn the ValueErrors that bad input raises into one line on stderr and exit code 2."""
+    """Turn what bad input raises, a ValueError or of the system an OSError, into one line on stderr and exit code 2."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{program}: error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 

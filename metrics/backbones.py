@@ -18,6 +18,8 @@ from torchvision.models import (
     VGG19_Weights,
 )
 
+import tensors
+
 URLS = {
     "vgg": VGG16_Weights.IMAGENET1K_V1.url,
     "vgg19": VGG19_Weights.IMAGENET1K_V1.url,
@@ -43,14 +45,10 @@ def read_backbone_file(path: str | Path) -> tuple[str, dict]:
     Whole, or the features only (without the classifier); their names are torchvision's without "features.". Raises
     ValueError where it is none of these.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
-        reason = str(error).split(". ")[0].split("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as weights ({reason}); fetch it again") from None
-    tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
-    prefix = "features." if any(key.startswith("features.") for key in tensors) else ""
-    features = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    state = tensors.load(path, "weights", "; fetch it again")
+    named = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
+    prefix = "features." if any(key.startswith("features.") for key in named) else ""
+    features = {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
     shapes = {key: tuple(value.shape) for key, value in features.items()}
     for net, signature in SIGNATURES.items():
         if all(shapes.get(key) == shape for key, shape in signature.items()):

@@ -215,6 +215,8 @@ TRAIN = ("--model EDSR --model-options blocks=1 channels=8 --scale 4 --losses L1
         ("--modelpath no_last", "holds a run"),
         ("--modelpath file", "--modelpath file"),
         ("--modelpath file/run", "--modelpath file/run"),
+        (f"--modelpath {300 * 'x'}", f"--modelpath {300 * 'x'}: cannot be a folder (File name too long); name another"),
+        (f"--judge-memory {10**22}", f"--judge-memory {10**22}: expected 1000000000 or less"),
         # what training would find out only after an epoch
         ("--valpath small --protocol standard", "small"),
         ("--losses L1+TLW --patch 4", "patch"),
@@ -228,6 +230,42 @@ def test_train_load_beyond_the_end(place, capsys, tiny_args):
     """A run that stopped later than the new --endepoch is left as it is."""
     train.Run(train.configs.load([*tiny_args, "--losses", "L1", "--endepoch", "2", "--modelpath", "long"])).train()
     assert "--endepoch" in refused(place, capsys, "train.py", "--load --modelpath long --endepoch 1")
+
+
+@pytest.mark.parametrize("name, content", [
+    ("config.yaml", "steps: 1  # mine\n"), ("config.yaml", "steps: 1\n"), ("log.jsonl", '{"step": 1}\n'), ("config.yaml", ""),
+])  # fmt: skip
+def test_files_that_no_run_wrote_are_not_written_over(place, capsys, name, content):
+    (place / "mine").mkdir()
+    (place / "mine" / name).write_text(content)
+    config = "--config mine/config.yaml " if name == "config.yaml" else ""
+    err = refused(place, capsys, "train.py", config + TRAIN + "--modelpath mine")
+    assert f"--modelpath mine: holds a {name} that a run would write over; name another folder, or move it away" in err
+    assert f"holds a {name}" in refused(place, capsys, "convert.py", "official --modelpath mine")
+
+
+def test_a_run_that_saved_nothing_is_begun_anew(place):
+    """Where it was killed, or stopped before its first step, also by other settings."""
+    Path("new").mkdir()
+    shutil.copy("run/config.yaml", "new")
+    Path("new/log.jsonl").write_text('{"step": 1}\n')
+    train.Run(train.configs.load((TRAIN + "--learning-rate 1e-3 --modelpath new --steps 1").split())).train()
+    assert "learning_rate: 0.001" in Path("new/config.yaml").read_text() and Path("new/last.pt").exists()
+
+
+def test_a_folder_that_cannot_be_made(place, capsys):
+    """As in /proc, which shows only to those who try."""
+    mkdir = Path.mkdir
+
+    def refuse(path, *arguments, **options):
+        if path.name == "new":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        mkdir(path, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        err = refused(place, capsys, "train.py", TRAIN + "--modelpath new")
+    assert "--modelpath new: cannot be made (No such file or directory); name another" in err
 
 
 def test_a_gan_on_whole_images(place, capsys):
@@ -276,6 +314,10 @@ def test_a_run_in_udls_second_stage_without_its_first(place, capsys):
         ("--modelpath run --lpips ms-ssim --judge-weights nowhere.pth", "nowhere.pth: "),
         ("--modelpath run --device cuda:7", "--device cuda:7"),
         ("--modelpath run --protocol papers", "--protocol"),
+        (f"--modelpath run --memory {10**20}", f"--memory {10**20}: expected MiB, from 1 to 1000000000"),
+        ("--modelpath run --memory 0", "--memory 0: expected MiB, from 1 to 1000000000"),
+        (f"--modelpath {300 * 'x'}", "File name too long"),
+        (f"--modelpath run --out {300 * 'x'}", "File name too long"),
         ("--modelpath run --bset", "unknown argument --bset; did you mean --best?"),
         ("--model bicubic", "--folder"),
         ("--model bicubic --folder nowhere", "folder nowhere does not exist"),
@@ -357,6 +399,28 @@ def test_as_programs(place, command, expected):
     assert done.returncode == 2 and expected in done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"{program}: error: ")
     assert tree(place) == before
+
+
+def test_names_that_are_not_utf8(place):
+    """What is said and written spells them out, whatever stdout thinks of them."""
+    shutil.copytree("good", "some")
+    Path(os.fsdecode(b"some/bad\xe9.png")).write_bytes(b"no image")
+    run, odd = os.fsdecode(b"run\xe9"), os.fsdecode(b"of\xe9")
+    shutil.copytree("official", odd)
+
+    def says(*command) -> str:
+        environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+        done = subprocess.run([sys.executable, *command], cwd=place, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        return done.stdout
+
+    words = TRAIN.replace("--trainpath good", "--trainpath some").split()
+    out = says(ROOT / "train.py", *words, "--steps", "1", "--bad-images", "skip", "--modelpath", run)
+    assert r"some/bad\udce9.png" in out and r"run\udce9/val.csv" in out
+    assert r"run\udce9" in Path(run, "val.csv").read_text(encoding="utf-8")
+    out = says(ROOT / "val.py", "--model", "bicubic", "--lpips", "--device", "cpu", "--folder", "good", "--out", f"{run}.json")
+    assert r"written: run\udce9.json" in out
+    assert r"written to of\udce9/run" in says(ROOT / "convert.py", odd, "--modelpath", f"{odd}/run")
 
 
 def test_a_diverging_run_says_so(place, capsys):

@@ -51,6 +51,16 @@ def weighting_state(seed):
     return state | {name: torch.tensor(7) for name in shapes if "num_batches" in name}
 
 
+def test_the_commands_shown_are_for_a_shell(workplace, capsys):
+    """As for folders with a space in their names."""
+    released_folder(workplace / "of others")
+    with pytest.raises(SystemExit):
+        val.main(["--modelpath", "of others", "--device", "cpu"])
+    assert capsys.readouterr().err.endswith("python convert.py 'of others'\n")
+    convert.main(["of others", "--modelpath", "my run"])
+    assert "next: python val.py --modelpath 'my run' --best" in capsys.readouterr().out
+
+
 def test_a_released_folder_becomes_a_run(workplace, images, capsys):
     released_folder(workplace / "released")
     convert.main(["released", "--modelpath", "run"])

@@ -4,13 +4,18 @@ The kills of real processes, in full: FAULTS=20 python -m pytest tests/test_faul
 """
 
 import copy
+import errno
 import json
 import math
 import multiprocessing
 import os
 import pickle
 import random
+import re
+import runpy
+import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +30,7 @@ import networks
 import rundir
 import signals
 import train
+import val
 from metrics.backbones import read_backbone_file
 
 KILLS = int(os.environ.get("FAULTS", 1))  # of each kind
@@ -62,6 +68,51 @@ def test_a_signal_ends_the_command_with_its_code(args, at_step, number, code, ca
     assert end.value.code == code
     assert "to go on: python train.py --load --modelpath run" in capsys.readouterr().out
     assert rundir.load_state(Path("run/last.pt"))["step"] == 1
+
+
+@pytest.fixture
+def stopped_within(monkeypatch, capsys):
+    """stopped_within(where, number, command): what command() says that is sent a signal within the function `where`."""
+
+    def check(where: str, number: int, command) -> str:
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+            patch.setattr(where, lambda *_, **__: os.kill(os.getpid(), number), raising=False)
+            command()
+        out, err = capsys.readouterr()
+        assert end.value.code == 128 + number and "Traceback" not in err
+        return out
+
+    return check
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_training_and_after_it(args, images, number, stopped_within, monkeypatch):
+    name = signal.Signals(number).name
+    for where in ("prepared.build_learners", "train.print"):
+        said = stopped_within(where, number, lambda: train.main(args))
+        assert said == f"\nstopped by {name}; nothing was begun, nor written\n" and not list(Path().iterdir())
+    train.main([*args, "--modelpath", "run", "--endepoch", "1"])
+    for where in ("ending.weight_maps", "networks.load_networks"):  # the picture of the weights, the table
+        said = stopped_within(where, number, lambda: train.main(["--load", "--modelpath", "run"]))
+        assert said.endswith(f"\nstopped by {name}; the run is whole; next: python val.py --modelpath run --best\n")
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.setattr(sys, "argv", ["val.py", "--modelpath", "run", "--best", "--device", "cpu"])
+    said = stopped_within("networks.load_networks", number, lambda: runpy.run_path(val.__file__, run_name="__main__"))
+    assert said == f"run: run (best)\n\nstopped by {name}; the evaluation was not finished\n"
+
+
+def test_the_command_that_goes_on_and_the_next_one_are_for_a_shell(args, at_step, capsys):
+    """As for a folder with a space in its name."""
+    folder = "my 'first' run"
+    at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        train.main([*args, "--losses", "L1", "--modelpath", folder])
+    (command,) = re.findall("to go on: (.*)", capsys.readouterr().out)
+    assert shlex.split(command) == ["python", "train.py", "--load", "--modelpath", folder]
+    at_step(0, None)
+    train.main(shlex.split(command)[2:])
+    (command,) = re.findall("next: (.*?)    ", capsys.readouterr().out)
+    assert shlex.split(command)[2:4] == ["--modelpath", folder]
 
 
 def test_a_second_interrupt_stops_at_once():
@@ -125,6 +176,22 @@ def test_the_state_before_stands_in_for_a_damaged_one(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_state_out_of_reach_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch, number):
+    """It may be whole, and what goes on from the one before would replace it."""
+    run = files.Files(tmp_path)
+    for step in (1, 2):
+        run.put("last.pt", rundir.packed({"step": step}))
+        run.save()
+
+    def load(path, **options):
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(ValueError, match=rf"last.pt: cannot be read .*{os.strerror(number)}.*; make it readable$"):
+        rundir.load_last(tmp_path)
+
+
 def test_a_run_says_that_it_went_on_from_the_state_before(args, capsys):
     make_run(args, "--modelpath", "run", "--losses", "L1").train()
     Path("run/last.pt").write_bytes(b"torn")
@@ -172,6 +239,14 @@ def test_a_log_line_cut_off_goes(tmp_path):
     assert log.read_text() == "".join(lines[:3])
     rundir.trim_log(log, 2, validated=False)
     assert log.read_text() == "".join(lines[:2])
+
+
+@pytest.mark.parametrize("line", ["{}", "5", "null", "[1]", '"step"', '{"step": "x"}', '{"step": null}', "[" * 10**5])
+def test_a_log_line_that_is_no_runs_goes(tmp_path, line):
+    log = tmp_path / "log.jsonl"
+    log.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    rundir.trim_log(log, 2)
+    assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 # --- two runs ----------------------------------------------------------------------------------------------------------
