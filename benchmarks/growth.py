@@ -26,12 +26,11 @@ from .machine import title, turns
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-LOSSES = ("L1+TLW", "MSE+TLW", "L1", "MSE")
-MIDDLE = {"pixels": 96**2, "batch": 2, "T": 3, "losses": 2}
+MIDDLE = {"pixels": 48**2, "batch": 2, "T": 3, "losses": 2}
 AXES = {
-    "pixels": [size**2 for size in (48, 96, 144, 192)],
+    "pixels": [size**2 for size in (48, 72, 96, 120, 144)],
     "batch": [1, 4, 8, 12, 16],
-    "T": [1, 3, 6, 9, 12],
+    "T": [1, 6, 12, 24, 48],
     "losses": [1, 2, 3, 4],
 }
 LABELS = {"pixels": "HR pixels of an image", "batch": "batch", "T": "T, samples in the M-step", "losses": "losses"}
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.append([LABELS[axis], f"{values[0]} to {values[-1]}", seconds[0], seconds[-1], start, fit])
         panel.plot(values, seconds, "o", label="median step")
         panel.plot(values, start + slope * np.array(values), "-", label=f"line, R² = {fit:.3f}")
-        panel.set(xlabel=LABELS[axis], ylim=(0, None), xlim=(0, None))
+        panel.set(xlabel=LABELS[axis], ylim=(0, 1.15 * max(seconds)), xlim=(0, None))
         panel.legend(frameon=False)
     panels[0].set_ylabel("seconds a step")
 

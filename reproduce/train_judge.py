@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--judge-weights", nargs="+", default=[], metavar="FILE", help="local file of AlexNet's weights"
     )
-    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument(
         "--features-first", type=float, default=0.2, metavar="SHARE", help="share of the steps on features alone"
     )
