@@ -73,9 +73,9 @@ class Files:
                 rundir.write_whole(self.folder / name, self.states[name], previous)
                 del self.states[name]
             if self.trouble and not self.unsaved:
-                print(f"\nsaved again after: {self.trouble}", flush=True)
-                self.log(step=self.step, note=f"saved again after: {self.trouble}")
-                self.trouble = None
+                note, self.trouble = f"saved again after: {self.trouble}", None
+                print(f"\n{note}", flush=True)
+                self.log(step=self.step, note=note)
 
     @property
     def unsaved(self) -> str | None:

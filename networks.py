@@ -95,7 +95,8 @@ def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, d
     """
     if not (run / "config.yaml").is_file():
         released = sorted(run.glob("SRModel_*.pth"))
-        remedy = f"convert the released files with: python convert.py {shlex.quote(str(run))}" if released else "expected a run's folder"
+        convert = f"convert the released files with: python convert.py {shlex.quote(str(run))}"
+        remedy = convert if released else "expected a run's folder"
         raise ValueError(f"--modelpath {run}: no config.yaml there; {remedy}")
     config = configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
     nets, judges = {}, []

@@ -133,8 +133,9 @@ class Prepared:
         if before is None or before == now:
             return
         if len(before) != len(now):
-            images = f"put an image in the place of the one left out: {self.left_out[0]}" if self.left_out else "take those"
-            raise ValueError(f"{path}: is of {len(before)} training images, these are {len(now)}; {images}")
+            missing = "".join(self.left_out[:1])
+            remedy = f"put an image in the place of the one left out: {missing}" if missing else "take those"
+            raise ValueError(f"{path}: is of {len(before)} training images, these are {len(now)}; {remedy}")
         changed = sum(a != b for a, b in zip(before, now))
         self.files.notes.append(f"{changed} of {len(now)} training images are not those of {path.name}")
         print(self.files.notes[-1])
