@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import configs
+import heap
 import rundir
 import states
 from models import SR_MODELS
@@ -16,9 +17,11 @@ from models import SR_MODELS
 def choose_device(name: str | None) -> torch.device:
     """The device called `name`, or the best one this machine has. Raises ValueError where it is not there.
 
-    From then on fp32 means fp32 on a GPU too: its convolutions would round to TF32, and metrics with them.
+    From then on fp32 means fp32 on a GPU too: its convolutions would round to TF32, and metrics with them. On the CPU
+    freed memory is kept for the next tensors.
     """
     torch.backends.cudnn.allow_tf32 = False
+    heap.keep_freed()
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -38,6 +41,19 @@ def layout(device: torch.device, precision: str) -> torch.memory_format:
     """
     slow = device.type == "cpu" and precision == "fp32" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
     return torch.contiguous_format if slow else torch.channels_last
+
+
+def place_frozen(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
+    """module, a judge or an extractor that never learns, moved to the device in the layout of its fast kernels.
+
+    Under bf16 its convolutions hold the weights that autocast would make of them anew at each use: the same values.
+    """
+    module.to(device, memory_format=torch.channels_last)
+    if precision == "bf16":
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.to(torch.bfloat16)
+    return module
 
 
 def check_compiler(device: torch.device) -> None:

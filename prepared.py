@@ -4,8 +4,6 @@ import math
 import time
 from pathlib import Path
 
-import torch
-
 import configs
 import distributed
 import locks
@@ -79,16 +77,16 @@ class Prepared:
         self.judge = None
         if NEEDS_JUDGE & set(config.losses):
             memory = (config.judge_memory or MEMORY[self.device.type]) << 20
-            self.judge = JUDGES[config.judge](weights=config.judge_weights, memory=memory)
-            self.judge.to(self.device, memory_format=torch.channels_last)
+            judge = JUDGES[config.judge](weights=config.judge_weights, memory=memory)
+            self.judge = networks.place_frozen(judge, self.device, config.precision)
             self.judge.check_range.settled = True  # what data/ reads is in range, however bright
             configs.expect(smallest >= self.judge.min_size, "patch", smallest,
                            f"at least {self.judge.min_size} pixels for {config.judge}")
         self.extractors = {}
         if NEEDS_EXTRACTORS & set(config.losses):
             for name in config.dp_extractors:
-                self.extractors[name] = extractor = build_extractor(name, config.extractor_weights)
-                extractor.to(self.device, memory_format=torch.channels_last)
+                extractor = build_extractor(name, config.extractor_weights)
+                self.extractors[name] = networks.place_frozen(extractor, self.device, config.precision)
                 configs.expect(smallest >= extractor.min_size, "patch", smallest,
                                f"at least {extractor.min_size} pixels for {name}")
         files = config.judge_weights + config.extractor_weights

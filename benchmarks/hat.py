@@ -3,9 +3,8 @@
     python -m benchmarks.hat                       the published network with one of its six groups, 64x64, x4
     python -m benchmarks.hat --groups 6 --threads 2 --times 5
 
-Seconds are the process's CPU time with one thread, so that other work on the machine counts little, else wall time; the
-ratio is the median of those of neighbouring steps. Memory is the peak resident size of a process of its own beyond what
-it held before the first step.
+The two run in turn, each in a process of its own; ours as train.py has it: in the layout that is fastest here, and the
+heap keeps freed memory. Memory is the peak resident size of further processes beyond what they held before the first step.
 """
 
 import argparse
@@ -21,10 +20,11 @@ from tabulate import tabulate
 from torch import nn
 
 import configs
+import networks
 from models.hat import HAT
 from models.released import from_published_hat
 
-from .machine import in_its_own_process, peak_memory, title
+from .machine import in_its_own_process, peak_memory, title, turns_apart
 
 TOLERANCE = 1e-4  # largest relative difference, in the norm, of the output and of each gradient
 # Which part of the network a module of either implementation belongs to; what is in none is "rest".
@@ -76,14 +76,14 @@ def difference(theirs: nn.Module, ours: nn.Module, lr: torch.Tensor) -> float:
     return max(x.item() for x in found)
 
 
-def shares(net: nn.Module, lr: torch.Tensor, clock: Callable[[], float]) -> dict[str, float]:
+def shares(net: nn.Module, lr: torch.Tensor) -> dict[str, float]:
     """The share of one step's time that each of PARTS takes by itself, what is inside it in another part left out."""
     spent, stack, handles = defaultdict(float), [], []
-    last = clock()
+    last = time.perf_counter()
 
     def turn(enter: str | None) -> None:
         nonlocal last
-        now = clock()
+        now = time.perf_counter()
         spent[stack[-1] if stack else "rest"] += now - last
         last = now
         stack.append(enter) if enter else stack.pop()
@@ -95,18 +95,27 @@ def shares(net: nn.Module, lr: torch.Tensor, clock: Callable[[], float]) -> dict
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave),
                         module.register_full_backward_pre_hook(enter), module.register_full_backward_hook(leave)]
     step(net, lr.clone().requires_grad_())
-    spent["rest"] += clock() - last
+    spent["rest"] += time.perf_counter() - last
     for handle in handles:
         handle.remove()
     total = sum(spent.values())
     return {part: seconds / total for part, seconds in spent.items()}
 
 
-def memory_of(name: str, groups: int, shape: tuple[int, ...], threads: int) -> float:
-    """Peak MiB of two steps."""
+def prepared(name: str, groups: int, shape: tuple[int, ...], threads: int) -> Callable[[], torch.Tensor]:
+    """One step, in a process that runs nothing else."""
     torch.set_num_threads(threads)
     net, lr = build(name, groups), torch.rand(shape)
-    return peak_memory(lambda: [step(net, lr) for _ in range(2)], lr.device)
+    if name == "ours":
+        layout = networks.layout(networks.choose_device("cpu"), "fp32")
+        net, lr = net.to(memory_format=layout), lr.to(memory_format=layout)
+    return lambda: step(net, lr)
+
+
+def memory_of(*args) -> float:
+    """Peak MiB of two steps."""
+    work = prepared(*args)
+    return peak_memory(lambda: [work() for _ in range(2)], torch.device("cpu"))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -130,24 +139,16 @@ def main(argv: list[str] | None = None) -> None:
     if not off <= TOLERANCE:
         print(f"benchmarks.hat: error: networks apart by {off:.1e}; expected at most {TOLERANCE:.0e}, see the tests of HAT")
         raise SystemExit(2)
-    clock = time.process_time if args.threads == 1 else time.perf_counter
-    seconds = {name: [] for name in nets}
-    for _ in range(args.times):
-        for name, net in nets.items():
-            start = clock()
-            step(net, lr)
-            seconds[name].append(clock() - start)
-    medians = {name: median(values) for name, values in seconds.items()}
-    parts = {name: shares(net, lr, clock) for name, net in nets.items()}
-    ratios = sorted(a / b for a, b in zip(seconds["spandrel"], seconds["ours"]))
-    memory = {name: in_its_own_process(memory_of, name, args.groups, lr.shape, args.threads) for name in nets}
-    rows = [[name, medians[name], min(seconds[name]), memory[name]] for name in nets]
-    kind = "CPU time" if args.threads == 1 else "wall time"
+    works = {name: (prepared, name, args.groups, lr.shape, args.threads) for name in nets}
+    seconds = turns_apart(works, args.times, lr.device)
+    parts = {name: shares(net, lr) for name, net in nets.items()}
+    memory = {name: in_its_own_process(memory_of, *arguments) for name, (_, *arguments) in works.items()}
+    rows = [[name, median(seconds[name]), min(seconds[name]), memory[name]] for name in nets]
     shape = "x".join(map(str, lr.shape))
     print(f"forward + backward, {args.groups} of 6 groups, input {shape}, x4, train mode, fp32; {title(lr.device)}, "
-          f"{kind}, {args.times} steps of each in turn")
+          f"{args.times} steps of each in turn")
     print(tabulate(rows, ["", "median s", "least", "peak MiB"], floatfmt=("", ".2f", ".2f", ".0f")))
-    print(f"spandrel's / ours: median {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    print(f"spandrel's / ours: {rows[0][1] / rows[1][1]:.2f} by the medians, {rows[0][2] / rows[1][2]:.2f} by the least")
     print("\nshare of a step:")
     table = [[part, *(f"{100 * parts[name].get(part, 0):.0f} %" for name in nets)] for part in parts["ours"]]
     print(tabulate(table, ["", *nets], disable_numparse=True))

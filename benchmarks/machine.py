@@ -1,9 +1,11 @@
 """What the machine can do, and what a computation takes of it."""
 
+import functools
 import multiprocessing
 import platform
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -89,3 +91,27 @@ def turns(works: dict[str, Callable[[], object]], times: int, device: torch.devi
             if turn > 1:
                 taken[name].append(took)
     return {name: sorted(values) for name, values in taken.items()}
+
+
+def turns_apart(builders: dict[str, tuple], times: int, device: torch.device) -> dict[str, list[float]]:
+    """As turns, each work in a process of its own, which builds it: the first of a tuple, called with the others."""
+    with ExitStack() as stack:
+        pools = {name: stack.enter_context(multiprocessing.get_context("spawn").Pool(1)) for name in builders}
+        for name, builder in builders.items():
+            pools[name].apply(_begin, builder)
+        works = {name: functools.partial(pool.apply, _call) for name, pool in pools.items()}
+        return turns(works, times, device)
+
+
+_work: Callable[[], object]
+
+
+def _begin(build: Callable, *args) -> None:
+    global _work
+    _work = build(*args)
+
+
+def _call() -> None:
+    _work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

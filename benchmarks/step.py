@@ -3,12 +3,14 @@
     python -m benchmarks.step                                    EDSR x4, 224x224, batch 1, judge vgg
     python -m benchmarks.step --model RCAN --size 192 --batchsize 16 --judge alex --precision bf16 --device cuda
 
-First it checks that both give the same losses and gradients in fp32. Then both run in one process, in turn, on one
-batch of random numbers; the judges' convolutions hold random weights, which cost what trained ones do. Peak memory is
-measured in a new process for each. Operations are those of convolutions and matrix products, a multiply-add being two.
+First it checks that both give the same losses and gradients in fp32. Then they run in turn, each in a process of its own
+(train.py's has the heap keep freed memory), on one batch of random numbers; the judges' convolutions hold random
+weights, which cost what trained ones do. Peak memory is measured in further processes. Operations are those of
+convolutions and matrix products, a multiply-add being two.
 """
 
 import argparse
+import copy
 import warnings
 from dataclasses import replace
 from statistics import median
@@ -27,7 +29,7 @@ from learner import build_learners
 from metrics.judges import MEMORY
 
 from .judges import BACKBONES, untrained
-from .machine import in_its_own_process, peak_memory, peaks, title, turns
+from .machine import in_its_own_process, peak_memory, peaks, title, turns_apart
 from .parts import seconds_by_part
 from .plain import LOSSES, Plain
 
@@ -43,7 +45,6 @@ class Setup:
         torch.manual_seed(0)
         memory = (args.judge_memory or MEMORY[self.device.type]) << 20
         self.judge = untrained(f"lpips-{args.judge}", memory=memory)
-        self.judge.to(self.device, memory_format=torch.channels_last)
         self.hr = (torch.rand(args.batchsize, 3, args.size, args.size) * 2 - 1).to(self.device)
         self.lr = torch.nn.functional.interpolate(self.hr, scale_factor=1 / args.scale, mode="area")
         self.config = Config(
@@ -52,11 +53,13 @@ class Setup:
         )
 
     def project(self, precision: str):
-        """train.py's iteration, a function without arguments -> the losses by name; and its learners."""
+        """train.py's iteration, a function without arguments -> the losses by name; its learners and its judge."""
+        networks.choose_device(self.args.device)  # keeps freed memory, as in train.py
         learners = build_learners(self.config, self.device)
+        judge = networks.place_frozen(copy.deepcopy(self.judge), self.device, precision)
         layout = networks.layout(self.device, precision)
         lr, hr = (x.contiguous(memory_format=layout) for x in (self.lr, self.hr))
-        return lambda: train.step_all(learners, self.judge, {}, lr, hr, 0.0, precision), learners
+        return lambda: train.step_all(learners, judge, {}, lr, hr, 0.0, precision), learners, judge
 
     def plain(self, learning_rate: float = 1e-4, noise=torch.rand):
         """The released code's iteration likewise; and its object."""
@@ -89,7 +92,7 @@ def deviations(setup: Setup) -> dict[str, float]:
     """
     noise = seeded_noise(1)
     with mock.patch("torch.rand", lambda *shape, device=None: noise(torch.Size(shape)).to(device)):
-        step, learners = setup.project("fp32")
+        step, learners, _ = setup.project("fp32")
         for learner in learners:
             learner.set_learning_rate(0)
         ours = {x.name: (followed(x.opt), followed(x.helper_opt) if x.helper_opt else []) for x in learners}
@@ -117,12 +120,17 @@ def followed(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
     return gradients
 
 
-def memory_of(which: str, args: argparse.Namespace) -> float:
-    """Peak MiB of two iterations."""
+def iteration(which: str, args: argparse.Namespace):
+    """The "released" or the "project"'s iteration in a process that runs nothing else."""
     torch.set_num_threads(args.threads)
     setup = Setup(args)
-    step, _ = setup.plain() if which == "plain" else setup.project(args.precision)
-    return peak_memory(lambda: [step() for _ in range(2)], setup.device)
+    return setup.plain()[0] if which == "released" else setup.project(args.precision)[0]
+
+
+def memory_of(which: str, args: argparse.Namespace) -> float:
+    """Peak MiB of two iterations."""
+    step = iteration(which, args)
+    return peak_memory(lambda: [step() for _ in range(2)], torch.device(args.device))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -153,15 +161,14 @@ def main(argv: list[str] | None = None) -> None:
     if not all(apart[name] < most for name, most in TOLERANCES.items()):
         raise SystemExit(f"benchmarks.step: error: the two are not the same; expected at most {TOLERANCES}")
 
-    steps = {"released": setup.plain()[0], "project": setup.project(args.precision)[0]}
-    operations = {}
-    for name, step in steps.items():
+    step, learners, judge = setup.project(args.precision)
+    steps, operations = {"released": setup.plain()[0], "project": step}, {}
+    for name in steps:
         with FlopCounterMode(display=False) as counter:
-            step()
+            steps[name]()
         operations[name] = counter.get_total_flops()
-    taken = turns(steps, args.times, setup.device)
-    memory = {name: in_its_own_process(memory_of, which, args) for name, which in
-              (("released", "plain"), ("project", "project"))}
+    taken = turns_apart({name: (iteration, name, args) for name in steps}, args.times, setup.device)
+    memory = {name: in_its_own_process(memory_of, name, args) for name in steps}
     rows = [
         [name, median(taken[name]), taken[name][0], taken[name][-1], args.batchsize / median(taken[name]),
          operations[name] / 1e9, operations[name] / median(taken[name]) / 1e9, memory[name]]
@@ -177,8 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, peak in peaks(setup.device, dtype).items():
         print(f"peak of a {name}, {str(dtype).removeprefix('torch.')}: {peak / 1e9:.0f} GFLOP/s; the project's "
               f"iteration reaches {speed / peak:.0%} of it")
-    step, learners = setup.project(args.precision)
-    parts = seconds_by_part(step, learners, setup.judge, setup.device)
+    parts = seconds_by_part(step, learners, judge, setup.device)
     total = sum(parts.values())
     print(tabulate([[name, s, f"{s / total:.0%}"] for name, s in parts.items()], ["where it goes", "seconds", "share"],
                    floatfmt=".3f"))

@@ -53,7 +53,7 @@ class Config:
     judge: str = setting("lpips-vgg", "judge of TLW: lpips-{vgg,alex,squeeze}, each also -unweighted; tiny; ms-ssim")
     judge_weights: tuple[str, ...] = setting((), "local backbone files of judge and LPIPS, in any order")
     judge_memory: int | None = setting(
-        None, "MiB that the judge's activations may take, beyond it mixtures go in chunks; default: 256, on a GPU 4096"
+        None, "MiB that the judge's activations may take, beyond it mixtures go in chunks; default: 128, on a GPU 4096"
     )
     samples: int = setting(3, "T: weight samples per M-step")
     eps: float = setting(1e-3, "epsilon of the weight criterion")

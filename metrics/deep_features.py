@@ -12,18 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .in_tiles import distance_in_tiles
+from .unit_features import difference, unit_normalise
 
 CERTAIN = 16  # reference images without a pixel below 0 until their range is called wrong
-
-
-def unit_normalise(features: Tensor) -> Tensor:
-    """Features (N,C,H,W) of any dtype -> float32 of length 1 along C.
-
-    The square root's argument stays above 0, so that pixels without any feature have a finite gradient;
-    1e-20 is far below what float32 resolves in any other pixel.
-    """
-    features = features.float()
-    return features * (features.square().sum(dim=1, keepdim=True) + 1e-20).rsqrt()
 
 
 class RangeCheck:
@@ -95,17 +86,18 @@ def distance_to(
     reference: Tensor,
     prepare: Callable[[Tensor], list[Tensor]],
     compare: Callable[[Tensor, list[Tensor]], Tensor],
-    chunk_pixels: int,
+    chunk_pixels: tuple[int, int],
 ) -> Callable[[Tensor], Tensor]:
     """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B), once differentiable.
 
     prepare: images (N,3,H,W) -> tensors (N,...), done here once for the reference, without a gradient. compare: images
     (N,3,H,W) and what was prepared of B references, N a multiple of B -> (N,). Both are given as many images at a time
-    as have chunk_pixels, at least one. The function's `nbytes` is what it holds.
+    as have chunk_pixels, with a gradient to follow and without, at least one. The function's `nbytes` is what it holds.
     """
-    count, at_once = len(reference), max(1, chunk_pixels // reference[0, 0].numel())
+    count = len(reference)
+    with_gradient, without = (max(1, pixels // reference[0, 0].numel()) for pixels in chunk_pixels)
     with torch.no_grad():
-        parts = zip(*(prepare(part) for part in reference.split(at_once)))
+        parts = zip(*(prepare(part) for part in reference.split(without)))
         prepared = [torch.cat(some) if len(some) > 1 else some[0] for some in parts]
 
     def compare_chunk(part: Tensor, first: int) -> Tensor:
@@ -117,6 +109,7 @@ def distance_to(
     def distance(images: Tensor) -> Tensor:
         flat = images.flatten(0, -4)
         with_slopes = torch.is_grad_enabled() and flat.requires_grad
+        at_once = with_gradient if with_slopes else without
         return InChunks.apply(flat, compare_chunk, at_once, with_slopes).reshape(images.shape[:-3])
 
     distance.nbytes = sum(x.nbytes for x in prepared)
@@ -128,7 +121,7 @@ class DeepDistance(nn.Module):
 
     backbone: images (N,3,H,W) -> features (N,C_i,H_i,W_i) one after another, shallow first. channel_weights: C_i
     weights >= 0 for each of them. name: as metric; min_size: the least height and width that the backbone's pooling leaves something of.
-    pixel_bytes: activations that one image's pixel holds at the peak, in bytes, with and without a gradient.
+    pixel_bytes: activations that one image's pixel holds at the peak, in bytes, with a gradient to follow and without.
     memory: what the activations may take in bytes; images beyond it are done in chunks (see `against`). The features
     of backbones lie and reach as `in_tiles` says.
     """
@@ -139,12 +132,12 @@ class DeepDistance(nn.Module):
         channel_weights: Sequence[Tensor],
         name: str,
         min_size: int,
-        pixel_bytes: int,
+        pixel_bytes: tuple[int, int],
         memory: int = 4 << 30,
     ) -> None:
         super().__init__()
         self.backbone, self.name, self.min_size = backbone, name, min_size
-        self.chunk_pixels = memory // pixel_bytes
+        self.chunk_pixels = tuple(memory // needed for needed in pixel_bytes)
         for i, weight in enumerate(channel_weights):
             self.register_buffer(f"weight{i}", weight.detach().reshape(-1, 1, 1))
         self.check_range = RangeCheck()
@@ -169,10 +162,8 @@ class DeepDistance(nn.Module):
         """
         total = 0
         for i, features in enumerate(self.backbone(images)):
-            features = unit_normalise(features).unflatten(0, (-1, len(reference[i])))
-            per_channel = (features - reference[i]).square().mean(dim=(-2, -1))
-            total = total + (per_channel * getattr(self, f"weight{i}").flatten()).sum(dim=-1)
-        return total.flatten()
+            total = total + difference(features, reference[i], getattr(self, f"weight{i}").flatten())
+        return total
 
     def against(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
         """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B), once differentiable.
@@ -184,7 +175,7 @@ class DeepDistance(nn.Module):
         reference's values are not in [-1,1] (see `RangeCheck`).
         """
         self.check_range(reference)
-        if reference[0, 0].numel() > self.chunk_pixels and not torch.is_grad_enabled():
+        if reference[0, 0].numel() > self.chunk_pixels[1] and not torch.is_grad_enabled():
             return self.against_large(reference)
         return distance_to(reference, self.features, self.distance, self.chunk_pixels)
 
@@ -198,7 +189,7 @@ class DeepDistance(nn.Module):
         def distance(images: Tensor) -> Tensor:
             with torch.no_grad():
                 pairs = zip(images.flatten(0, -4), itertools.cycle(reference))
-                each = [distance_in_tiles(maps, a[None], b[None], self.chunk_pixels) for a, b in pairs]
+                each = [distance_in_tiles(maps, a[None], b[None], self.chunk_pixels[1]) for a, b in pairs]
             return torch.cat(each).reshape(images.shape[:-3])
 
         distance.nbytes = reference.nbytes

@@ -26,7 +26,7 @@ JUDGES = {
     "ms-ssim": METRICS["ms-ssim"],
 }
 # MiB that a judge's activations may take where nothing else is said. On CPUs several images at once are no faster.
-MEMORY = {"cpu": 256, "cuda": 4096}
+MEMORY = {"cpu": 128, "cuda": 4096}
 
 
 def metric_of(judge: str) -> str:

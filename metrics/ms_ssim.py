@@ -33,7 +33,7 @@ class MSSSIM(nn.Module):
         offsets = torch.arange(_WINDOW) - _WINDOW // 2
         window = torch.exp(-offsets.square() / (2 * _SIGMA**2))
         self.register_buffer("window", (window / window.sum()).repeat(3, 1, 1, 1))
-        self.chunk_pixels = memory // _PIXEL_BYTES
+        self.chunk_pixels = (memory // _PIXEL_BYTES,) * 2
         self.check_range = RangeCheck()
 
     def blur(self, images: Tensor) -> Tensor:

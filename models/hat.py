@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import whole_batch
 from .attention import Windows, attend, windows
+from .linear import Linear
 from .upsample import STEPS, PixelShuffleUpsampler, check_scale, reflect_to_multiple
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB in [0,1]
@@ -50,7 +51,7 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.keep == 1:
             return x
-        return x * (whole_batch.rand(x.shape[0], 1, 1, 1, device=x.device) < self.keep) / self.keep
+        return x * ((whole_batch.rand(x.shape[0], 1, 1, 1, device=x.device) < self.keep) / self.keep)
 
 
 class ChannelAttention(nn.Module):
@@ -91,8 +92,8 @@ class MLP(nn.Module):
 
     def __init__(self, channels: int, ratio: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, int(channels * ratio))
-        self.fc2 = nn.Linear(int(channels * ratio), channels)
+        self.fc1 = Linear(channels, int(channels * ratio))
+        self.fc2 = Linear(int(channels * ratio), channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -105,8 +106,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
 
     def forward(self, x: Tensor, index: Tensor, layout: Windows) -> Tensor:
         q, k, v = self.qkv(x).view(-1, len(index), 3, self.heads, x.shape[1] // self.heads).permute(2, 0, 3, 1, 4)
@@ -133,7 +134,7 @@ class HybridAttentionBlock(nn.Module):
     def forward(self, x: Tensor, index: Tensor, layouts: tuple[Windows, Windows]) -> Tensor:
         layout, normed = layouts[self.shifted], self.norm1(x)
         attended = layout.join(self.attn(layout.cut(normed), index, layout), x.shape)
-        x = x + self.drop_path(attended) + self.conv_scale * self.conv_block(normed)
+        x = torch.add(x + self.drop_path(attended), self.conv_block(normed), alpha=self.conv_scale)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -145,8 +146,8 @@ class OverlappingAttentionBlock(nn.Module):
         self.heads, self.window, self.key_window = heads, window, key_window
         self.relative_position_bias_table = nn.Parameter(torch.empty((window + key_window - 1) ** 2, heads))
         self.norm1 = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = MLP(channels, mlp_ratio)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .upsample import STEPS, check_scale
+from .upsample import STEPS, check_scale, shuffled
 
 
 def init_small(convs: Iterable[nn.Conv2d]) -> None:
@@ -66,7 +66,7 @@ class SRResNet(nn.Module):
         """The body's features and the lr they come from -> sr."""
         x = features
         for i, factor in enumerate(STEPS[self.scale], start=1):
-            x = F.leaky_relu(F.pixel_shuffle(self.get_submodule(f"upconv{i}")(x), factor), 0.1)
+            x = F.leaky_relu(shuffled(self.get_submodule(f"upconv{i}"), x, factor), 0.1)
         residual = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
         base = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
         return base + residual

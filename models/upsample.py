@@ -2,6 +2,7 @@
 sub-pixel upsampling (Shi et al., CVPR 2016, arXiv 1609.05158)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SCALES = (2, 3, 4)
@@ -30,6 +31,21 @@ def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
+def shuffled(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
+    """PixelShuffle(factor)(conv(x)): (B,C,h,w) -> (B,C',factor*h,factor*w).
+
+    In channels_last, conv gives its channels in the order in which the larger image has them in memory: then the
+    shuffle, and its gradient, copy whole pixels instead of values one by one.
+    """
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return F.pixel_shuffle(conv(x), factor)
+    weight, bias = (p.unflatten(0, (-1, factor**2)).transpose(0, 1).flatten(0, 1) for p in (conv.weight, conv.bias))
+    y = F.conv2d(x, weight, bias, conv.stride, conv.padding).permute(0, 2, 3, 1)
+    batch, height, width, _ = y.shape
+    y = y.unflatten(3, (factor, factor, -1)).transpose(2, 3)
+    return y.reshape(batch, height * factor, width * factor, -1).permute(0, 3, 1, 2)
+
+
 class PixelShuffleUpsampler(nn.Sequential):
     """(B,C,h,w) -> (B,C,s*h,s*w), s the product of `factors`: conv3x3 and PixelShuffle for each factor."""
 
@@ -38,3 +54,9 @@ class PixelShuffleUpsampler(nn.Sequential):
         for factor in factors:
             layers += [nn.Conv2d(channels, factor**2 * channels, 3, padding=1), nn.PixelShuffle(factor)]
         super().__init__(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = [*self.children()]
+        for conv, shuffle in zip(layers[::2], layers[1::2]):
+            x = shuffled(conv, x, shuffle.upscale_factor)
+        return x

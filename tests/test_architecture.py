@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "learner": {"configs", "distributed", "losses", "models", "networks", "states"},
     "prepared": {"configs", "data", "distributed", "files", "learner", "locks", "losses", "metrics", "networks", "rundir",
                  "states", "val"},
-    "networks": {"configs", "models", "rundir", "states"},
+    "heap": set(),
+    "networks": {"configs", "heap", "models", "rundir", "states"},
     "val": {"configs", "data", "files", "metrics", "models", "networks", "rundir", "signals"},
     "convert": {"configs", "files", "models", "networks", "rundir", "states"},
 }

@@ -51,7 +51,7 @@ def deep(memory=1 << 40, backbone=None, widths=WIDTHS):
         torch.manual_seed(0)
         backbone = backbone or Convolutions()
         weights = [torch.rand(1, width, 1, 1) for width in widths]
-    return DeepDistance(backbone, weights, "deep", 31, BYTES, memory)
+    return DeepDistance(backbone, weights, "deep", 31, (BYTES, BYTES), memory)
 
 
 def holding(count):
@@ -143,6 +143,16 @@ def test_what_fits_is_done_at_once_and_never_again():
     sizes = seen_by(judge)
     judge.against(images(1, seed=1))(images(2, 3, 1, seed=2).requires_grad_()).sum().backward()
     assert sizes == [1, 6]
+
+
+def test_more_images_at_once_without_a_gradient_to_follow():
+    judge = DeepDistance(Convolutions(), [torch.ones(width) for width in WIDTHS], "deep", 31, (BYTES, BYTES // 3), 2 * BYTES * SIZE[0] * SIZE[1])
+    sizes = seen_by(judge)
+    distance = judge.against(images(1, seed=1))
+    distance(images(6, 1, seed=2).requires_grad_())
+    with torch.no_grad():
+        distance(images(6, 1, seed=2))
+    assert sizes == [1, 2, 2, 2, 6]
 
 
 def test_less_memory_than_one_image_takes_is_one_image():

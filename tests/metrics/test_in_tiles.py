@@ -28,12 +28,12 @@ def test_is_the_whole_images(name, size):
     sr = torch.where(seams > 0, sr, hr)
     with torch.no_grad():
         whole = judge(sr, hr)
-        judge.chunk_pixels = (3 * REACH) ** 2
+        judge.chunk_pixels = ((3 * REACH) ** 2,) * 2
         with Widest() as widest:
             tiled = judge(sr, hr)
     assert whole > 1e-3
     torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=0)
-    assert widest.most < 1.5 * hr.nbytes + 4 * 64 * 4 * judge.chunk_pixels
+    assert widest.most < 1.5 * hr.nbytes + 4 * 64 * 4 * judge.chunk_pixels[1]
 
 
 def test_with_a_gradient_it_runs_whole():
@@ -42,7 +42,7 @@ def test_with_a_gradient_it_runs_whole():
     sr, hr = pair(400, 420)
     slopes = []
     for pixels in (1 << 30, 1000):
-        judge.chunk_pixels = pixels
+        judge.chunk_pixels = (pixels, pixels)
         x = sr.clone().requires_grad_(True)
         judge(x, hr).sum().backward()
         slopes.append(x.grad)
@@ -56,7 +56,7 @@ def test_several_images_and_references():
     images = torch.rand(3, 2, 3, 400, 410) * 2 - 1
     with torch.no_grad():
         whole = judge.against(references)(images)
-        judge.chunk_pixels = 1000
+        judge.chunk_pixels = (1000, 1000)
         tiled = judge.against(references)(images)
     assert tiled.shape == (3, 2)
     torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=0)
@@ -65,7 +65,7 @@ def test_several_images_and_references():
 def test_a_training_never_pays_for_tiles(monkeypatch):
     """Where gradients are on when the reference is given, as in a step, its features are computed once and kept."""
     judge = untrained("tiny")
-    judge.chunk_pixels = 1000
+    judge.chunk_pixels = (1000, 1000)
     distance = judge.against(torch.rand(1, 3, 64, 64) * 2 - 1)
     monkeypatch.setattr("metrics.deep_features.distance_in_tiles", None)
     seen = []

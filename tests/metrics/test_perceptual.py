@@ -17,7 +17,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from data import read_rgb
 from metrics import backbones
 from metrics.backbones import at_hand, fill_backbone, find_backbone, read_backbone_file
-from metrics.deep_features import unit_normalise
+from metrics.unit_features import unit_normalise
 from metrics.judges import JUDGES
 from metrics.perceptual import LPIPS, NETS
 

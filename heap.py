@@ -1,0 +1,21 @@
+"""The C library's heap under a training on the CPU: memory that was freed is kept for the next tensors.
+
+glibc gives every large tensor pages of its own, which the system fills with zeros when they are first touched and takes
+back when the tensor is freed. A step frees and asks for the same tensors again and again: for EDSR on 224x224 a
+seventh of its time went into those pages.
+"""
+
+import ctypes
+import sys
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_KEPT = (1 << 31) - 1  # bytes at the heap's end, the most that mallopt takes
+_OWN_PAGES = 1 << 30  # bytes from which a tensor has pages of its own still
+
+
+def keep_freed() -> bool:
+    """Have the heap of this process keep what is freed; whether it does: only under glibc, elsewhere nothing changes."""
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all([mallopt(_TRIM_THRESHOLD, _KEPT), mallopt(_MMAP_THRESHOLD, _OWN_PAGES)])
