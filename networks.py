@@ -44,7 +44,7 @@ def layout(device: torch.device, precision: str) -> torch.memory_format:
 
 
 def place_frozen(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
-    """module, a judge or an extractor that never learns, moved to the device in the layout of its fast kernels.
+    """module, which does not learn (a judge, a network to evaluate), on the device in the layout of its fast kernels.
 
     Under bf16 its convolutions hold the weights that autocast would make of them anew at each use: the same values.
     """

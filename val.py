@@ -103,19 +103,20 @@ def build_metrics(
         build = METRICS[configs.choose(net, METRICS, "perceptual metric")]
         metric = build(weights=weights, memory=memory, **({"bgr": True} if bgr and net in NETS else {}))
         metric.check_range.settled = True  # what data/ reads is in range, however bright
-        metrics[metric.name] = metric.to(device)
+        metrics[metric.name] = networks.place_frozen(metric, torch.device(device), "fp32")
     return metrics
 
 
 @torch.inference_mode()
 def evaluate(
     net: nn.Module, pairs: Pairs, metrics: Mapping[str, Metric], protocol: str, device="cpu", label: str = "",
-    memory: int = MEMORY,
+    memory: int = MEMORY, precision: str = "fp32",
 ) -> dict[str, list[float]]:  # fmt: skip
     """PSNR-Y, SSIM-Y and the given metrics of net on every image; net's train mode is restored.
 
-    memory: bytes for the network's activations; larger images are upscaled in parts (see `UpscaleWithin`). What the
-    metrics compute of the HR images is kept for the next call with the same pairs, metrics, protocol and device.
+    memory: bytes for the network's activations; larger images are upscaled in parts (see `UpscaleWithin`). precision:
+    the network's, "fp32" or "bf16"; metrics never compute in less than fp32. What they compute of the HR images is kept
+    for the next call with the same pairs, metrics, protocol and device.
 
     Returns {"PSNR-Y": [...], "SSIM-Y": [...], name of each metric: [...]}, in the order of the images.
     """
@@ -127,7 +128,8 @@ def evaluate(
     images = references(pairs, metrics, pairs.scale if p.shave else 0, device)
     bar = tqdm(images, label, len(pairs), leave=False, disable=None if label else True, unit="image")
     for lr, fidelity, distances in bar:
-        sr = upscale(lr).float()
+        with torch.autocast(lr.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            sr = upscale(lr).float()
         sr = quantize(sr) if p.eight_bit else sr.clamp_(-1, 1)
         for name, value in zip(("PSNR-Y", "SSIM-Y"), fidelity(sr)):
             scores[name].append(value)
@@ -179,6 +181,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the released code does")
     parser.add_argument("--memory", type=int, default=MEMORY >> 20, metavar="MIB", help="for the activations of the "
                         "network and of each metric; larger images go in parts, with the same result (default: %(default)s)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks; bf16 is faster where "
+                        "the machine has it, and moves the scores a little (default: fp32)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: what the machine has)")
     parser.add_argument("--out", metavar="FILE", help="where the JSON goes, a CSV beside it (default: RUN/val.json)")
     return parser.parse_args(argv)
@@ -253,21 +257,26 @@ def main(argv: list[str] | None = None) -> None:
             check_sizes(pairs, metrics, args.protocol)
         out = check_out(Path(args.out) if args.out else run / "val.json") if args.out or run else None
 
+    trained = {loss: networks.place_frozen(net, device, args.precision) for loss, net in trained.items()}
     rows = []
     try:
         for name, pairs in sets.items():
-            for loss, net in {"bicubic": protocol.bicubic(scale), **trained}.items():
-                label = f"{name} {loss}"
-                scores = evaluate(net.to(device), pairs, metrics, args.protocol, device, label, args.memory << 20)
+            for loss, net in {"bicubic": protocol.bicubic(scale).to(device), **trained}.items():
+                precision = "fp32" if loss == "bicubic" else args.precision
+                scores = evaluate(
+                    net, pairs, metrics, args.protocol, device, f"{name} {loss}", args.memory << 20, precision
+                )
                 rows.append(Row(name, loss, scores))
     except Unreadable as error:
         print(f"val.py: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    in_bf16 = ", networks in bf16" if args.precision == "bf16" else ""
     title = f"{config.model} ({run.name}, {which})" if run else "bicubic"
-    print(f"{title} x{scale}, protocol {args.protocol}, {device}\n{table(rows, judges)}")
+    print(f"{title} x{scale}, protocol {args.protocol}, {device}{in_bf16}\n{table(rows, judges)}")
     if out:
         about = {"model": config.model if run else "bicubic", "run": str(run or ""), "checkpoint": which if run else "",
-                 "scale": scale, "protocol": args.protocol, "judge": " ".join(judges), "device": str(device)}
+                 "scale": scale, "protocol": args.protocol, "judge": " ".join(judges), "device": str(device),
+                 "precision": args.precision}
         if not write_results(out, rows, **about):
             raise SystemExit(1)
         print(f"written: {out}, {out.with_suffix('.csv')}")

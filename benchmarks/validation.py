@@ -5,6 +5,7 @@
 """
 
 import argparse
+import multiprocessing
 import tempfile
 import time
 import warnings
@@ -18,6 +19,7 @@ from skimage.metrics import structural_similarity
 from tabulate import tabulate
 
 import configs
+import networks
 import val
 from data import read_rgb
 from data.photographs import photographs
@@ -90,45 +92,63 @@ def loop(net: torch.nn.Module, paths: list[Path], scale: int, distance: torch.nn
     return scores, seconds
 
 
-def compare(args: argparse.Namespace) -> None:
-    """Print, for every network, the loop's and val.evaluate's seconds, and the ratio for three uses."""
-    clock = time.process_time if args.threads == 1 else time.perf_counter
-    metrics = val.build_metrics(["alex"], tuple(args.judge_weights))
+def loop_of(name: str, paths: list[Path], args: argparse.Namespace) -> tuple[dict, dict]:
+    """What `loop` returns for the network called `name`, in a process that runs nothing else."""
+    torch.set_num_threads(args.threads)
     path, features = find_backbone("alex", tuple(args.judge_weights))
     with warnings.catch_warnings():  # the package calls torchvision by its older keyword
         warnings.simplefilter("ignore", UserWarning)
         distance = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
     fill_backbone(distance.net, features, path)
+    net = build(name, args.scale)
+    with torch.inference_mode():
+        distance(net(torch.zeros(1, 3, 64, 64)), torch.zeros(1, 3, 64 * args.scale, 64 * args.scale))
+    return loop(net, paths, args.scale, distance, clock_of(args.threads))
+
+
+def clock_of(threads: int):
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def compare(args: argparse.Namespace, apart) -> None:
+    """Print, for every network, the loop's and val.evaluate's seconds, and the ratio for three uses.
+
+    apart: a process pool, for the loop; in this one freed memory is kept, as in val.py.
+    """
+    clock = clock_of(args.threads)
+    networks.choose_device("cpu")
+    metrics = val.build_metrics(["alex"], tuple(args.judge_weights))
     rows, parts, totals = [], [], {}
     for name in args.models:
-        net = build(name, args.scale)
-        with torch.inference_mode():
-            net(torch.zeros(1, 3, 64, 64))
+        net = networks.place_frozen(build(name, args.scale), torch.device("cpu"), args.precision)  # as val.py has it
         best = None
         for _ in range(args.times):
             start = clock()
             pairs = val.read_pairs(args.folder, args.scale, "paper")
             read = clock() - start
-            wanted, seconds = loop(net, pairs.paths, args.scale, distance, clock)
+            wanted, seconds = apart.apply(loop_of, (name, pairs.paths, args))
             taken = []
             for _ in range(2):
                 start = clock()
-                found = val.evaluate(net, pairs, metrics, "paper")
+                found = val.evaluate(net, pairs, metrics, "paper", precision=args.precision)
                 taken.append(clock() - start)
             off = {key: np.abs(np.subtract(found[key], wanted[key])).max() for key in TOLERANCES}
-            configs.expect(all(off[key] <= TOLERANCES[key] for key in off), "models", name,
-                           f"the loop's scores, within {TOLERANCES}; found {off}")
-            infer = infer_again(net, pairs, clock)
+            if args.precision == "fp32":
+                configs.expect(all(off[key] <= TOLERANCES[key] for key in off), "models", name,
+                               f"the loop's scores, within {TOLERANCES}; found {off}")
+            infer = infer_again(net, pairs, clock, args.precision)
             now = (sum(seconds.values()), read, *taken, infer)
             best = now if best is None else tuple(map(min, best, now))
         totals[name] = naive, read, first, later, infer = best
         rows.append([name, naive, read + first, later, infer, naive / (read + first), naive / later])
-        parts.append([name, *(seconds[part] for part in PARTS)])
-    print(f"x{args.scale}, {len(pairs)} images, protocol paper, {title(torch.device('cpu'))}, "
+        parts.append([name, *(seconds[part] for part in PARTS), *(f"{x:.1e}" for x in off.values())])
+    print(f"x{args.scale}, {len(pairs)} images, protocol paper, {args.precision}, {title(torch.device('cpu'))}, "
           f"{'CPU' if args.threads == 1 else 'wall'} seconds, least of {args.times}")
     headers = ["network", "loop", "reading + first", "again", "of it the network", "ratio once", "ratio again"]
     print(tabulate(rows, headers, floatfmt=".2f"))
-    print("\nwhere the loop's time goes (last round):\n" + tabulate(parts, ["network", *PARTS], floatfmt=".2f"))
+    print("\nwhere the loop's time goes (last round):\n" + 
+          tabulate(parts, ["network", *PARTS, *(f"{name} off" for name in TOLERANCES)], floatfmt=".2f",
+                   disable_numparse=range(1 + len(PARTS), 1 + len(PARTS) + len(TOLERANCES))))
     if "bicubic" in totals:
         plain = totals["bicubic"]
         for name, (naive, read, first, later, _) in totals.items():
@@ -138,11 +158,11 @@ def compare(args: argparse.Namespace) -> None:
                       f"each epoch of a training of {LOSSES}: {naive / later:.2f}")
 
 
-def infer_again(net: torch.nn.Module, pairs, clock) -> float:
+def infer_again(net: torch.nn.Module, pairs, clock, precision: str) -> float:
     """The seconds that the network alone takes on the LR images."""
     images = [pairs[i][0][None] for i in range(len(pairs))]
     start = clock()
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         for lr in images:
             net(lr)
     return clock() - start
@@ -181,6 +201,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=("bicubic", "EDSR-small", *SR_MODELS),
                         default=["bicubic", "VDSR", "EDSR"], help="VDSR is a small one here")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=4)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of val.evaluate's network")
     parser.add_argument("--threads", type=int, default=1, help="(default: 1, and CPU seconds)")
     parser.add_argument("--times", type=int, default=1, help="rounds, of which the least counts (default: 1)")
     parser.add_argument("--large", type=int, nargs=2, metavar=("H", "W"), help="measure memory on one image of this size")
@@ -196,7 +217,8 @@ def main(argv: list[str] | None = None) -> None:
             measure_memory(args)
         else:
             configs.expect(bool(args.folder), "folder", "", "one or more folders of HR images")
-            compare(args)
+            with multiprocessing.get_context("spawn").Pool(1) as apart:
+                compare(args, apart)
 
 
 if __name__ == "__main__":
