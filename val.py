@@ -262,10 +262,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         for name, pairs in sets.items():
             for loss, net in {"bicubic": protocol.bicubic(scale).to(device), **trained}.items():
-                precision = "fp32" if loss == "bicubic" else args.precision
-                scores = evaluate(
-                    net, pairs, metrics, args.protocol, device, f"{name} {loss}", args.memory << 20, precision
-                )
+                label, memory = f"{name} {loss}", args.memory << 20
+                scores = evaluate(net, pairs, metrics, args.protocol, device, label, memory, args.precision)
                 rows.append(Row(name, loss, scores))
     except Unreadable as error:
         print(f"val.py: error: {error}", file=sys.stderr)

@@ -170,7 +170,7 @@ def test_a_run_on_several_folders_with_judge_and_other(run, images, squeeze_file
     result = json.loads((run / "val.json").read_text())
     about = {key: value for key, value in result.items() if key != "rows"}
     assert about == {"model": "EDSR", "run": str(run), "checkpoint": which, "scale": 4, "protocol": "standard",
-                     "judge": "lpips-squeeze", "device": "cpu"}  # fmt: skip
+                     "judge": "lpips-squeeze", "device": "cpu", "precision": "fp32"}  # fmt: skip
     net = SR_MODELS["EDSR"](scale=4, blocks=1, channels=8)
     best, last = rundir.load_state(run / "best_L1.pt"), rundir.load_state(run / "last.pt")["learners"]["L1"]
     net.load_state_dict((best if which == "best" else last)["net"])
@@ -242,3 +242,24 @@ def test_bicubic_rows_of_table_1(workplace, scale, set5, set14):
     assert result["protocol"] == "paper"
     found = {row["dataset"]: (row["files"], f"{row['PSNR-Y']:.4f}") for row in result["rows"]}
     assert found == {"Set5": (5, f"{set5:.4f}"), "Set14": (14, f"{set14:.4f}")}
+
+
+def test_networks_in_bf16_are_said_and_close(run, capsys):
+    rows = {}
+    for precision in ("fp32", "bf16"):
+        val.main(["--modelpath", str(run), "--losses", "L1", "--lpips", "tiny", "--device", "cpu", "--precision", precision])
+        assert (", networks in bf16\n" in capsys.readouterr().out) == (precision == "bf16")
+        results = json.loads((run / "val.json").read_text())
+        assert results["precision"] == precision
+        rows[precision] = {row["loss"]: row for row in results["rows"]}
+    assert rows["bf16"]["bicubic"] == rows["fp32"]["bicubic"]
+    full, half = rows["fp32"]["L1"], rows["bf16"]["L1"]
+    for name, most in {"PSNR-Y": 0.1, "SSIM-Y": 3e-3, "tiny": 5e-3}.items():
+        assert 0 < abs(half[name] - full[name]) < most
+
+
+@pytest.mark.parametrize("protocol", val.PROTOCOLS)
+def test_bicubic_and_the_metrics_are_fp32_whatever_the_networks(images, protocol):
+    pairs, metrics = val.read_pairs([images], 4, protocol), val.build_metrics(["tiny"])
+    net = val.PROTOCOLS[protocol].bicubic(4)
+    assert val.evaluate(net, pairs, metrics, protocol, precision="bf16") == val.evaluate(net, pairs, metrics, protocol)

@@ -146,13 +146,14 @@ def test_what_fits_is_done_at_once_and_never_again():
 
 
 def test_more_images_at_once_without_a_gradient_to_follow():
-    judge = DeepDistance(Convolutions(), [torch.ones(width) for width in WIDTHS], "deep", 31, (BYTES, BYTES // 3), 2 * BYTES * SIZE[0] * SIZE[1])
+    weights, memory = [torch.ones(width) for width in WIDTHS], 2 * BYTES * SIZE[0] * SIZE[1]
+    judge = DeepDistance(Convolutions(), weights, "deep", 31, (BYTES, BYTES // 3), memory)
     sizes = seen_by(judge)
-    distance = judge.against(images(1, seed=1))
-    distance(images(6, 1, seed=2).requires_grad_())
+    distance = judge.against(images(6, seed=1))
+    distance(images(1, 6, seed=2).requires_grad_())
     with torch.no_grad():
-        distance(images(6, 1, seed=2))
-    assert sizes == [1, 2, 2, 2, 6]
+        distance(images(1, 6, seed=2))
+    assert sizes == [6, 2, 2, 2, 6]
 
 
 def test_less_memory_than_one_image_takes_is_one_image():

@@ -1,5 +1,6 @@
 """Every judge by its name: what they share, and that the weight criterion and the E-step stand on each of them."""
 
+import copy
 from functools import lru_cache
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 from torchvision.models import alexnet, squeezenet1_1
 from torchvision.models.vgg import cfgs, make_layers
 
+import networks
 from losses import TLW, Target, weight_criterion
 from metrics import perceptual
 from metrics.judges import JUDGES, METRICS, metric_of
@@ -126,3 +128,23 @@ def test_e_step_of_the_loss(kind, name):
     loss.backward()
     assert loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in tlw.helper.parameters())
     assert (kind != "random") or any(p.grad.any() for p in tlw.helper.parameters())
+
+
+@pytest.mark.parametrize("name", ["lpips-alex", "lpips-squeeze", "tiny"])
+def test_placed_for_bf16_a_judge_finds_the_same(name):
+    """Its weights are those that autocast would have made of them; nothing but the convolutions is in bf16."""
+    kept = build(JUDGES, name)
+    placed = networks.place_frozen(copy.deepcopy(kept), torch.device("cpu"), "bf16")
+    kept = networks.place_frozen(copy.deepcopy(kept), torch.device("cpu"), "fp32")
+    found = []
+    for judge in (placed, kept):
+        x = images(2, seed=3).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            distance = judge(x, images(2, seed=4))
+        distance.sum().backward()
+        found.append((distance.detach(), x.grad))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    dtypes = {key: tensor.dtype for key, tensor in placed.state_dict().items()}
+    assert {key for key, dtype in dtypes.items() if dtype == torch.bfloat16} == {
+        f"{key}.{part}" for key, layer in placed.named_modules() if isinstance(layer, nn.Conv2d) for part in ("weight", "bias")
+    }

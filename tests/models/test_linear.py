@@ -1,0 +1,30 @@
+"""`Linear` against torch's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from models.linear import Linear
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (2, 3, 4, 6), (6,)])
+@pytest.mark.parametrize("dense", [True, False])
+def test_is_a_linear_layer(shape, dense):
+    torch.manual_seed(0)
+    ours, theirs = Linear(6, 5).double(), nn.Linear(6, 5).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(*shape, 2, dtype=torch.float64)[..., 0] if not dense else torch.randn(*shape, dtype=torch.float64)
+    x.requires_grad_()
+    found, expected = ours(x), theirs(x)
+    assert found.shape == (*shape[:-1], 5)
+    torch.testing.assert_close(found, expected)
+    slope = torch.randn_like(expected)
+    found_slopes = torch.autograd.grad(found, (x, ours.weight, ours.bias), slope)
+    for a, b in zip(found_slopes, torch.autograd.grad(expected, (x, theirs.weight, theirs.bias), slope)):
+        torch.testing.assert_close(a, b)
+
+
+def test_under_autocast_it_is_bf16():
+    layer, x = Linear(6, 5), torch.rand(4, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
