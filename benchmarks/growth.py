@@ -9,7 +9,6 @@ from statistics import median
 
 import matplotlib
 import numpy as np
-import psutil
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
@@ -21,7 +20,7 @@ from configs import Config
 from learner import build_learners
 from metrics.tiny import Tiny
 
-from .machine import title, turns
+from .machine import resident, title, turns
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -43,7 +42,7 @@ def prepared_step(device: torch.device, pixels: int, batch: int, T: int, losses:
     """
     config = Config(model="EDSR", model_options={"blocks": 4, "channels": 32}, losses=("L1+TLW",), samples=T, scale=4)
     learners = [learner for _ in range(losses) for learner in build_learners(config, device)]
-    judge = Tiny().to(device, memory_format=torch.channels_last)
+    judge = networks.place_frozen(Tiny(), device, "fp32")
     size = round(pixels**0.5)
     hr = torch.rand(batch, 3, size, size, device=device) * 2 - 1
     lr = torch.nn.functional.interpolate(hr, scale_factor=1 / 4, mode="area")
@@ -55,7 +54,7 @@ def held(device: torch.device) -> float:
     """MiB of the device's memory that are in use now: on the CPU, by this process."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 2**20
-    return psutil.Process().memory_info().rss / 2**20
+    return resident("VmRSS")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1000, help="over which memory is followed (default: 1000)")
     parser.add_argument("--out", type=Path, default=Path("docs/growth.png"), metavar="FILE")
     args = parser.parse_args(argv)
-    device = torch.device(args.device)
+    device = networks.choose_device(args.device)
     figure, panels = plt.subplots(1, 5, figsize=(17, 3.2), constrained_layout=True)
     rows = []
     for panel, (axis, values) in zip(panels, tqdm(AXES.items(), "sizes", leave=False, disable=None)):

@@ -4,8 +4,8 @@ import functools
 import multiprocessing
 import platform
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -66,20 +66,32 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> float:
         work()
         return torch.cuda.max_memory_allocated(device) / 2**20
 
-    def highest() -> float:
-        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-
     Path("/proc/self/clear_refs").write_text("5")
-    before = highest()
+    before = resident("VmHWM")
     work()
-    return highest() - before
+    return resident("VmHWM") - before
+
+
+def resident(kind: str) -> float:
+    """MiB of this process that are in memory, by Linux's record: "VmRSS" now, "VmHWM" at most so far."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
+    return int(line.split()[1]) / 2**10
+
+
+@contextmanager
+def another_process() -> Iterator[Callable]:
+    """Within, call(function, *args) computes function(*args) in a process that does nothing else."""
+    pool = multiprocessing.get_context("spawn").Pool(1)
+    with pool:
+        yield lambda function, *args: pool.apply(function, args)
+        pool.close()
+        pool.join()  # else it is killed, and what its libraries hold is reported as leaked
 
 
 def in_its_own_process(function: Callable, *args):
     """function(*args), computed in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+    with another_process() as call:
+        return call(function, *args)
 
 
 def turns(works: dict[str, Callable[[], object]], times: int, device: torch.device) -> dict[str, list[float]]:
@@ -96,10 +108,11 @@ def turns(works: dict[str, Callable[[], object]], times: int, device: torch.devi
 def turns_apart(builders: dict[str, tuple], times: int, device: torch.device) -> dict[str, list[float]]:
     """As turns, each work in a process of its own, which builds it: the first of a tuple, called with the others."""
     with ExitStack() as stack:
-        pools = {name: stack.enter_context(multiprocessing.get_context("spawn").Pool(1)) for name in builders}
+        works = {}
         for name, builder in builders.items():
-            pools[name].apply(_begin, builder)
-        works = {name: functools.partial(pool.apply, _call) for name, pool in pools.items()}
+            call = stack.enter_context(another_process())
+            call(_begin, *builder)
+            works[name] = functools.partial(call, _call)
         return turns(works, times, device)
 
 

@@ -5,7 +5,6 @@
 """
 
 import argparse
-import multiprocessing
 import tempfile
 import time
 import warnings
@@ -26,7 +25,7 @@ from data.photographs import photographs
 from metrics.backbones import fill_backbone, find_backbone
 from models import SR_MODELS
 
-from .machine import in_its_own_process, peak_memory, title
+from .machine import another_process, in_its_own_process, peak_memory, title
 
 PARTS = ("read", "shrink", "infer", "PSNR, SSIM", "LPIPS")
 TOLERANCES = {"PSNR-Y": 2e-4, "SSIM-Y": 1e-5, "LPIPS-alex": 1e-5}
@@ -110,10 +109,10 @@ def clock_of(threads: int):
     return time.process_time if threads == 1 else time.perf_counter
 
 
-def compare(args: argparse.Namespace, apart) -> None:
+def compare(args: argparse.Namespace, call) -> None:
     """Print, for every network, the loop's and val.evaluate's seconds, and the ratio for three uses.
 
-    apart: a process pool, for the loop; in this one freed memory is kept, as in val.py.
+    call: computes in another process, for the loop; in this one freed memory is kept, as in val.py.
     """
     clock = clock_of(args.threads)
     networks.choose_device("cpu")
@@ -126,7 +125,7 @@ def compare(args: argparse.Namespace, apart) -> None:
             start = clock()
             pairs = val.read_pairs(args.folder, args.scale, "paper")
             read = clock() - start
-            wanted, seconds = apart.apply(loop_of, (name, pairs.paths, args))
+            wanted, seconds = call(loop_of, name, pairs.paths, args)
             taken = []
             for _ in range(2):
                 start = clock()
@@ -171,7 +170,8 @@ def infer_again(net: torch.nn.Module, pairs, clock, precision: str) -> float:
 def scores_and_peak(name: str, folder: str, scale: int, memory: int, threads: int) -> tuple[dict, float, float]:
     """The scores of one network on a folder within `memory` bytes, the peak of resident MiB, and the seconds."""
     torch.set_num_threads(threads)
-    net, pairs, found = build(name, scale), val.read_pairs([folder], scale, "paper", ()), {}
+    net = networks.place_frozen(build(name, scale), networks.choose_device("cpu"), "fp32")
+    pairs, found = val.read_pairs([folder], scale, "paper", ()), {}
     start = time.process_time()
     peak = peak_memory(lambda: found.update(val.evaluate(net, pairs, {}, "paper", memory=memory)), torch.device("cpu"))
     return found, peak, time.process_time() - start
@@ -217,8 +217,8 @@ def main(argv: list[str] | None = None) -> None:
             measure_memory(args)
         else:
             configs.expect(bool(args.folder), "folder", "", "one or more folders of HR images")
-            with multiprocessing.get_context("spawn").Pool(1) as apart:
-                compare(args, apart)
+            with another_process() as call:
+                compare(args, call)
 
 
 if __name__ == "__main__":

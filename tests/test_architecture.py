@@ -1,6 +1,8 @@
 """Imports point down, files stay short, and whatever is public says what it does."""
 
 import ast
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,26 @@ def imported(path: Path) -> set[str]:
             depth = len(path.relative_to(ROOT).parts) - 1
             assert node.level <= depth, f"{label(path)} reaches out of its package by a relative import"
     return (names & OURS) - {part_of(path)}
+
+
+def listed(name: str) -> set[str]:
+    """The modules of the packages that a requirements file lists."""
+    modules = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage"}
+    lines = (ROOT / name).read_text().split()
+    return {modules.get(package, package) for package in (re.match(r"[\w-]*", line)[0] for line in lines)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_what_is_imported_is_required(path):
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    foreign = names - sys.stdlib_module_names - OURS
+    beside = listed("requirements-dev.txt") if part_of(path) in ("reproduce", "benchmarks") else set()
+    assert foreign <= listed("requirements.txt") | beside
 
 
 def test_the_parts_are_found():
