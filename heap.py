@@ -10,7 +10,7 @@ import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _KEPT = (1 << 31) - 1  # bytes at the heap's end, the most that mallopt takes
-_OWN_PAGES = 1 << 30  # bytes from which a tensor has pages of its own still
+_OWN_PAGES = (1 << 30, 32 << 20)  # bytes from which a tensor has pages of its own still; older glibc takes the second
 
 
 def keep_freed() -> bool:
@@ -18,4 +18,6 @@ def keep_freed() -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all([mallopt(_TRIM_THRESHOLD, _KEPT), mallopt(_MMAP_THRESHOLD, _OWN_PAGES)])
+    if mallopt is None or not any(mallopt(_MMAP_THRESHOLD, size) for size in _OWN_PAGES):
+        return False
+    return bool(mallopt(_TRIM_THRESHOLD, _KEPT))

@@ -21,9 +21,8 @@ def choose_device(name: str | None) -> torch.device:
     freed memory is kept for the next tensors.
     """
     torch.backends.cudnn.allow_tf32 = False
-    heap.keep_freed()
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -31,6 +30,8 @@ def choose_device(name: str | None) -> torch.device:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"--device {name}: not available here ({reason}); use --device cpu, or leave it out") from None
     configs.expect(device.type in ("cpu", "cuda"), "device", name, "cpu or cuda")
+    if device.type == "cpu":
+        heap.keep_freed()
     return device
 
 

@@ -234,6 +234,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.model == "bicubic":
             run, scale, judges, trained = None, args.scale or 4, [], {}
             given = [flag for flag in ("modelpath", "best", "losses") if getattr(args, flag)]
+            given += ["precision"] * (args.precision != "fp32")
             configs.expect(not given, "model", "bicubic", f"no {', '.join(map(configs.flag_of, given))} beside it")
             folders, weights = args.folder or (), tuple(args.judge_weights or ())
         else:

@@ -4,10 +4,12 @@
     python -m benchmarks.hat --groups 6 --threads 2 --times 5
 
 The two run in turn, each in a process of its own; ours as train.py has it: in the layout that is fastest here, and the
-heap keeps freed memory. Memory is the peak resident size of further processes beyond what they held before the first step.
+heap keeps freed memory. Memory is the peak resident size of further processes beyond what they held before the first
+step.
 """
 
 import argparse
+import functools
 import time
 import warnings
 from collections import defaultdict
@@ -102,20 +104,29 @@ def shares(net: nn.Module, lr: torch.Tensor) -> dict[str, float]:
     return {part: seconds / total for part, seconds in spent.items()}
 
 
-def prepared(name: str, groups: int, shape: tuple[int, ...], threads: int) -> Callable[[], torch.Tensor]:
-    """One step, in a process that runs nothing else."""
+def prepared(name: str, groups: int, shape: tuple[int, ...], threads: int) -> tuple[nn.Module, torch.Tensor]:
+    """A network and its input, in a process that runs nothing else."""
     torch.set_num_threads(threads)
     net, lr = build(name, groups), torch.rand(shape)
     if name == "ours":
-        layout = networks.layout(networks.choose_device("cpu"), "fp32")
-        net, lr = net.to(memory_format=layout), lr.to(memory_format=layout)
-    return lambda: step(net, lr)
+        net = net.to(memory_format=networks.layout(networks.choose_device("cpu"), "fp32"))
+    return net, lr
+
+
+def timed_step(*args) -> Callable[[], torch.Tensor]:
+    return functools.partial(step, *prepared(*args))
 
 
 def memory_of(*args) -> float:
     """Peak MiB of two steps."""
-    work = prepared(*args)
+    work = timed_step(*args)
     return peak_memory(lambda: [work() for _ in range(2)], torch.device("cpu"))
+
+
+def shares_of(*args) -> dict[str, float]:
+    """Where a step goes, see `shares`; the second one."""
+    net, lr = prepared(*args)
+    return [shares(net, lr) for _ in range(2)][1]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -139,10 +150,10 @@ def main(argv: list[str] | None = None) -> None:
     if not off <= TOLERANCE:
         print(f"benchmarks.hat: error: networks apart by {off:.1e}; expected at most {TOLERANCE:.0e}, see the tests of HAT")
         raise SystemExit(2)
-    works = {name: (prepared, name, args.groups, lr.shape, args.threads) for name in nets}
-    seconds = turns_apart(works, args.times, lr.device)
-    parts = {name: shares(net, lr) for name, net in nets.items()}
-    memory = {name: in_its_own_process(memory_of, *arguments) for name, (_, *arguments) in works.items()}
+    works = {name: (name, args.groups, lr.shape, args.threads) for name in nets}
+    seconds = turns_apart({name: (timed_step, *work) for name, work in works.items()}, args.times, lr.device)
+    parts = {name: in_its_own_process(shares_of, *work) for name, work in works.items()}
+    memory = {name: in_its_own_process(memory_of, *work) for name, work in works.items()}
     rows = [[name, median(seconds[name]), min(seconds[name]), memory[name]] for name in nets]
     shape = "x".join(map(str, lr.shape))
     print(f"forward + backward, {args.groups} of 6 groups, input {shape}, x4, train mode, fp32; {title(lr.device)}, "

@@ -1,5 +1,6 @@
 """What the machine can do, and what a computation takes of it."""
 
+import ctypes
 import functools
 import multiprocessing
 import platform
@@ -66,6 +67,7 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> float:
         work()
         return torch.cuda.max_memory_allocated(device) / 2**20
 
+    ctypes.CDLL(None).malloc_trim(0)  # else what the heap has kept of before would count for nothing
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmHWM")
     work()
@@ -112,7 +114,7 @@ def turns_apart(builders: dict[str, tuple], times: int, device: torch.device) ->
         for name, builder in builders.items():
             call = stack.enter_context(another_process())
             call(_begin, *builder)
-            works[name] = functools.partial(call, _call)
+            works[name] = functools.partial(call, _call, device)
         return turns(works, times, device)
 
 
@@ -124,7 +126,6 @@ def _begin(build: Callable, *args) -> None:
     _work = build(*args)
 
 
-def _call() -> None:
+def _call(device: torch.device) -> None:
     _work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronize(device)

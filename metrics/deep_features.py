@@ -92,12 +92,13 @@ def distance_to(
 
     prepare: images (N,3,H,W) -> tensors (N,...), done here once for the reference, without a gradient. compare: images
     (N,3,H,W) and what was prepared of B references, N a multiple of B -> (N,). Both are given as many images at a time
-    as have chunk_pixels, with a gradient to follow and without, at least one. The function's `nbytes` is what it holds.
+    as have chunk_pixels, at least one: the first for prepare and where a gradient follows, the second where none does. The
+    function's `nbytes` is what it holds.
     """
     count = len(reference)
     with_gradient, without = (max(1, pixels // reference[0, 0].numel()) for pixels in chunk_pixels)
     with torch.no_grad():
-        parts = zip(*(prepare(part) for part in reference.split(without)))
+        parts = zip(*(prepare(part) for part in reference.split(with_gradient)))
         prepared = [torch.cat(some) if len(some) > 1 else some[0] for some in parts]
 
     def compare_chunk(part: Tensor, first: int) -> Tensor:
@@ -121,7 +122,8 @@ class DeepDistance(nn.Module):
 
     backbone: images (N,3,H,W) -> features (N,C_i,H_i,W_i) one after another, shallow first. channel_weights: C_i
     weights >= 0 for each of them. name: as metric; min_size: the least height and width that the backbone's pooling leaves something of.
-    pixel_bytes: activations that one image's pixel holds at the peak, in bytes, with a gradient to follow and without.
+    pixel_bytes: activations that one image's pixel holds at the peak, in bytes, of two features in a comparison or with a
+    gradient to follow; and without, which is less.
     memory: what the activations may take in bytes; images beyond it are done in chunks (see `against`). The features
     of backbones lie and reach as `in_tiles` says.
     """
@@ -175,7 +177,7 @@ class DeepDistance(nn.Module):
         reference's values are not in [-1,1] (see `RangeCheck`).
         """
         self.check_range(reference)
-        if reference[0, 0].numel() > self.chunk_pixels[1] and not torch.is_grad_enabled():
+        if reference[0, 0].numel() > self.chunk_pixels[0] and not torch.is_grad_enabled():
             return self.against_large(reference)
         return distance_to(reference, self.features, self.distance, self.chunk_pixels)
 
@@ -189,7 +191,7 @@ class DeepDistance(nn.Module):
         def distance(images: Tensor) -> Tensor:
             with torch.no_grad():
                 pairs = zip(images.flatten(0, -4), itertools.cycle(reference))
-                each = [distance_in_tiles(maps, a[None], b[None], self.chunk_pixels[1]) for a, b in pairs]
+                each = [distance_in_tiles(maps, a[None], b[None], self.chunk_pixels[0]) for a, b in pairs]
             return torch.cat(each).reshape(images.shape[:-3])
 
         distance.nbytes = reference.nbytes

@@ -52,7 +52,7 @@ class Tiny(DeepDistance):
     """
 
     def __init__(self, path: Path | None = TINY_FILE, **options) -> None:
-        super().__init__(TinyFeatures(), map(torch.ones, WIDTHS), "tiny", min_size=31, pixel_bytes=(130, 64), **options)
+        super().__init__(TinyFeatures(), map(torch.ones, WIDTHS), "tiny", min_size=31, pixel_bytes=(170, 64), **options)
         if path is not None:
             try:
                 state = {name: weight.float() for name, weight in load_file(path).items()}

@@ -5,13 +5,13 @@ the difference reads and writes all features some ten times, and more often for 
 takes a few rows of an image at a time through all of it, while they are in the cache.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 _TINY = 1e-20  # far below what float32 resolves of any other square sum of features
-_AT_ONCE = 1 << 16  # features on the CPU: 256 KB in float32
 
 
 def unit_normalise(features: Tensor) -> Tensor:
@@ -38,21 +38,22 @@ class _Difference(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor, reference: Tensor, weight: Tensor, with_slopes: bool) -> Tensor:
         pixels = features.shape[2] * features.shape[3]
-        totals = torch.zeros(len(features), device=features.device)
+        totals = torch.zeros(len(features) // len(reference), len(reference), device=features.device)
         slopes = torch.empty_like(features) if with_slopes else None
-        for images, references, rows in _parts(features, len(reference)):
-            values = features[images, :, rows].permute(0, 2, 3, 1).float()
+        batches = features.unflatten(0, (-1, len(reference)))
+        for sets, images, rows in _parts(batches):
+            values = batches[sets, images, :, rows].movedim(2, -1).float()
             length = (values.square().sum(dim=-1, keepdim=True) + _TINY).rsqrt()
             unit = values * length
-            gap = unit - reference[references, :, rows].permute(0, 2, 3, 1)
+            gap = unit - reference[images, :, rows].movedim(1, -1)
             weighted = gap * weight
-            totals[images] += gap.mul_(weighted).sum(dim=(1, 2, 3))
+            totals[sets, images] += gap.mul_(weighted).sum(dim=(2, 3, 4))
             if with_slopes:
                 along = (unit * weighted).sum(dim=-1, keepdim=True)
                 slope = weighted.sub_(unit.mul_(along)).mul_(length.mul_(2 / pixels))
-                slopes[images, :, rows] = slope.permute(0, 3, 1, 2)
+                slopes.view_as(batches)[sets, images, :, rows] = slope.movedim(-1, 2)
         ctx.save_for_backward(slopes)
-        return totals / pixels
+        return totals.flatten() / pixels
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -61,11 +62,15 @@ class _Difference(torch.autograd.Function):
         return (gradient[:, None, None, None] * slopes).to(slopes.dtype), None, None, None
 
 
-def _parts(features: Tensor, references: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Which images, references and rows to take at a time: on a GPU whole batches, it has no such cache."""
-    count, channels, height, width = features.shape
-    at_once, rows = (1, max(1, _AT_ONCE // (channels * width))) if features.device.type == "cpu" else (references, height)
-    for first in range(0, count, at_once):
-        here = first % references
-        for top in range(0, height, rows):
-            yield slice(first, first + at_once), slice(here, here + at_once), slice(top, top + rows)
+def _room(device: torch.device) -> int:
+    """How many features to take at a time: on the CPU as the caches hold, 32768 for each thread, which is its share."""
+    return max(1 << 16, torch.get_num_threads() << 15) if device.type == "cpu" else 1 << 24
+
+
+def _parts(batches: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+    """Which sets of images, images of a set and rows of batches (S,B,C,H,W) to take at a time."""
+    sets, images, channels, height, width = batches.shape
+    room, row = _room(batches.device), channels * width
+    steps = [max(1, room // size) for size in (images * height * row, height * row, row)]
+    for starts in itertools.product(*(range(0, size, step) for size, step in zip((sets, images, height), steps))):
+        yield tuple(slice(start, start + step) for start, step in zip(starts, steps))

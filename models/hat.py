@@ -51,7 +51,8 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.keep == 1:
             return x
-        return x * ((whole_batch.rand(x.shape[0], 1, 1, 1, device=x.device) < self.keep) / self.keep)
+        kept = whole_batch.rand(x.shape[0], 1, 1, 1, device=x.device) < self.keep
+        return x * (kept / self.keep).to(x.dtype)
 
 
 class ChannelAttention(nn.Module):

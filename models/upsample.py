@@ -34,16 +34,17 @@ def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
 def shuffled(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
     """PixelShuffle(factor)(conv(x)): (B,C,h,w) -> (B,C',factor*h,factor*w).
 
-    In channels_last, conv gives its channels in the order in which the larger image has them in memory: then the
-    shuffle, and its gradient, copy whole pixels instead of values one by one.
+    conv has a bias, one group, no dilation, and pads with zeros. In channels_last, it gives its channels in the order in which the
+    larger image has them in memory: then the shuffle, and its gradient, copy whole pixels instead of values one by one.
     """
     if not x.is_contiguous(memory_format=torch.channels_last):
         return F.pixel_shuffle(conv(x), factor)
     weight, bias = (p.unflatten(0, (-1, factor**2)).transpose(0, 1).flatten(0, 1) for p in (conv.weight, conv.bias))
     y = F.conv2d(x, weight, bias, conv.stride, conv.padding).permute(0, 2, 3, 1)
-    batch, height, width, _ = y.shape
-    y = y.unflatten(3, (factor, factor, -1)).transpose(2, 3)
-    return y.reshape(batch, height * factor, width * factor, -1).permute(0, 3, 1, 2)
+    batch, height, width, channels = y.shape
+    channels //= factor**2
+    y = y.unflatten(3, (factor, factor, channels)).transpose(2, 3)
+    return y.reshape(batch, height * factor, width * factor, channels).permute(0, 3, 1, 2)
 
 
 class PixelShuffleUpsampler(nn.Sequential):

@@ -65,17 +65,20 @@ class UpscaleWithin:
             sr[..., there_rows, there_columns] = part[..., own_rows, own_columns]
         return sr
 
-_COSTS: WeakKeyDictionary[nn.Module, tuple[float, float, float]] = WeakKeyDictionary()
+_COSTS: WeakKeyDictionary[nn.Module, dict[bool, tuple[float, float, float]]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
 def costs(net: nn.Module, like: Tensor) -> tuple[float, float, float]:
     """Bytes per pixel of lr that net, its body and its reconstruction take; like: of lr's dtype, on net's device.
 
-    Of a network without `reconstruct`, 0 for the last two. Counted once for each network, on a small image.
+    Of a network without `reconstruct`, 0 for the last two. Counted once for each network, with and without autocast, on a
+    small image.
     """
-    if net in _COSTS:
-        return _COSTS[net]
+    known = _COSTS.setdefault(net, {})
+    autocast = torch.is_autocast_enabled(like.device.type)
+    if autocast in known:
+        return known[autocast]
 
     def count(work: Callable, *inputs: Tensor) -> tuple[float, Tensor]:
         with Widest() as widest:
@@ -87,8 +90,8 @@ def costs(net: nn.Module, like: Tensor) -> tuple[float, float, float]:
     if hasattr(net, "reconstruct"):
         body, features = count(net.body_features, lr)
         tail, _ = count(net.reconstruct, lr, features)
-    _COSTS[net] = whole, body, tail
-    return _COSTS[net]
+    known[autocast] = whole, body, tail
+    return known[autocast]
 
 
 class Widest(TorchDispatchMode):

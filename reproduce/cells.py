@@ -91,7 +91,7 @@ class Cell:
     def finished(self) -> bool:
         """Whether it is trained, and evaluated on all its data sets as it should be."""
         found = read_evaluation(self.folder)
-        if found is None or found.get("protocol") != self.config.protocol:
+        if found is None or found.get("protocol") != self.config.protocol or found.get("precision", "fp32") != "fp32":
             return False
         names = val.label_folders(self.folders or self.config.valpath)
         wanted = {(name, loss) for name in names for loss in ("bicubic", *self.config.losses)}

@@ -61,8 +61,9 @@ def read_grid(cells: Iterable[Cell], datasets: Iterable[str] = ()) -> Grid | Non
             continue
         first = found[0] if found else (cell.folder, config, evaluation)
         names = differing(config, first[1], KEYS)
-        if evaluation["protocol"] != first[2]["protocol"]:
-            names = ["protocol of val.json"]
+        for key, default in {"protocol": None, "precision": "fp32"}.items():
+            if evaluation.get(key, default) != first[2].get(key, default):
+                names = [f"{key} of val.json"]
         if names:
             raise ValueError(f"{cell.folder}: differs from {first[0]} in {', '.join(names)}; one table is of one "
                              "set-up, name them apart with --models, --scales and --seeds")  # fmt: skip

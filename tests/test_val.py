@@ -244,6 +244,12 @@ def test_bicubic_rows_of_table_1(workplace, scale, set5, set14):
     assert found == {"Set5": (5, f"{set5:.4f}"), "Set14": (14, f"{set14:.4f}")}
 
 
+def test_bicubic_has_no_precision(images, capsys):
+    with pytest.raises(SystemExit) as ended:
+        val.main(["--model", "bicubic", "--folder", str(images), "--lpips", "--precision", "bf16", "--device", "cpu"])
+    assert ended.value.code == 2 and "no --precision beside it" in capsys.readouterr().err
+
+
 def test_networks_in_bf16_are_said_and_close(run, capsys):
     rows = {}
     for precision in ("fp32", "bf16"):

@@ -153,7 +153,7 @@ def test_more_images_at_once_without_a_gradient_to_follow():
     distance(images(1, 6, seed=2).requires_grad_())
     with torch.no_grad():
         distance(images(1, 6, seed=2))
-    assert sizes == [6, 2, 2, 2, 6]
+    assert sizes == [2, 2, 2, 2, 2, 2, 6]
 
 
 def test_less_memory_than_one_image_takes_is_one_image():

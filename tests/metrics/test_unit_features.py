@@ -20,11 +20,20 @@ def example(n=6, b=3, c=7, h=11, w=5, dtype=torch.float32, layout=torch.channels
     return features.to(dtype).contiguous(memory_format=layout), reference, torch.rand(c)
 
 
-@pytest.mark.parametrize("at_once", [1, 5 * 7 * 4, 1 << 16], ids=["row by row", "four rows", "whole images"])
+@pytest.mark.parametrize("rows", [1, 4, 11, 22, 44, 10**6], ids=lambda rows: f"{rows} rows")
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("n, b", [(1, 1), (6, 3), (4, 1), (3, 3)])
-def test_is_the_plain_formula(monkeypatch, at_once, layout, n, b):
-    monkeypatch.setattr(unit_features, "_AT_ONCE", at_once)
+def test_is_the_plain_formula_whatever_is_taken_at_a_time(monkeypatch, rows, layout, n, b):
+    parts, all_of_it = [], unit_features._parts
+    row = 7 * 5
+    monkeypatch.setattr(unit_features, "_room", lambda device: rows * row)
+
+    def seen(batches):
+        for part in all_of_it(batches):
+            parts.append(batches[part[0], part[1], :, part[2]].numel())
+            yield part
+
+    monkeypatch.setattr(unit_features, "_parts", seen)
     features, reference, weight = example(n, b, layout=layout)
     coefficients = torch.arange(1.0, n + 1)
     x = features.clone().requires_grad_()
@@ -35,6 +44,7 @@ def test_is_the_plain_formula(monkeypatch, at_once, layout, n, b):
     (coefficients * expected).sum().backward()
     assert found.dtype == torch.float32 and (expected > 0.01).all()
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    assert max(parts) <= rows * row and sum(parts) == features.numel() and (rows < 10**6 or len(parts) == 1)
     lit = features.any(dim=1, keepdim=True).expand_as(features)  # elsewhere the slope is 1e10 times as steep
     torch.testing.assert_close(x.grad.double()[lit], exact.grad[lit], rtol=1e-4, atol=1e-7)
 

@@ -98,3 +98,12 @@ def test_tiles_cover_every_pixel_once_and_see_as_far_as_they_must(size, reach, p
 def test_a_network_of_unknown_inside_runs_whole():
     lr = torch.rand(1, 3, 20, 20)
     assert torch.equal(UpscaleWithin(Bicubic(4), 1)(lr), Bicubic(4)(lr))
+
+
+def test_bf16_takes_less_and_is_counted_by_itself():
+    net, lr = build("EDSR", 2).float(), torch.rand(1, 3, 8, 8)
+    with torch.inference_mode():
+        full = costs(net, lr)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = costs(net, lr)
+        assert costs(net, lr) == full and all(a < b for a, b in zip(half, full))

@@ -33,13 +33,13 @@ def cell(folder: Path, model="VDSR", scale=2, seed=0, **settings) -> Cell:
     return Cell(config, ())
 
 
-def finish(cell: Cell, scores, protocol="paper", judge="lpips-vgg") -> Cell:
+def finish(cell: Cell, scores, protocol="paper", judge="lpips-vgg", **more) -> Cell:
     """Write what a finished cell has; scores: {dataset: {loss: {metric: [...]}}}."""
     cell.folder.mkdir(parents=True)
     rundir.write_whole(cell.folder / "config.yaml", configs.to_yaml(replace(cell.config, modelpath=None)))
     (cell.folder / TRAINED).write_text("train.py")
     rows = [{"dataset": d, "loss": loss, "per_image": of} for d, losses in scores.items() for loss, of in losses.items()]
-    about = {"checkpoint": "best", "protocol": protocol, "judge": judge, "rows": rows}
+    about = {"checkpoint": "best", "protocol": protocol, "judge": judge, "rows": rows, **more}
     (cell.folder / "val.json").write_text(json.dumps(about))
     return cell
 
@@ -194,6 +194,7 @@ def test_what_is_not_finite_is_said(tmp_path):
 @pytest.mark.parametrize("other, word", [
     ({"steps": 7}, "differs from .* in steps"),
     ({"protocol": "standard"}, "protocol"),
+    ({"precision": "bf16"}, "precision"),
     ({"scores": {"Set5": psnr(bicubic=(30, 31, 32.5), L1=[1, 2, 3])}}, "other images under the same name"),
     ({"scores": {"Set5": psnr(bicubic=(30, 31), L1=[1, 2])}}, "different numbers of images"),
     ({"scores": {"Set14": psnr(L1=[1, 2, 3])}}, "no data set that all 2 finished cells"),
@@ -202,7 +203,8 @@ def test_one_table_is_of_one_set_up(tmp_path, other, word):
     first = finish(cell(tmp_path), {"Set5": psnr(L1=[33, 34, 35])})
     settings = {"steps": 7} if "steps" in other else {}
     scores = other.get("scores", {"Set5": psnr(L1=[33, 34, 35])})
-    second = finish(cell(tmp_path, seed=1, **settings), scores, other.get("protocol", "paper"))
+    evaluated = {name: other[name] for name in ("protocol", "precision") if name in other}
+    second = finish(cell(tmp_path, seed=1, **settings), scores, **evaluated)
     with pytest.raises(ValueError, match=word):
         collect.read_grid([first, second])
 

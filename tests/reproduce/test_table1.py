@@ -102,6 +102,15 @@ def test_what_is_finished_is_skipped(args, ran, capsys):
     assert ran == [] and "2 of them finished" in capsys.readouterr().out
 
 
+def test_an_evaluation_in_bf16_is_none(args, ran):
+    table1.main(args)
+    ran.clear()
+    path = Path("grid/VDSR_x2_seed1/val.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "bf16"}))
+    table1.main(args)
+    assert ran == [("val.py", 1, True)]
+
+
 def test_the_seeds_of_all_networks_come_one_after_the_other(args, ran):
     at = args.index("--scales")
     table1.main([*args[:at], "--scales", "2", "4", *args[at + 2 :]])
