@@ -49,8 +49,8 @@ def label(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imported(path: Path) -> set[str]:
-    """The parts of ours that a file imports anywhere, inside functions too; relative imports stay inside."""
+def imports(path: Path) -> set[str]:
+    """What a file imports anywhere, inside functions too; relative imports stay inside."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -60,7 +60,12 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             depth = len(path.relative_to(ROOT).parts) - 1
             assert node.level <= depth, f"{label(path)} reaches out of its package by a relative import"
-    return (names & OURS) - {part_of(path)}
+    return names
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of ours that a file imports."""
+    return (imports(path) & OURS) - {part_of(path)}
 
 
 def listed(name: str) -> set[str]:
@@ -72,13 +77,7 @@ def listed(name: str) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=label)
 def test_what_is_imported_is_required(path):
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module.split(".")[0])
-    foreign = names - sys.stdlib_module_names - OURS
+    foreign = imports(path) - sys.stdlib_module_names - OURS
     beside = listed("requirements-dev.txt") if part_of(path) in ("reproduce", "benchmarks") else set()
     assert foreign <= listed("requirements.txt") | beside
 
