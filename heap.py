@@ -14,7 +14,7 @@ _OWN_PAGES = (1 << 30, 32 << 20)  # bytes from which a tensor has pages of its o
 
 
 def keep_freed() -> bool:
-    """Have the heap of this process keep what is freed; whether it does: only under glibc, elsewhere nothing changes."""
+    """Have this process's heap keep what is freed; returns whether it does: elsewhere than under glibc nothing changes."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -108,7 +108,7 @@ def prepared(name: str, groups: int, shape: tuple[int, ...], threads: int) -> tu
     """A network and its input, in a process that runs nothing else."""
     torch.set_num_threads(threads)
     net, lr = build(name, groups), torch.rand(shape)
-    if name == "ours":
+    if name == "ours":  # as train.py has it
         net = net.to(memory_format=networks.layout(networks.choose_device("cpu"), "fp32"))
     return net, lr
 

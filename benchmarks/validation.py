@@ -145,7 +145,7 @@ def compare(args: argparse.Namespace, call) -> None:
           f"{'CPU' if args.threads == 1 else 'wall'} seconds, least of {args.times}")
     headers = ["network", "loop", "reading + first", "again", "of it the network", "ratio once", "ratio again"]
     print(tabulate(rows, headers, floatfmt=".2f"))
-    print("\nwhere the loop's time goes (last round):\n" + 
+    print("\nwhere the loop's time goes (last round):\n" +
           tabulate(parts, ["network", *PARTS, *(f"{name} off" for name in TOLERANCES)], floatfmt=".2f",
                    disable_numparse=range(1 + len(PARTS), 1 + len(PARTS) + len(TOLERANCES))))
     if "bicubic" in totals:

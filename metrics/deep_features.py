@@ -92,8 +92,8 @@ def distance_to(
 
     prepare: images (N,3,H,W) -> tensors (N,...), done here once for the reference, without a gradient. compare: images
     (N,3,H,W) and what was prepared of B references, N a multiple of B -> (N,). Both are given as many images at a time
-    as have chunk_pixels, at least one: the first for prepare and where a gradient follows, the second where none does. The
-    function's `nbytes` is what it holds.
+    as have chunk_pixels, at least one: the first number for prepare and where a gradient follows, the second where none
+    does. The function's `nbytes` is what it holds.
     """
     count = len(reference)
     with_gradient, without = (max(1, pixels // reference[0, 0].numel()) for pixels in chunk_pixels)
@@ -122,8 +122,8 @@ class DeepDistance(nn.Module):
 
     backbone: images (N,3,H,W) -> features (N,C_i,H_i,W_i) one after another, shallow first. channel_weights: C_i
     weights >= 0 for each of them. name: as metric; min_size: the least height and width that the backbone's pooling leaves something of.
-    pixel_bytes: activations that one image's pixel holds at the peak, in bytes, of two features in a comparison or with a
-    gradient to follow; and without, which is less.
+    pixel_bytes: activations that one image's pixel holds at the peak, in bytes: where a gradient follows or features are
+    kept whole (a reference's, a tile's), and where neither is so, which is less.
     memory: what the activations may take in bytes; images beyond it are done in chunks (see `against`). The features
     of backbones lie and reach as `in_tiles` says.
     """

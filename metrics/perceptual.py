@@ -18,6 +18,7 @@ from .strided import StridedConv
 # The networks and the height and width below which their pooling has nothing left.
 MIN_SIZES = {"vgg": 16, "alex": 31, "squeeze": 17}
 NETS = tuple(MIN_SIZES)
+# Of each network; see DeepDistance's pixel_bytes.
 PIXEL_BYTES = {"vgg": (2300, 640), "alex": (150, 64), "squeeze": (720, 200)}
 
 

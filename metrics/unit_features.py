@@ -26,8 +26,9 @@ def unit_normalise(features: Tensor) -> Tensor:
 def difference(features: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
     """The spatial mean of sum_c weight_c (u - r)^2, u the features made unit_normalise(features) -> (N,), float32.
 
-    features (N,C,H,W) of any dtype, in which the gradient is; reference r (B,C,H,W), normalised, N a multiple of B:
-    image i has reference i modulo B; weight (C,) >= 0. Once differentiable, in the features alone.
+    features (N,C,H,W) of any dtype; reference r (B,C,H,W), normalised, N a multiple of B: image i has reference i
+    modulo B; weight (C,) >= 0. Once differentiable, in the features alone. `DeepDistance.map` is the same without the
+    mean, plainly, for maps and second derivatives.
     """
     return _Difference.apply(features, reference, weight, torch.is_grad_enabled() and features.requires_grad)
 

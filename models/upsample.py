@@ -34,8 +34,9 @@ def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
 def shuffled(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
     """PixelShuffle(factor)(conv(x)): (B,C,h,w) -> (B,C',factor*h,factor*w).
 
-    conv has a bias, one group, no dilation, and pads with zeros. In channels_last, it gives its channels in the order in which the
-    larger image has them in memory: then the shuffle, and its gradient, copy whole pixels instead of values one by one.
+    conv has a bias, one group, no dilation, and pads with zeros. In channels_last it gives its channels in the order in
+    which the larger image has them in memory: then the shuffle, and its gradient, copy whole pixels instead of values
+    one by one.
     """
     if not x.is_contiguous(memory_format=torch.channels_last):
         return F.pixel_shuffle(conv(x), factor)

@@ -72,8 +72,8 @@ _COSTS: WeakKeyDictionary[nn.Module, dict[bool, tuple[float, float, float]]] = W
 def costs(net: nn.Module, like: Tensor) -> tuple[float, float, float]:
     """Bytes per pixel of lr that net, its body and its reconstruction take; like: of lr's dtype, on net's device.
 
-    Of a network without `reconstruct`, 0 for the last two. Counted once for each network, with and without autocast, on a
-    small image.
+    Of a network without `reconstruct`, 0 for the last two. Counted once for each network, with and without
+    autocast, on a small image.
     """
     known = _COSTS.setdefault(net, {})
     autocast = torch.is_autocast_enabled(like.device.type)

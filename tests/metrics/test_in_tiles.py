@@ -73,3 +73,18 @@ def test_a_training_never_pays_for_tiles(monkeypatch):
     with torch.no_grad():  # the M-step
         distance(torch.rand(6, 1, 3, 64, 64) * 2 - 1)
     assert seen == [1] * 6
+
+
+def test_tiles_are_of_the_size_that_whole_features_allow(monkeypatch):
+    """Not of the larger one without a gradient: a tile's features are kept whole, and twice."""
+    judge, asked = untrained("tiny"), []
+    judge.chunk_pixels = (1000, 1 << 40)
+
+    def seen(maps, a, b, pixels):
+        asked.append(pixels)
+        return torch.zeros(1)
+
+    monkeypatch.setattr("metrics.deep_features.distance_in_tiles", seen)
+    with torch.no_grad():
+        judge(*pair(40, 50))
+    assert asked == [1000]

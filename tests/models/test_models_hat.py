@@ -90,6 +90,11 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     assert out.mean().item() == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_drop_path_keeps_the_type(dtype):
+    assert DropPath(0.3).train()(torch.ones(2, 2, 2, 2, dtype=dtype)).dtype == dtype
+
+
 def test_drop_path_follows_the_global_seed_and_only_in_training():
     net, lr = HAT(2, drop_path=0.5, **OUR_SMALL).train(), torch.rand(1, 3, 8, 8)
 
