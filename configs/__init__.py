@@ -16,7 +16,7 @@ from typing import get_args, get_origin
 
 import yaml
 
-from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
+from .errors import OneLineParser, choose, expect, flag_of, one_line, one_line_errors
 from .reading import parse_pairs, read_yaml
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "from_mapping",
     "is_of_a_run",
     "load",
+    "one_line",
     "one_line_errors",
     "parse_pairs",
     "read_yaml",
