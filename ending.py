@@ -12,6 +12,7 @@ import locks
 import rundir
 import signals
 import val
+from configs import Config
 from data import Unreadable
 from figures import weight_maps
 from prepared import Prepared
@@ -94,5 +95,18 @@ def conclude(run: Prepared) -> int:
             code = 1
         except SystemExit as end:
             code = end.code
+    for note in missing_controls(config):
+        print(f"note: {note}")
     print(f"next: {evaluation} --folder DIR    (any folder of HR images)")
     return code
+
+
+def missing_controls(config: Config) -> list[str]:
+    """A line where a TLW loss is compared to its plain one, but to no control: what its map gains is not known then."""
+    variants = config.variants.values()
+    kinds = {variant.loss for variant in variants}
+    learned = {v.loss for v in variants if v.config.weights == "learned" and "TLW" in v.loss.split("+")}
+    controlled = {v.loss for v in variants if v.config.weights in ("uniform", "shuffled")}
+    bare = sorted(loss for loss in learned - controlled if loss.replace("+TLW", "") in kinds)
+    controls = " ".join(f"'{loss}[weights=uniform]'" for loss in bare)
+    return [f"no control of the weights: add {controls} to tell the map's gain from WC's"] if bare else []

@@ -13,7 +13,7 @@ import configs
 import distributed
 import networks
 import states
-from configs import Config
+from configs import Config, Variant
 from losses import LOSSES, NEEDS_EXTRACTORS, NEEDS_JUDGE, Loss
 from models import init_paper
 from models.whole_batch import with_whole_batch_norm
@@ -22,9 +22,12 @@ from models.whole_batch import with_whole_batch_norm
 class Learner:
     """One SR network, its loss, their optimizers and their own stream of random numbers."""
 
-    def __init__(self, name: str, net: nn.Module, loss: Loss, config: Config, device: torch.device):
-        self.name, self.device, self.of = name, device, networks.identity(config)
-        self.judges = [config.judge] * (name in NEEDS_JUDGE) + [*config.dp_extractors] * (name in NEEDS_EXTRACTORS)
+    def __init__(self, name: str, net: nn.Module, loss: Loss, variant: Variant, device: torch.device):
+        self.name, self.device = name, device
+        kind, self.config = variant
+        config = self.config
+        self.of = networks.identity(config)
+        self.judges = [config.judge] * (kind in NEEDS_JUDGE) + [*config.dp_extractors] * (kind in NEEDS_EXTRACTORS)
         layout = networks.layout(device, config.precision)
         net, loss = (with_whole_batch_norm(part, device) for part in (net, loss))
         self.net = net.to(device, memory_format=layout).train()
@@ -138,17 +141,20 @@ class Learner:
 
 def build_learners(config: Config, device: torch.device) -> list[Learner]:
     """One learner per loss: SR networks start equal, weighting networks too. Raises ValueError on a wrong name."""
-    for name in config.losses:
-        configs.choose(name, LOSSES, "loss")
+    variants = config.variants
+    for name, variant in variants.items():
+        configs.choose(variant.loss, LOSSES, "loss")
+        taken = name in [*LOSSES, "bicubic"] and name != variant.loss
+        configs.expect(not taken, "losses", " ".join(config.losses), f"another label than {name}, which is something else")
     torch.manual_seed(config.seed)
     net = networks.build_network(config)
     if config.init == "paper":
         init_paper(net)
     learners = []
-    for name in config.losses:
+    for name, variant in variants.items():
         torch.manual_seed(config.seed)
-        loss = LOSSES[name](config, net)
+        loss = LOSSES[variant.loss](variant.config, net)
         if config.init == "paper":
             init_paper(loss)
-        learners.append(Learner(name, copy.deepcopy(net), loss, config, device))
+        learners.append(Learner(name, copy.deepcopy(net), loss, variant, device))
     return learners

@@ -2,6 +2,7 @@
 
 import math
 import time
+from itertools import chain
 from pathlib import Path
 
 import configs
@@ -75,7 +76,8 @@ class Prepared:
         # Last, for their weights may be a long download.
         smallest = config.patch or min(map(min, pairs.sizes))
         self.judge = None
-        if NEEDS_JUDGE & set(config.losses):
+        variants = config.variants.values()
+        if any(variant.loss in NEEDS_JUDGE for variant in variants):
             memory = (config.judge_memory or MEMORY[self.device.type]) << 20
             judge = JUDGES[config.judge](weights=config.judge_weights, memory=memory)
             self.judge = networks.place_frozen(judge, self.device, config.precision)
@@ -83,12 +85,12 @@ class Prepared:
             configs.expect(smallest >= self.judge.min_size, "patch", smallest,
                            f"at least {self.judge.min_size} pixels for {config.judge}")
         self.extractors = {}
-        if NEEDS_EXTRACTORS & set(config.losses):
-            for name in config.dp_extractors:
-                extractor = build_extractor(name, config.extractor_weights)
-                self.extractors[name] = networks.place_frozen(extractor, self.device, config.precision)
-                configs.expect(smallest >= extractor.min_size, "patch", smallest,
-                               f"at least {extractor.min_size} pixels for {name}")
+        named = (variant.config.dp_extractors for variant in variants if variant.loss in NEEDS_EXTRACTORS)
+        for name in dict.fromkeys(chain.from_iterable(named)):
+            extractor = build_extractor(name, config.extractor_weights)
+            self.extractors[name] = networks.place_frozen(extractor, self.device, config.precision)
+            configs.expect(smallest >= extractor.min_size, "patch", smallest,
+                           f"at least {extractor.min_size} pixels for {name}")
         files = config.judge_weights + config.extractor_weights
         self.metrics = val.build_metrics(self.lpips_nets, files, device=self.device)
         val.check_sizes(self.validation, self.metrics, config.protocol)
@@ -102,10 +104,11 @@ class Prepared:
         """Take up the run in the folder where its last state left it. Raises ValueError where it does not fit."""
         state, path, wrong = rundir.load_last(self.folder)
         saved = rundir.learner_states(state, path)
-        if sorted(saved) != sorted(self.config.losses) or state.get("epoch_steps") != self.epoch_steps:
+        names = [learner.name for learner in self.learners]
+        if sorted(saved) != sorted(names) or state.get("epoch_steps") != self.epoch_steps:
             images = f"; put an image in the place of the one left out: {self.left_out[0]}" if self.left_out else ""
             raise ValueError(f"{path}: is of losses {' '.join(saved)} with {state.get('epoch_steps')} steps an epoch; "
-                             f"these settings give {' '.join(self.config.losses)} with {self.epoch_steps}{images}")
+                             f"these settings give {' '.join(names)} with {self.epoch_steps}{images}")
         try:
             for learner in self.learners:
                 learner.load_state(saved[learner.name], str(path))

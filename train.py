@@ -52,7 +52,7 @@ def descend(learner: Learner, opt: torch.optim.Optimizer, loss: Tensor) -> Tenso
 def em_step(learner: Learner, lr: Tensor, target: Target, epoch: float) -> tuple[Tensor | None, Tensor]:
     """Algorithm 1 on one batch: lr (B,3,h,w) and target.hr (B,3,s*h,s*w), both in [-1,1]; epoch is the run's age.
 
-    Returns the two losses before their steps: the E-step's (-log WC; None without a helper) and the M-step's.
+    Returns the two losses before their steps: the E-step's (-log WC; None where there is none) and the M-step's.
     """
     sr, features = learner.sr_and_features(lr)
     sr = sr.float()
@@ -168,9 +168,11 @@ class Run(Prepared):
                     x.to(self.device, non_blocking=True, memory_format=layout) for x in self.next_batch(loader)
                 )
                 before = self.packed() if self.skipped_in_a_row >= config.max_skipped else None
-                age, rate = self.age, learning_rate(config, epoch, self.step - self.begin, self.end - self.begin)
+                age, place = self.age, (epoch, self.step - self.begin, self.end - self.begin)
+                rate = learning_rate(config, *place)
                 for learner in self.learners:
-                    learner.set_learning_rate(rate)
+                    learner.set_learning_rate(learning_rate(learner.config, *place))
+                    learner.loss.begin_step(self.step)
                 values = step_all(self.learners, self.judge, self.extractors, lr, hr, age, config.precision)
                 self.step += 1
                 self.validated = self.step < stop
@@ -231,6 +233,8 @@ class Run(Prepared):
             for word, value in words.items():
                 entry.setdefault(word, {})[learner.name] = value
             text.append(" ".join([f"{learner.name} {loss:.4f}", *(f"{word} {x:.3g}" for word, x in words.items())]))
+            if (own := learner.opt.param_groups[0]["lr"]) != rate:
+                entry.setdefault("own_learning_rate", {})[learner.name] = own
             if (skipped := int(learner.skips[0])) > 0:
                 entry.setdefault("skipped", {})[learner.name] = skipped
         bar.set_postfix_str(" | ".join(text))

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "files": {"rundir"},
     "distributed": {"models"},
     "figures": set(),
-    "ending": {"data", "distributed", "figures", "locks", "prepared", "rundir", "signals", "val"},
+    "ending": {"configs", "data", "distributed", "figures", "locks", "prepared", "rundir", "signals", "val"},
     "losses": {"models"},
     "learner": {"configs", "distributed", "losses", "models", "networks", "states"},
     "prepared": {"configs", "data", "distributed", "files", "learner", "locks", "losses", "metrics", "networks", "rundir",
