@@ -145,7 +145,8 @@ def build_learners(config: Config, device: torch.device) -> list[Learner]:
     for name, variant in variants.items():
         configs.choose(variant.loss, LOSSES, "loss")
         taken = name in [*LOSSES, "bicubic"] and name != variant.loss
-        configs.expect(not taken, "losses", " ".join(config.losses), f"another label than {name}, which is something else")
+        configs.expect(not taken, "losses", " ".join(config.losses),
+                       f"a label other than {name}, which names something else")
     torch.manual_seed(config.seed)
     net = networks.build_network(config)
     if config.init == "paper":

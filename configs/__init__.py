@@ -20,8 +20,8 @@ from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
 from .reading import parse_pairs, read_yaml
 from .variants import Variant, variants_of
 
-__all__ = ["Config", "OneLineParser", "Variant", "add_settings", "check_resumable", "choose", "expect", "flag_of", "from_mapping",
-           "is_of_a_run", "load", "one_line_errors", "parse_pairs", "read_yaml", "to_yaml"]  # fmt: skip
+__all__ = ["Config", "OneLineParser", "Variant", "add_settings", "check_resumable", "choose", "expect", "flag_of",
+           "from_mapping", "is_of_a_run", "load", "one_line_errors", "parse_pairs", "read_yaml", "to_yaml"]  # fmt: skip
 
 # What --load may change; all else a run keeps for life.
 RESUMABLE = {
@@ -67,16 +67,14 @@ class Config:
     k_epochs: float = setting(200.0, "epochs until k has gone 1 - 1/e of its way")
     m_step: str = setting("paper", "M-step: Eq. 13, or the released code's log-mean-exp", ("paper", "released"))
     weights: str = setting(
-        "learned", "TLW, M-step: the paper's weights, or a control: k everywhere, the learned map's pixels permuted, "
-        "or the map turned round", ("learned", "uniform", "shuffled", "inverted")
+        "learned", "TLW, M-step: the paper's weights, or a control: k everywhere, the learned map with its pixels "
+        "permuted, or the most weight where that has the least", ("learned", "uniform", "shuffled", "inverted")
     )  # fmt: skip
-    wc: str = setting(
-        "sum", "TLW, M-step: WC as in Eq. 13, divided by its mean over batch and samples, or left out",
-        ("sum", "normalised", "one"),
-    )  # fmt: skip
-    e_every: int = setting(1, "TLW: steps from one E-step to the next")
-    reuse_mu: bool = setting(False, "TLW: the M-step draws from the E-step's mu, of before its update: a forward less")
-    weighting_scale: int = setting(1, "TLW: 2 has the weighting network work at half resolution", (1, 2))
+    wc: str = setting("sum", "TLW, M-step: WC as in the paper's Eq. 13, divided by its mean over batch and samples, or "
+                      "1 in its place", ("sum", "normalised", "one"))  # fmt: skip
+    e_every: int = setting(1, "TLW: steps from one E-step to the next (the paper's: 1)")
+    reuse_mu: bool = setting(False, "TLW: the M-step takes the E-step's mu, of before its update, and saves a forward")
+    weighting_scale: int = setting(1, "TLW: weighting network at full resolution (the paper's) or half", (1, 2))
     weighting_channels: int = setting(64, "TLW: width of the weighting network")
     udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins")
     udl_head: str = setting("authors", "UDL: a head for each colour channel, or TLW's for all", ("authors", "tlw"))

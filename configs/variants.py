@@ -3,10 +3,13 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import choose
 from .reading import parse_pairs
+
+if TYPE_CHECKING:
+    from . import Config
 
 # What a loss may have of its own: its optimizer's settings, and those of the terms that its name consists of.
 OPTIMIZER = ("learning_rate", "betas", "schedule", "step_epochs", "step_gamma", "milestones", "clip_grad")
@@ -22,13 +25,13 @@ NAME = re.compile(r"[A-Za-z0-9_.+=,\[\]-]{1,100}")  # what best_NAME.pt can be c
 
 
 class Variant(NamedTuple):
-    """One of a run's losses: what LOSSES calls it, and the run's settings (a Config) with its own in their place."""
+    """One of a run's losses: what LOSSES calls it, and the run's settings with its own in their place."""
 
     loss: str
-    config: object
+    config: "Config"
 
 
-def variants_of(config, convert: Callable) -> dict[str, Variant]:
+def variants_of(config: "Config", convert: Callable) -> dict[str, Variant]:
     """The losses of a Config by their names. convert(field, value): the value as that field's type. Raises ValueError.
 
     "L1+TLW[wc=one,label=map]" is called map; without a label the text is the name.

@@ -153,7 +153,7 @@ class TLW(Loss):
         return self.helper
 
     def begin_step(self, step: int) -> None:
-        self.e_step_is_due, self.mu = (step + 1) % self.e_every == 0, None
+        self.e_step_is_due = (step + 1) % self.e_every == 0
 
     def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor | None:
         """E-step: the mean of -log WC(w), one w ~ MVB(g_phi(hr, sr)) per image; sr (B,3,H,W) is a constant.
