@@ -20,19 +20,65 @@ from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
 from .reading import parse_pairs, read_yaml
 from .variants import Variant, variants_of
 
-__all__ = ["Config", "OneLineParser", "Variant", "add_settings", "check_resumable", "choose", "expect", "flag_of",
-           "from_mapping", "is_of_a_run", "load", "one_line_errors", "parse_pairs", "read_yaml", "to_yaml"]  # fmt: skip
+__all__ = [
+    "Config",
+    "OneLineParser",
+    "Variant",
+    "add_settings",
+    "check_resumable",
+    "choose",
+    "expect",
+    "flag_of",
+    "from_mapping",
+    "is_of_a_run",
+    "load",
+    "one_line_errors",
+    "parse_pairs",
+    "read_yaml",
+    "to_yaml",
+]
 
 # What --load may change; all else a run keeps for life.
 RESUMABLE = {
-    "endepoch", "steps", "learning_rate", "schedule", "step_epochs", "step_gamma", "precision", "device", "workers",
-    "judge_weights", "judge_memory", "compile", "bad_images", "valpath", "vallrpath", "lpips", "protocol",
-    "log_every", "load", "modelpath", "milestones", "extractor_weights", "save_every",
-    "save_minutes", "clip_grad", "max_skipped",
-}  # fmt: skip
+    "endepoch",
+    "steps",
+    "learning_rate",
+    "schedule",
+    "step_epochs",
+    "step_gamma",
+    "precision",
+    "device",
+    "workers",
+    "judge_weights",
+    "judge_memory",
+    "compile",
+    "bad_images",
+    "valpath",
+    "vallrpath",
+    "metrics",
+    "protocol",
+    "log_every",
+    "load",
+    "modelpath",
+    "milestones",
+    "extractor_weights",
+    "save_every",
+    "save_minutes",
+    "clip_grad",
+    "max_skipped",
+}
+# Other names of settings, in YAML files and as flags.
+ALIASES = {"resume": "load", "lpips": "metrics"}
 # Beyond these a run would not fail but fill the memory, before its first step or some day.
-MOST = {"batchsize": 65536, "judge_memory": 10**9, "repeat": 10**6, "samples": 1000, "workers": 1000, "step_gamma": 1.0,
-        "weighting_channels": 4096}  # fmt: skip
+MOST = {
+    "batchsize": 65536,
+    "judge_memory": 10**9,
+    "repeat": 10**6,
+    "samples": 1000,
+    "workers": 1000,
+    "step_gamma": 1.0,
+    "weighting_channels": 4096,
+}
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
 
@@ -67,13 +113,20 @@ class Config:
     k_epochs: float = setting(200.0, "epochs until k has gone 1 - 1/e of its way")
     m_step: str = setting("paper", "M-step: Eq. 13, or the released code's log-mean-exp", ("paper", "released"))
     weights: str = setting(
-        "learned", "TLW, M-step: the paper's weights, or a control: k everywhere, the learned map with its pixels "
-        "permuted, or the most weight where that has the least", ("learned", "uniform", "shuffled", "inverted")
-    )  # fmt: skip
-    wc: str = setting("sum", "TLW, M-step: WC as in the paper's Eq. 13, divided by its mean over batch and samples, or "
-                      "1 in its place", ("sum", "normalised", "one"))  # fmt: skip
+        "learned",
+        "TLW, M-step: the paper's weights, or a control: k everywhere, the learned map with its pixels permuted, or the "
+        "most weight where that has the least",
+        ("learned", "uniform", "shuffled", "inverted"),
+    )
+    wc: str = setting(
+        "sum",
+        "TLW, M-step: WC as in the paper's Eq. 13, divided by its mean over batch and samples, or 1 in its place",
+        ("sum", "normalised", "one"),
+    )
     e_every: int = setting(1, "TLW: steps from one E-step to the next (the paper's: 1)")
-    reuse_mu: bool = setting(False, "TLW: the M-step takes the E-step's mu, of before its update, and saves a forward")
+    reuse_mu: bool = setting(
+        False, "TLW: the M-step takes the E-step's mu, of before its update, and saves a forward"
+    )
     weighting_scale: int = setting(1, "TLW: weighting network at full resolution (the paper's) or half", (1, 2))
     weighting_channels: int = setting(64, "TLW: width of the weighting network")
     udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins")
@@ -89,8 +142,9 @@ class Config:
     extractor_weights: tuple[str, ...] = setting((), "DP: local files of the extractors' weights, in any order")
     pixel_weight: float = setting(0.01, "DP: weight of the pixel term beside the perceptual ones")
     gan_weight: float = setting(0.005, "GAN: weight of the adversarial term")
-    gan: str = setting("vanilla", "GAN: the adversarial losses, SRGAN's or ESRGAN's relativistic average",
-                       ("vanilla", "ragan"))
+    gan: str = setting(
+        "vanilla", "GAN: the adversarial losses, SRGAN's or ESRGAN's relativistic average", ("vanilla", "ragan")
+    )
     pretrain_epochs: float = setting(0.0, "DP, GAN: epochs with the pixel term alone, before the other terms act")
     # data
     trainpath: tuple[str, ...] = setting(
@@ -129,16 +183,35 @@ class Config:
     load: bool = setting(False, "go on with the run in --modelpath from where it stopped")
     save_every: int | None = setting(None, "steps between two saves, besides those of --save-minutes and epochs")
     save_minutes: float = setting(10.0, "minutes between two saves, besides those after epochs; 0: those alone")
-    lpips: tuple[str, ...] = setting(
+    metrics: tuple[str, ...] = setting(
         (), "perceptual metrics of validation (alex vgg squeeze tiny ms-ssim), first for `best`; default: the judge's"
     )
     protocol: str = setting("paper", "evaluation protocol", ("paper", "standard"))
     log_every: int = setting(10, "steps between two lines of the log")
 
     def __post_init__(self):
-        positive = ("judge_memory", "samples", "eps", "k_epochs", "patch", "repeat", "batchsize", "learning_rate",
-                    "step_epochs", "step_gamma", "steps", "log_every", "pspl_max", "dp_mu", "gan_weight",
-                    "clip_grad", "max_skipped", "save_every", "e_every", "weighting_channels")
+        positive = (
+            "judge_memory",
+            "samples",
+            "eps",
+            "k_epochs",
+            "patch",
+            "repeat",
+            "batchsize",
+            "learning_rate",
+            "step_epochs",
+            "step_gamma",
+            "steps",
+            "log_every",
+            "pspl_max",
+            "dp_mu",
+            "gan_weight",
+            "clip_grad",
+            "max_skipped",
+            "save_every",
+            "e_every",
+            "weighting_channels",
+        )
         for name in positive:
             value = getattr(self, name)
             expect(value is None or value > 0, name, value, "a number above 0")
@@ -164,10 +237,10 @@ class Config:
         expect(pairs, "vallrpath", " ".join(self.vallrpath), "one folder for each of --valpath")
         expect(self.modelpath != "", "modelpath", '""', "a folder; leave it out for a new one in checkpoints/")
         expect(len(self.losses) > 0, "losses", self.losses, "at least one loss")
-        expect(self.m_step == "paper" or self.wc != "normalised", "wc", self.wc,
-               f"sum or one beside --m-step {self.m_step}, which divides by the sum of WC already")
-        folded = {name.lower() for name in self.variants}  # on some disks a.pt and A.pt are one file
-        expect(len(folded) == len(self.losses), "losses", " ".join(self.losses), "each loss once, or label=NAME in it")
+        expected = f"sum or one beside --m-step {self.m_step}, which divides by the sum of WC already"
+        expect(self.m_step == "paper" or self.wc != "normalised", "wc", self.wc, expected)
+        names = {name.lower() for name in self.variants}  # on some disks a.pt and A.pt are one file
+        expect(len(names) == len(self.losses), "losses", " ".join(self.losses), "each loss once, or label=NAME in it")
         if self.patch is not None and self.patch % self.scale:
             near = max(self.patch - self.patch % self.scale, self.scale)
             raise ValueError(f"patch={self.patch} is not divisible by scale={self.scale}; use {near}")
@@ -194,13 +267,14 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = 
                     options["nargs"] = "+"
                 if field.metadata["choices"]:
                     options |= {"choices": field.metadata["choices"], "metavar": None}
-            aliases = ["--resume"] if field.name == "load" else []
+            aliases = [flag_of(alias) for alias, name in ALIASES.items() if name == field.name]
             parser.add_argument(flag_of(field.name), *aliases, **options)
 
 
 def from_mapping(values: Mapping, source: str = "settings") -> Config:
     """A Config from the names and values of a YAML file or of parsed flags; ValueError names what does not fit."""
     known = {field.name: field for field in dataclasses.fields(Config)}
+    values = {ALIASES.get(name, name): value for name, value in values.items()}
     for name in values:
         choose(name, known, f"key in {source}")
     return Config(**{name: _convert(known[name], value) for name, value in values.items()})

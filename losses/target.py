@@ -16,7 +16,8 @@ class Target(NamedTuple):
 
     hr: (B,3,H,W) in [-1,1].
     distance: the judge's distance to hr; None where no loss of the run asks a judge. The judges of this project
-        compute hr's features once (`judge.against(hr)`), when the distance is first asked for: not every step does.
+        compute hr's features once (`judge.with_reference(hr)`), when the distance is first asked for: not every step
+        asks.
     lr: (B,3,h,w) in [-1,1], which the SR images are made from; UDL's second stage asks for it.
     features: the distances of the perceptual losses, by feature extractor; likewise made once.
     """
@@ -30,11 +31,11 @@ class Target(NamedTuple):
     def judged_by(
         cls, judge: Judge | None, hr: Tensor, lr: Tensor | None = None, extractors: Mapping | None = None
     ) -> "Target":
-        """hr with the distances of `judge` (one of ours, any callable judge(a, b) -> (B,), or None) and extractors."""
+        """hr with the distances of `judge` (one of ours, any callable judge(a, b) -> (B,) or (B,1,1,1), or None) and extractors."""
         features = {name: _at_first_call(extractor, hr) for name, extractor in (extractors or {}).items()}
         if judge is None:
             return cls(hr, None, lr, features)
-        if hasattr(judge, "against"):
+        if hasattr(judge, "with_reference"):
             return cls(hr, _at_first_call(judge, hr), lr, features)
 
         def distance(images: Tensor) -> Tensor:
@@ -45,11 +46,11 @@ class Target(NamedTuple):
 
 
 def _at_first_call(judge, hr: Tensor) -> Distance:
-    """The distance judge.against(hr), which is made when it is first called, and once."""
+    """The distance judge.with_reference(hr), which is made when it is first called, and once."""
 
     @cache
     def distance() -> Distance:
         with torch.enable_grad():  # whoever calls first, one that needs a gradient may come after
-            return judge.against(hr)
+            return judge.with_reference(hr)
 
     return lambda images: distance()(images)

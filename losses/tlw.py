@@ -25,12 +25,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models import whole_batch
-from models.weighting import WeightingNet, fixed_sum, relaxed_bernoulli
-
-from .loss import Loss
+from . import global_batch
+from .base import Loss
 from .pixel import absolute_error, squared_error
 from .target import Target
+from .weighting import WeightingNet, fixed_sum, relaxed_bernoulli
 
 
 def k_schedule(epoch: int, k_start: float = 0.3, k_end: float = 0.9, k_epochs: float = 200) -> float:
@@ -107,7 +106,7 @@ def learned(mu: Tensor, k: float) -> Tensor:
 
 def shuffled(mu: Tensor, k: float) -> Tensor:
     """mu (B,3,H,W) with the pixels of each image in a random order, the same in all channels."""
-    order = whole_batch.rand(len(mu), mu[0, 0].numel(), device=mu.device).argsort(dim=1)
+    order = global_batch.global_rand(len(mu), mu[0, 0].numel(), device=mu.device).argsort(dim=1)
     return mu.flatten(2).take_along_dim(order[:, None], dim=2).view_as(mu)
 
 
@@ -165,7 +164,7 @@ class TLW(Loss):
         sr = sr.detach()
         mu = self.helper(target.hr, sr, self.k(math.floor(epoch)))
         self.mu = mu.detach() if self.reuse_mu else None
-        w = relaxed_bernoulli(mu, whole_batch.rand(*mu.shape, device=mu.device))
+        w = relaxed_bernoulli(mu, global_batch.global_rand(*mu.shape, device=mu.device))
         return -weight_criterion(w, sr, target, self.eps).log().mean()
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
@@ -181,7 +180,7 @@ class TLW(Loss):
             return hr.new_full((1, 1, 1, 1, 1), k)
         mu, self.mu = self.mu, None
         mu = self.move(self.helper(hr, sr, k) if mu is None else mu, k)
-        return relaxed_bernoulli(mu, whole_batch.rand(self.samples, *mu.shape, rows=1, device=mu.device))
+        return relaxed_bernoulli(mu, global_batch.global_rand(self.samples, *mu.shape, rows=1, device=mu.device))
 
     def criterion(self, w: Tensor, sr: Tensor, target: Target) -> Tensor:
         """What each sample w (T,B,3,H,W) counts for, (T,B): its WC, in the form of `wc`."""
@@ -190,12 +189,12 @@ class TLW(Loss):
         else:
             wc = weight_criterion(w, sr, target, self.eps, self.m_step.far_eps)
         if self.wc == "normalised":
-            wc = wc / whole_batch.mean(wc.mean())
+            wc = wc / global_batch.all_reduce_mean(wc.mean())
         return wc * (self.samples / len(w))  # a uniform w stands for T
 
     def helper_parameters(self, epoch: float) -> list[nn.Parameter]:
         return super().helper_parameters(epoch) if self.e_step_is_due else []
 
-    def words(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
+    def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
         criterion = {} if helper_loss is None else {"WC": math.exp(-helper_loss)}
         return criterion | {"k": self.k(math.floor(epoch))}

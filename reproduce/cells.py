@@ -16,18 +16,28 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import configs
-import locks
-import rundir
 import val
 from configs import Config
 from metrics.judges import word_of
+from runs.atomic import atomic_write
+from runs.lock import RunFolderError, check_unlocked
 
 ROOT = Path(__file__).parents[1]
 TRAINED = "trained.txt"
 PATIENCE = 60  # seconds that a training may take to finish its step and save; Slurm grants submitit's jobs 90
 # Settings that say where and how a run is done, not what: cells may differ in them.
-PLACEMENT = {"modelpath", "load", "device", "workers", "judge_memory", "judge_weights", "extractor_weights",
-             "log_every", "save_every", "save_minutes"}  # fmt: skip
+PLACEMENT = {
+    "modelpath",
+    "load",
+    "device",
+    "workers",
+    "judge_memory",
+    "judge_weights",
+    "extractor_weights",
+    "log_every",
+    "save_every",
+    "save_minutes",
+}
 KEYS = {"model", "scale", "seed"}  # what tells the cells of a grid from one another
 
 
@@ -85,8 +95,9 @@ class Cell:
         for name in [] if saved is None else differing(self.config, saved):
             wanted, found = (getattr(config, name) for config in (self.config, saved))
             shown = " ".join(map(str, wanted)) if isinstance(wanted, tuple) else wanted
-            raise ValueError(f"{configs.flag_of(name)} {shown}: {self.folder} was begun with {found}; take that, or "
-                             "another --out")
+            raise ValueError(
+                f"{configs.flag_of(name)} {shown}: {self.folder} was begun with {found}; take that, or another --out"
+            )
 
     def finished(self) -> bool:
         """Whether it is trained, and evaluated on all its data sets as it should be."""
@@ -99,13 +110,13 @@ class Cell:
             return False
         metrics = found["rows"][0]["per_image"]
         orders = {name.endswith("-BGR") for name in metrics if name.startswith("LPIPS-")}
-        return set(self.config.lpips) <= set(map(word_of, metrics)) and orders <= {self.bgr}
+        return set(self.config.metrics) <= set(map(word_of, metrics)) and orders <= {self.bgr}
 
     def in_use(self) -> bool:
         """Whether a training is going on in the folder."""
         try:
-            locks.check_free(self.folder)
-        except locks.Unusable:
+            check_unlocked(self.folder)
+        except RunFolderError:
             return True
         return False
 
@@ -116,7 +127,9 @@ class Cell:
             return None
         if (folder / TRAINED).exists():
             flags = ["--modelpath", str(folder), "--best", "--protocol", config.protocol]
-            flags += ["--folder", *self.folders] * bool(self.folders) + ["--lpips", *config.lpips] * bool(config.lpips)
+            flags += ["--folder", *self.folders] * bool(self.folders) + ["--lpips", *config.metrics] * bool(
+                config.metrics
+            )
             flags += ["--device", str(config.device)] * bool(config.device) + ["--bgr"] * self.bgr
             return [sys.executable, str(ROOT / "val.py"), *flags]
         begun = any((folder / name).exists() for name in ("last.pt", "previous.pt"))
@@ -153,7 +166,7 @@ class Work:
             if code:
                 raise Failed(f"{Path(command[1]).name}: {reason(code)}")
             if "train.py" in command[1]:
-                rundir.write_whole(cell.folder / TRAINED, (shlex.join(command) + "\n").encode())
+                atomic_write(cell.folder / TRAINED, (shlex.join(command) + "\n").encode())
             before = command
 
     def run(self, command: list[str], asked: Callable[[], int | None]) -> int:

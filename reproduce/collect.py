@@ -65,8 +65,10 @@ def read_grid(cells: Iterable[Cell], datasets: Iterable[str] = ()) -> Grid | Non
             if evaluation.get(key, default) != first[2].get(key, default):
                 names = [f"{key} of val.json"]
         if names:
-            raise ValueError(f"{cell.folder}: differs from {first[0]} in {', '.join(names)}; one table is of one "
-                             "set-up, name them apart with --models, --scales and --seeds")  # fmt: skip
+            raise ValueError(
+                f"{cell.folder}: differs from {first[0]} in {', '.join(names)}; one table is of one "
+                "set-up, name them apart with --models, --scales and --seeds"
+            )
         found.append((cell.folder, config, evaluation))
     if not found:
         return None
@@ -75,8 +77,9 @@ def read_grid(cells: Iterable[Cell], datasets: Iterable[str] = ()) -> Grid | Non
     common = [name for name in names[0] if all(name in of for of in names)]
     left_out = sorted({name for of in names for name in of} - set(common))
     if not common:
-        raise ValueError(f"no data set that all {len(found)} finished cells were evaluated on; start the grid again "
-                         "with --folder")  # fmt: skip
+        raise ValueError(
+            f"no data set that all {len(found)} finished cells were evaluated on; start the grid again with --folder"
+        )
     parts: dict[Place, dict[int, dict[str, dict]]] = {}
     for _, config, evaluation in found:
         for row in evaluation["rows"]:
@@ -108,8 +111,10 @@ def _stacked(by_seed: dict[int, dict[str, dict]], place: Place) -> Scores:
         metrics = [metric for metric in runs[0][loss] if all(metric in run[loss] for run in runs)]
         values = {metric: [run[loss][metric] for run in runs] for metric in metrics}
         if len({len(one) for many in values.values() for one in many}) > 1:
-            raise ValueError(f"{place.dataset} x{place.scale}, {place.model}: the seeds were evaluated on different "
-                             "numbers of images; evaluate all on the same")  # fmt: skip
+            raise ValueError(
+                f"{place.dataset} x{place.scale}, {place.model}: the seeds were evaluated on different "
+                "numbers of images; evaluate all on the same"
+            )
         scores[loss] = {metric: np.array(many, dtype=float) for metric, many in values.items()}
     return scores
 
@@ -121,8 +126,10 @@ def _check_images(scores: dict[Place, Scores]) -> None:
         for row in losses["bicubic"]["PSNR-Y"] if "bicubic" in losses else ():
             model, wanted = first.setdefault(place[:2], (place.model, row))
             if wanted.shape != row.shape or not np.allclose(wanted, row, atol=SAME, equal_nan=True):
-                raise ValueError(f"{place.dataset} x{place.scale}: bicubic scores of {place.model} and {model} differ: "
-                                 "other images under the same name; evaluate all on the same")  # fmt: skip
+                raise ValueError(
+                    f"{place.dataset} x{place.scale}: bicubic scores of {place.model} and {model} differ: "
+                    "other images under the same name; evaluate all on the same"
+                )
 
 
 def read_paper(path: Path = PAPER_FILE) -> dict[tuple[Place, str], dict[str, float]]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-import rundir
-from metrics.judges import marked
+from metrics.judges import mark_biased
+from runs.atomic import atomic_write
+from runs.log import json_safe
 
 from .collect import RISING, Grid, cells_won, comparisons, mean_and_deviation, paper_value
 
@@ -38,7 +39,7 @@ def _score_row(grid: Grid, paper: dict, place, loss: str, scores: dict) -> dict:
 
 
 def _header(grid: Grid, metric: str) -> str:
-    return f"{marked(metric, grid.judges)} {'↑' if metric in RISING else '↓'}"
+    return f"{mark_biased(metric, grid.judges)} {'↑' if metric in RISING else '↓'}"
 
 
 def _number(value: float | None, deviation: float | None = None, sign: str = "") -> str:
@@ -72,8 +73,13 @@ def scores_table(grid: Grid, rows: list[dict], style: str) -> str:
         headers += [_header(grid, metric), *["paper"] * (metric in beside)]
     lines = []
     for row in rows:
-        line = [f"{row['dataset']} ({row['images']})", f"×{row['scale']}", row["model"], row["loss"],
-                str(row["seeds"] or "")]  # fmt: skip
+        line = [
+            f"{row['dataset']} ({row['images']})",
+            f"×{row['scale']}",
+            row["model"],
+            row["loss"],
+            str(row["seeds"] or ""),
+        ]
         for metric in grid.metrics:
             line.append(_number(row.get(metric), row.get(f"{metric} sd")))
             line += [_number(row.get(f"{metric} paper"))] * (metric in beside)
@@ -115,8 +121,10 @@ def set_up(grid: Grid) -> str:
     options = " ".join(f"{name}={value}" for name, value in (c.model_options or {}).items())
     length = f"{c.steps} steps" if c.steps else f"{c.endepoch - c.startepoch} epochs"
     images = f"patches of {c.patch}" if c.patch else "whole images"
-    return (f"{length} of batch {c.batchsize} on {images} of {' '.join(c.trainpath)}; judge {c.judge}, "
-            f"M-step {c.m_step}, first weights {c.init}, {c.precision}{'; networks: ' + options if options else ''}")
+    return (
+        f"{length} of batch {c.batchsize} on {images} of {' '.join(c.trainpath)}; judge {c.judge}, "
+        f"M-step {c.m_step}, first weights {c.init}, {c.precision}{'; networks: ' + options if options else ''}"
+    )
 
 
 def notes(grid: Grid, rows: list[dict], tests: dict) -> list[str]:
@@ -132,11 +140,15 @@ def notes(grid: Grid, rows: list[dict], tests: dict) -> list[str]:
         lines.append(f"Left out, for some of the cells were not evaluated on it: {', '.join(grid.left_out)}.")
     if tests:
         least = min(found.images for by in tests.values() for rows in by.values() for found in rows.values())
-        lines.append("gain: by how much TLW is better than the plain loss (less, for ↓), mean over the images of all "
-                     "data sets ± the seeds' deviation.")
-        lines.append("p: Wilcoxon's signed-rank test, two-sided, not corrected for how many there are. The pairs are "
-                     "the images, seeds averaged first (in `all`, networks too): it says whether the gain holds over "
-                     "images; the ± says whether it holds over trainings.")
+        lines.append(
+            "gain: by how much TLW is better than the plain loss (less, for ↓), mean over the images of all "
+            "data sets ± the seeds' deviation."
+        )
+        lines.append(
+            "p: Wilcoxon's signed-rank test, two-sided, not corrected for how many there are. The pairs are "
+            "the images, seeds averaged first (in `all`, networks too): it says whether the gain holds over "
+            "images; the ± says whether it holds over trainings."
+        )
         if least < 6:
             lines.append(f"With {least} images no p can be below {2 / 2**least:.2g}.")
     return lines
@@ -158,21 +170,35 @@ def write(path: Path, grid: Grid, paper: dict, lacking: list[str]) -> None:
     """The tables as path.json (all of it), path.csv (the scores) and path.md, each whole or not at all."""
     rows, tests, won = score_rows(grid, paper), comparisons(grid), cells_won(grid, paper)
     result = {
-        "protocol": grid.protocol, "set-up": set_up(grid), "judges": grid.judges, "lacking": lacking,
+        "protocol": grid.protocol,
+        "set-up": set_up(grid),
+        "judges": grid.judges,
+        "lacking": lacking,
         "seeds": [{**place._asdict(), "seeds": seeds} for place, seeds in grid.seeds.items()],
         "scores": rows,
         "comparisons": [
-            {"loss": pair[0], "against": pair[1], "model": network and network[0], "scale": network and network[1],
-             "metric": metric, **found._asdict()}
-            for pair, by in tests.items() for metric, of in by.items() for network, found in of.items()
+            {
+                "loss": pair[0],
+                "against": pair[1],
+                "model": network and network[0],
+                "scale": network and network[1],
+                "metric": metric,
+                **found._asdict(),
+            }
+            for pair, by in tests.items()
+            for metric, of in by.items()
+            for network, found in of.items()
         ],
-        "cells won": [{"loss": pair[0], "against": pair[1], "metric": metric, **found._asdict()}
-                      for pair, of in won.items() for metric, found in of.items()],
-    }  # fmt: skip
+        "cells won": [
+            {"loss": pair[0], "against": pair[1], "metric": metric, **found._asdict()}
+            for pair, of in won.items()
+            for metric, found in of.items()
+        ],
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    json_text = json.dumps(rundir.finite(result), indent=1, ensure_ascii=False)
-    rundir.write_whole(path.with_suffix(".json"), (json_text + "\n").encode())
-    rundir.write_whole(path.with_suffix(".md"), (text(grid, paper, lacking, "github") + "\n").encode())
+    json_text = json.dumps(json_safe(result), indent=1, ensure_ascii=False)
+    atomic_write(path.with_suffix(".json"), (json_text + "\n").encode())
+    atomic_write(path.with_suffix(".md"), (text(grid, paper, lacking, "github") + "\n").encode())
     with open(path.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()

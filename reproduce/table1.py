@@ -16,15 +16,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import configs
-import networks
-import rundir
-import signals
 import val
 from configs import Config
 from data import list_images
 from losses import LOSSES
 from metrics.judges import JUDGES, METRICS
-from models import SR_MODELS
+from models import SR_MODELS, build_network
+from runs.folder import CHECKPOINTS
+from training import stop_signals
 
 from . import collect, report
 from .cells import Cell, Failed, Work, read_evaluation
@@ -36,22 +35,47 @@ OURS = {"model", "scale", "seed", "modelpath", "load"}  # settings that the grid
 
 def parse(argv: list[str] | None):
     parser = configs.OneLineParser(prog=PROGRAM, description="Table I of the TLW paper: train, evaluate, tabulate.")
-    parser.add_argument("--models", nargs="+", default=["RCAN", "VDSR", "EDSR"], metavar="MODEL",
-                        help="(default: the paper's RCAN VDSR EDSR)")  # fmt: skip
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["RCAN", "VDSR", "EDSR"],
+        metavar="MODEL",
+        help="(default: the paper's RCAN VDSR EDSR)",
+    )
     parser.add_argument("--scales", nargs="+", type=int, default=[2, 3, 4], choices=(2, 3, 4), help="(default: 2 3 4)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default: 3)")
-    parser.add_argument("--config", default="configs/table1.yaml", metavar="FILE",
-                        help="settings of train.py for all cells, such as configs/table1_released.yaml (default: "
-                        "configs/table1.yaml); flags below win")  # fmt: skip
-    parser.add_argument("--folder", nargs="+", default=[], metavar="DIR", help="data sets to evaluate on (default: "
-                        "--valpath)")  # fmt: skip
+    parser.add_argument(
+        "--config",
+        default="configs/table1.yaml",
+        metavar="FILE",
+        help="settings of train.py for all cells, such as configs/table1_released.yaml (default: "
+        "configs/table1.yaml); flags below win",
+    )
+    parser.add_argument(
+        "--folder", nargs="+", default=[], metavar="DIR", help="data sets to evaluate on (default: --valpath)"
+    )
     parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the paper's code does")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the cells and of the table (default: "
-                        "checkpoints/, then --config's name)")  # fmt: skip
-    parser.add_argument("--executor", default="none", choices=("none", "local", "slurm"), help="none: one cell after "
-                        "the other, here; slurm: as jobs, by submitit; local: submitit's rehearsal (default: none)")
-    parser.add_argument("--slurm", nargs="+", default=[], metavar="NAME=VALUE", help="parameters of submitit's jobs: "
-                        "partition gpus_per_node timeout_min cpus_per_task mem_gb array_parallelism ...")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the cells and of the table (default: checkpoints/, then --config's name)",
+    )
+    parser.add_argument(
+        "--executor",
+        default="none",
+        choices=("none", "local", "slurm"),
+        help="none: one cell after "
+        "the other, here; slurm: as jobs, by submitit; local: submitit's rehearsal (default: none)",
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="parameters of submitit's jobs: "
+        "partition gpus_per_node timeout_min cpus_per_task mem_gb array_parallelism ...",
+    )
     parser.add_argument("--collect", action="store_true", help="only make the table of the cells that are finished")
     group = parser.add_argument_group("settings of train.py, the same for all cells")
     configs.add_settings(group, [field.name for field in fields(Config) if field.name not in OURS])
@@ -74,7 +98,7 @@ def make_cells(args) -> list[Cell]:
     """The grid's cells, the first seed of all networks first. Raises ValueError or exits like train.py."""
     names = {field.name for field in fields(Config)}
     shared = ["--config", args.config, *as_words({k: v for k, v in vars(args).items() if k in names})]
-    out = args.out or rundir.ROOT / Path(args.config).stem
+    out = args.out or CHECKPOINTS / Path(args.config).stem
     for name in ("models", "scales"):
         given = getattr(args, name)
         configs.expect(len(set(given)) == len(given), name, " ".join(map(str, given)), "each once")
@@ -99,7 +123,7 @@ def check(cells: list[Cell]) -> None:
     for variant in config.variants.values():
         configs.choose(variant.loss, LOSSES, "loss")
     configs.choose(config.judge, JUDGES, "judge")
-    for net in config.lpips:
+    for net in config.metrics:
         configs.choose(net, METRICS, "perceptual metric")
     for name in ("trainpath", "valpath"):
         configs.expect(len(getattr(config, name)) > 0, name, "", "one or more folders of HR images")
@@ -109,7 +133,8 @@ def check(cells: list[Cell]) -> None:
         configs.expect(Path(path).is_file(), "judge-weights", path, "a file")
     for cell in cells:
         if cell.config.seed == 0:
-            networks.build_network(cell.config)
+            configs.choose(cell.config.model, SR_MODELS, "model")
+            build_network(cell.config.model, cell.config.scale, cell.config.model_options)
         cell.check()
 
 
@@ -178,8 +203,11 @@ def run(todo: list[Cell], of: int, outcomes: Iterator[tuple[Cell, str]], togethe
         else:
             taken[cell] = took
         expected = f", about {duration(rest(left, taken))}" if taken and left and not together else ""
-        print(f"=== {cell} {'failed' if wrong else 'finished'} after {duration(took)}; cell {of - len(left)} of {of}, "
-              f"{len(left)} left{expected}", flush=True)
+        print(
+            f"=== {cell} {'failed' if wrong else 'finished'} after {duration(took)}; cell {of - len(left)} of {of}, "
+            f"{len(left)} left{expected}",
+            flush=True,
+        )
     return failed
 
 
@@ -207,19 +235,22 @@ def main(argv: list[str] | None = None) -> None:
         todo = [cell for cell in cells if not cell.finished()]
         jobs = Jobs(args.executor, out / "submitit", args.slurm) if args.executor != "none" else None
     print(f"{len(cells)} cells in {out}, {len(cells) - len(todo)} of them finished", flush=True)
-    with signals.heeded() as asked:
+    with stop_signals.deferred_signals() as asked:
         outcomes = jobs.outcomes(todo, asked) if jobs else in_sequence(todo, asked)
         failed = run(todo, len(cells), outcomes, together=args.executor == "slurm")
     if asked():
         jobs_go_on = "; the jobs go on: scancel ends them" if args.executor == "slurm" else ""
-        print(f"\nstopped by {signals.signal.Signals(asked()).name}{jobs_go_on}; the same command goes on")
+        print(f"\nstopped by {stop_signals.signal.Signals(asked()).name}{jobs_go_on}; the same command goes on")
         raise SystemExit(128 + asked())
     if any(read_evaluation(cell.folder) for cell in cells):
         with configs.one_line_errors(PROGRAM):
             make_table(cells, args.folder, out)
     if failed:
-        print(f"\n{PROGRAM}: error: {len(failed)} of {len(cells)} cells failed; the same command tries them again:\n"
-              + "\n".join(f"  {cell}: {wrong}" for cell, wrong in failed.items()), file=sys.stderr)  # fmt: skip
+        print(
+            f"\n{PROGRAM}: error: {len(failed)} of {len(cells)} cells failed; the same command tries them again:\n"
+            + "\n".join(f"  {cell}: {wrong}" for cell, wrong in failed.items()),
+            file=sys.stderr,
+        )
         raise SystemExit(1)
 
 

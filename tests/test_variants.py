@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from itertools import chain
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pytest
 import torch
 
 import configs
-import ending
-import rundir
 import train
 import val
 from configs import Config
 from configs.variants import OPTIMIZER, TERMS
-from learner import build_learners
+from runs.checkpoint import load_checkpoint
+from training import stop_signals
+from training.learner import build_learners
+from training.reporter import missing_controls
 
 CHEAP = "L1+TLW[weights=shuffled,samples=1,e_every=3,reuse_mu=true,weighting_scale=2,weighting_channels=8,label=cheap]"
 FAST = "L1[learning_rate=8e-4,schedule=cosine]"
@@ -59,7 +61,7 @@ def test_each_setting_is_of_the_run_or_of_a_loss():
         "model", "model_options", "scale", "init", "losses", "judge", "judge_weights", "judge_memory",
         "extractor_weights", "trainpath", "lrpath", "valpath", "vallrpath", "patch", "bad_images", "skip_small",
         "augment", "repeat", "batchsize", "workers", "max_skipped", "startepoch", "endepoch", "steps", "seed",
-        "precision", "compile", "device", "modelpath", "load", "save_every", "save_minutes", "lpips", "protocol",
+        "precision", "compile", "device", "modelpath", "load", "save_every", "save_minutes", "metrics", "protocol",
         "log_every",
     }  # fmt: skip
     assert not own & of_run and own | of_run == {field.name for field in dataclasses.fields(Config)}
@@ -128,18 +130,18 @@ def test_a_loss_that_there_is_not():
 @pytest.fixture(scope="module")
 def args(tiny_args):
     """Two epochs of two steps, with all of LOSSES; the judge's weights are those of the package."""
-    return [*tiny_args, "--losses", *LOSSES, "--judge", "tiny", "--lpips", "tiny", "--endepoch", "2"]
+    return [*tiny_args, "--losses", *LOSSES, "--judge", "tiny", "--metrics", "tiny", "--endepoch", "2"]
 
 
 @pytest.fixture(scope="module")
-def whole(args, tmp_path_factory) -> train.Run:
+def whole(args, tmp_path_factory) -> train.Trainer:
     """The run, uninterrupted."""
     return trained([*args, "--modelpath", str(tmp_path_factory.mktemp("variants") / "whole")])
 
 
-def trained(argv) -> train.Run:
-    run = train.Run(configs.load(list(map(str, argv))))
-    run.train()
+def trained(argv) -> train.Trainer:
+    run = train.Trainer(configs.load(list(map(str, argv))))
+    run.fit()
     return run
 
 
@@ -159,7 +161,7 @@ def test_each_has_its_checkpoint_and_its_lines(whole):
     own = [entry["own_learning_rate"] for entry in steps]
     assert all(list(rates) == [FAST] for rates in own)
     assert [rates[FAST] for rates in own] == pytest.approx([8e-4, 6.8284e-4, 4e-4, 1.1716e-4], rel=1e-3)
-    judges = {name: rundir.load_state(whole.folder / f"best_{name}.pt")["judges"] for name in NAMES}
+    judges = {name: load_checkpoint(whole.folder / f"best_{name}.pt")["judges"] for name in NAMES}
     assert judges == dict.fromkeys(NAMES[:2], []) | dict.fromkeys(NAMES[2:], ["tiny"])
 
 
@@ -168,37 +170,37 @@ def test_all_begin_from_the_same_networks_and_draw_from_a_stream_of_their_own(ar
     for learner in learners.values():
         assert_same(learner.net.state_dict(), learners["L1"].net.state_dict())
     assert_same(learners["TLW-n"].loss.state_dict(), learners["L1+TLW"].loss.state_dict())
-    streams = [learner.streams["cpu"] for learner in learners.values()]
+    streams = [learner.rng_states["cpu"] for learner in learners.values()]
     assert not any(torch.equal(a, b) for i, a in enumerate(streams) for b in streams[:i])
 
 
 @pytest.mark.parametrize("loss, name", [("L1+TLW", "L1+TLW"), (CHEAP, "cheap"), (FAST, FAST)])
 def test_alone_or_among_others_is_the_same(args, whole, loss, name, workplace, assert_same):
     alone = trained([*args, "--losses", loss])
-    assert_same(alone.learners[0].state(), next(x.state() for x in whole.learners if x.name == name))
+    assert_same(alone.experiment.learners[0].state_dict(), next(x.state_dict() for x in whole.experiment.learners if x.name == name))
 
 
 def test_settings_of_the_run_and_of_a_loss_are_the_same(args, whole, workplace, assert_same):
     """All but the stream, which is that of the name."""
     own, of_run = (
-        trained([*args, "--modelpath", place, "--losses", loss, *more]).learners[0].state()
+        trained([*args, "--modelpath", place, "--losses", loss, *more]).experiment.learners[0].state_dict()
         for place, loss, more in (
             ("own", "L1+TLW[weights=uniform,learning_rate=3e-4]", []),
             ("run", "L1+TLW", ["--weights", "uniform", "--learning-rate", "3e-4"]),
         )
     )
-    assert own.pop("streams") and of_run.pop("streams")
+    assert own.pop("rng_states") and of_run.pop("rng_states")
     assert_same(own, of_run)
 
 
 @pytest.mark.parametrize("cut", [1, 3])
 def test_a_resumed_run_equals_an_uninterrupted_one(args, whole, cut, workplace, at_step, same_files):
     """Stopped between two E-steps, of which one is in every third step."""
-    at_step((cut - 1) * len(LOSSES) + 1, lambda: train.signals.signal.raise_signal(train.signals.signal.SIGTERM))
-    run = train.Run(configs.load([*args, "--modelpath", "parts"]))
-    with pytest.raises(train.signals.Stopped):
-        run.train()
-    assert run.step == cut
+    at_step((cut - 1) * len(LOSSES) + 1, lambda: signal.raise_signal(signal.SIGTERM))
+    run = train.Trainer(configs.load([*args, "--modelpath", "parts"]))
+    with pytest.raises(stop_signals.Stopped):
+        run.fit()
+    assert run.state.step == cut
     resumed = trained(["--load", "--modelpath", "parts"])
     same_files(resumed.folder, whole.folder)
 
@@ -211,7 +213,7 @@ def test_another_set_of_losses_is_another_run(args, whole, capsys):
 
 
 def test_evaluation_by_names_and_labels(whole, capsys, tmp_path):
-    at = ["--modelpath", str(whole.folder), "--lpips", "tiny", "--device", "cpu", "--out", str(tmp_path / "val.json")]
+    at = ["--modelpath", str(whole.folder), "--metrics", "tiny", "--device", "cpu", "--out", str(tmp_path / "val.json")]
     for more in ([], ["--best"]):
         val.main([*at, *more, "--losses", "cheap", "L1+TLW[weights=uniform]"])
         rows = json.loads((tmp_path / "val.json").read_text())["rows"]
@@ -232,7 +234,7 @@ def test_no_e_step_leaves_the_weighting_network_alone(args, assert_same):
         before = [p.detach().clone() for p in helper.parameters()]
         net = [p.detach().clone() for p in learner.net.parameters()]
         learner.loss.begin_step(step)
-        with learner.skipping():
+        with learner.skip_non_finite():
             target = train.Target.judged_by(lambda a, b: (a - b).abs().mean(dim=(1, 2, 3)), hr)
             helper_loss, _ = train.em_step(learner, torch.nn.functional.avg_pool2d(hr, 4), target, 0)
         learned.append(helper_loss is not None)
@@ -245,9 +247,9 @@ def test_no_e_step_leaves_the_weighting_network_alone(args, assert_same):
 def test_extractors_of_all_losses_are_built(tiny_args, alex_file, squeeze_file, workplace):
     more = ["--losses", "L1+DP", "L1+DP[dp_extractors=[alexnet:conv1],dp_mu=2,label=other]", "--dp-extractors",
             "alexnet:conv2", "squeezenet:fire3", "--extractor-weights", str(alex_file), str(squeeze_file)]  # fmt: skip
-    run = train.Run(configs.load([*tiny_args, *more]))
-    assert list(run.extractors) == ["alexnet:conv2", "squeezenet:fire3", "alexnet:conv1"]
-    assert [learner.judges for learner in run.learners] == [["alexnet:conv2", "squeezenet:fire3"], ["alexnet:conv1"]]
+    run = train.Trainer(configs.load([*tiny_args, *more]))
+    assert list(run.experiment.extractors) == ["alexnet:conv2", "squeezenet:fire3", "alexnet:conv1"]
+    assert [learner.judges for learner in run.experiment.learners] == [["alexnet:conv2", "squeezenet:fire3"], ["alexnet:conv1"]]
 
 
 # --- the note on controls ---------------------------------------------------------------------------------------------
@@ -268,11 +270,11 @@ def test_extractors_of_all_losses_are_built(tiny_args, alex_file, squeeze_file, 
 )  # fmt: skip
 def test_the_control_that_is_missing(losses, missing):
     expected = [f"no control of the weights: add {missing} to tell the map's gain from WC's"] if missing else []
-    assert ending.missing_controls(Config(losses=tuple(losses))) == expected
+    assert missing_controls(Config(losses=tuple(losses))) == expected
 
 
 def test_the_note_is_said_at_the_end(tiny_args, workplace, capsys):
-    train.main([*tiny_args, "--judge", "tiny", "--lpips", "tiny", "--steps", "1", "--modelpath", "run"])
+    train.main([*tiny_args, "--judge", "tiny", "--metrics", "tiny", "--steps", "1", "--modelpath", "run"])
     lines = capsys.readouterr().out.splitlines()
     notes = [line for line in lines if line.startswith("note: ")]
     assert notes == ["note: no control of the weights: add 'L1+TLW[weights=uniform]' to tell the map's gain from WC's"]

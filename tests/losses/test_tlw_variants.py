@@ -8,7 +8,7 @@ import torch
 import losses.tlw
 from losses import TLW, Target, Term, WeightedSum
 from losses.tlw import inverted, shuffled
-from models.weighting import fixed_sum, relaxed_bernoulli
+from losses.weighting import fixed_sum, relaxed_bernoulli
 
 EPS, SAMPLES, EPOCH = 1e-3, 3, 40
 K = 0.3 + 0.6 * (1 - math.exp(-EPOCH / 200))
@@ -40,7 +40,7 @@ class Counting:
     def __init__(self):
         self.prepared, self.asked, self.with_gradient = 0, 0, None
 
-    def against(self, hr):
+    def with_reference(self, hr):
         self.prepared, self.with_gradient = self.prepared + 1, torch.is_grad_enabled()
 
         def distance(images):
@@ -150,7 +150,7 @@ def test_uniform_weights_are_k_and_learn_nothing():
     state = torch.get_rng_state()
     loss(sr, target, EPOCH)
     assert torch.equal(torch.get_rng_state(), state)  # no noise
-    assert not list(loss.parameters()) and set(loss.words(None, 0)) == {"k"}
+    assert not list(loss.parameters()) and set(loss.log_scalars(None, 0)) == {"k"}
 
 
 def test_uniform_weights_without_wc_are_the_plain_loss():

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import configs
-import rundir
 from configs import Config
 from reproduce import collect, report
 from reproduce.cells import TRAINED, Cell
+from runs.atomic import atomic_write
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "reference" / "table1.csv"
 LOSSES = ("L1+TLW", "MSE+TLW", "L1", "MSE")
@@ -29,16 +29,20 @@ def signed_rank_p(differences) -> float:
 
 
 def cell(folder: Path, model="VDSR", scale=2, seed=0, **settings) -> Cell:
-    config = Config(model=model, scale=scale, seed=seed, modelpath=str(folder / f"{model}_x{scale}_seed{seed}"), **settings)
+    config = Config(
+        model=model, scale=scale, seed=seed, modelpath=str(folder / f"{model}_x{scale}_seed{seed}"), **settings
+    )
     return Cell(config, ())
 
 
 def finish(cell: Cell, scores, protocol="paper", judge="lpips-vgg", **more) -> Cell:
     """Write what a finished cell has; scores: {dataset: {loss: {metric: [...]}}}."""
     cell.folder.mkdir(parents=True)
-    rundir.write_whole(cell.folder / "config.yaml", configs.to_yaml(replace(cell.config, modelpath=None)))
+    atomic_write(cell.folder / "config.yaml", configs.to_yaml(replace(cell.config, modelpath=None)))
     (cell.folder / TRAINED).write_text("train.py")
-    rows = [{"dataset": d, "loss": loss, "per_image": of} for d, losses in scores.items() for loss, of in losses.items()]
+    rows = [
+        {"dataset": d, "loss": loss, "per_image": of} for d, losses in scores.items() for loss, of in losses.items()
+    ]
     about = {"checkpoint": "best", "protocol": protocol, "judge": judge, "rows": rows, **more}
     (cell.folder / "val.json").write_text(json.dumps(about))
     return cell
@@ -50,7 +54,7 @@ def psnr(bicubic=(30, 31, 32), **losses):
     return found | {name.replace("_", "+"): {"PSNR-Y": list(values)} for name, values in losses.items()}
 
 
-# --- statistics --------------------------------------------------------------------------------------------------------
+# --- statistics ---
 
 
 @pytest.mark.parametrize("n", [1, 4, 6, 9])
@@ -84,14 +88,16 @@ def test_one_seed_has_no_deviation_and_equal_losses_no_difference():
 def test_what_is_compared():
     assert collect.pairs_of(LOSSES) == [("L1+TLW", "L1"), ("MSE+TLW", "MSE")]
     assert collect.pairs_of(["L1+TLW+DP", "L1+DP", "L1", "MSE+TLW"]) == [("L1+TLW+DP", "L1+DP")]
-    losses = {"L1+TLW": {"PSNR-Y": np.array([[3.0]]), "LPIPS-alex": np.array([[0.2]])},
-              "L1": {"PSNR-Y": np.array([[1.0]]), "LPIPS-alex": np.array([[0.5]])}}  # fmt: skip
+    losses = {
+        "L1+TLW": {"PSNR-Y": np.array([[3.0]]), "LPIPS-alex": np.array([[0.2]])},
+        "L1": {"PSNR-Y": np.array([[1.0]]), "LPIPS-alex": np.array([[0.5]])},
+    }
     assert collect.gains(losses, ("L1+TLW", "L1"), "PSNR-Y") == [[2]]
     assert collect.gains(losses, ("L1+TLW", "L1"), "LPIPS-alex") == pytest.approx(0.3)
     assert collect.gains(losses, ("L1+TLW", "L1"), "SSIM-Y") is None
 
 
-# --- the paper's numbers -----------------------------------------------------------------------------------------------
+# --- the paper's numbers ---
 
 
 def test_the_papers_table():
@@ -111,13 +117,20 @@ def test_a_grid_with_the_papers_scores_wins_what_the_paper_wins(tmp_path):
         scores = {}
         for (place, loss), numbers in paper.items():
             if place.scale == scale and place.model in (model, ""):
-                scores.setdefault(place.dataset, {})[loss] = {"PSNR-Y": [numbers["PSNR"]], "LPIPS-vgg-BGR": [numbers["LPIPS"]]}
+                scores.setdefault(place.dataset, {})[loss] = {
+                    "PSNR-Y": [numbers["PSNR"]],
+                    "LPIPS-vgg-BGR": [numbers["LPIPS"]],
+                }
         cells.append(finish(cell(tmp_path, model, scale), scores))
     grid = collect.read_grid(cells)
     won = collect.cells_won(grid, paper)
     # Counted in the table's rows with awk.
-    expected = {("L1+TLW", "PSNR-Y"): 27, ("L1+TLW", "LPIPS-vgg-BGR"): 42,
-                ("MSE+TLW", "PSNR-Y"): 42, ("MSE+TLW", "LPIPS-vgg-BGR"): 33}  # fmt: skip
+    expected = {
+        ("L1+TLW", "PSNR-Y"): 27,
+        ("L1+TLW", "LPIPS-vgg-BGR"): 42,
+        ("MSE+TLW", "PSNR-Y"): 42,
+        ("MSE+TLW", "LPIPS-vgg-BGR"): 33,
+    }
     for pair, by_metric in won.items():
         for metric, found in by_metric.items():
             assert found == (found.paper_won, 45, found.paper_won, 45), (pair, metric)
@@ -127,15 +140,21 @@ def test_a_grid_with_the_papers_scores_wins_what_the_paper_wins(tmp_path):
     assert len(report.score_rows(grid, paper)) == 5 * 3 * 13
 
 
-@pytest.mark.parametrize("metric, protocol, column", [
-    ("PSNR-Y", "paper", "PSNR"), ("PSNR-Y", "standard", None), ("LPIPS-vgg", "paper", "LPIPS"), ("LPIPS-alex", "paper", None),
-    ("SSIM-Y", "paper", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "metric, protocol, column",
+    [
+        ("PSNR-Y", "paper", "PSNR"),
+        ("PSNR-Y", "standard", None),
+        ("LPIPS-vgg", "paper", "LPIPS"),
+        ("LPIPS-alex", "paper", None),
+        ("SSIM-Y", "paper", None),
+    ],
+)
 def test_the_paper_stands_beside_its_own_measures_only(metric, protocol, column):
     assert collect.paper_metric(metric, protocol) == column
 
 
-# --- collecting --------------------------------------------------------------------------------------------------------
+# --- collecting ---
 
 
 def test_means_seeds_and_files(tmp_path):
@@ -162,8 +181,15 @@ def test_means_seeds_and_files(tmp_path):
     assert collect.cells_won(grid, paper)["L1+TLW", "L1"]["PSNR-Y"] == (1, 2, 1, 2)
 
     shown = report.text(grid, paper, ["EDSR x2 seed 1"])
-    for words in ("36.5000 ± 0.7071", "37.2049", "+1.0000 ± 1.4142", "3 of 3", "1 of 2 (paper 1 of 2)", "no p can be below 0.25",
-                  "Not there yet, 1 of the grid's cells: EDSR x2 seed 1"):  # fmt: skip
+    for words in (
+        "36.5000 ± 0.7071",
+        "37.2049",
+        "+1.0000 ± 1.4142",
+        "3 of 3",
+        "1 of 2 (paper 1 of 2)",
+        "no p can be below 0.25",
+        "Not there yet, 1 of the grid's cells: EDSR x2 seed 1",
+    ):
         assert words in shown, words
     report.write(tmp_path / "table1", grid, paper, ["EDSR x2 seed 1"])
     written = json.loads((tmp_path / "table1.json").read_text())
@@ -191,14 +217,17 @@ def test_what_is_not_finite_is_said(tmp_path):
     assert np.isnan(collect.comparisons(grid)["L1+TLW", "L1"]["PSNR-Y"]["VDSR", 2].p)
 
 
-@pytest.mark.parametrize("other, word", [
-    ({"steps": 7}, "differs from .* in steps"),
-    ({"protocol": "standard"}, "protocol"),
-    ({"precision": "bf16"}, "precision"),
-    ({"scores": {"Set5": psnr(bicubic=(30, 31, 32.5), L1=[1, 2, 3])}}, "other images under the same name"),
-    ({"scores": {"Set5": psnr(bicubic=(30, 31), L1=[1, 2])}}, "different numbers of images"),
-    ({"scores": {"Set14": psnr(L1=[1, 2, 3])}}, "no data set that all 2 finished cells"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "other, word",
+    [
+        ({"steps": 7}, "differs from .* in steps"),
+        ({"protocol": "standard"}, "protocol"),
+        ({"precision": "bf16"}, "precision"),
+        ({"scores": {"Set5": psnr(bicubic=(30, 31, 32.5), L1=[1, 2, 3])}}, "other images under the same name"),
+        ({"scores": {"Set5": psnr(bicubic=(30, 31), L1=[1, 2])}}, "different numbers of images"),
+        ({"scores": {"Set14": psnr(L1=[1, 2, 3])}}, "no data set that all 2 finished cells"),
+    ],
+)
 def test_one_table_is_of_one_set_up(tmp_path, other, word):
     first = finish(cell(tmp_path), {"Set5": psnr(L1=[33, 34, 35])})
     settings = {"steps": 7} if "steps" in other else {}

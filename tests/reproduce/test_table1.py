@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 import configs
-import locks
-import rundir
 import train
 import val
 from reproduce import cells, cluster, table1
+from runs.atomic import atomic_write
+from runs.checkpoint import load_checkpoint, save_checkpoint
+from runs.lock import locked_run
 
 ROOT = Path(__file__).parents[2]
 LOSSES = ("L1+TLW", "L1")
@@ -50,7 +51,9 @@ def ran(monkeypatch):
     noted = Ran()
 
     def evaluate(folder, config, folders, lpips):
-        scores = {loss: {name: [1.0, 2.0] for name in ("PSNR-Y", "SSIM-Y", *lpips)} for loss in ("bicubic", *config.losses)}
+        scores = {
+            loss: {name: [1.0, 2.0] for name in ("PSNR-Y", "SSIM-Y", *lpips)} for loss in ("bicubic", *config.losses)
+        }
         rows = [val.Row(name, loss, of) for name in val.label_folders(folders) for loss, of in scores.items()]
         about = {"checkpoint": "best", "protocol": config.protocol, "judge": config.judge}
         val.write_results(folder / "val.json", rows, **about)
@@ -65,12 +68,14 @@ def ran(monkeypatch):
             config = configs.load([word for word in words if word != "--load"])
             folder = Path(config.modelpath)
             folder.mkdir(parents=True, exist_ok=True)
-            rundir.write_whole(folder / "config.yaml", configs.to_yaml(config))
-            rundir.save_state({"step": 2}, folder / "last.pt")
-            evaluate(folder, config, config.valpath, config.lpips)
+            atomic_write(folder / "config.yaml", configs.to_yaml(config))
+            save_checkpoint({"step": 2}, folder / "last.pt")
+            evaluate(folder, config, config.valpath, config.metrics)
         else:
             found = val.parse(words)
-            evaluate(Path(found.modelpath), self.cell.config, found.folder or self.cell.config.valpath, found.lpips or ())
+            evaluate(
+                Path(found.modelpath), self.cell.config, found.folder or self.cell.config.valpath, found.metrics or ()
+            )
         return 0
 
     monkeypatch.setattr(cells.Work, "run", run)
@@ -84,7 +89,7 @@ def fails(arguments, code, capsys) -> str:
     return capsys.readouterr().err
 
 
-# --- what is run, skipped, taken up ------------------------------------------------------------------------------------
+# --- what is run, skipped, taken up ---
 
 
 def test_what_is_finished_is_skipped(args, ran, capsys):
@@ -161,8 +166,15 @@ def test_a_cell_that_fails_does_not_stop_the_others(args, ran, capsys):
     assert ran == [("train.py", 0, False)]
 
 
-@pytest.mark.parametrize("code, words", [(-9, "ended by SIGKILL; was the memory full?"), (143, "stopped by SIGTERM, all saved"),
-                                         (2, "bad input"), (1, "exit code 1")])  # fmt: skip
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        (-9, "ended by SIGKILL; was the memory full?"),
+        (143, "stopped by SIGTERM, all saved"),
+        (2, "bad input"),
+        (1, "exit code 1"),
+    ],
+)
 def test_reasons(code, words):
     assert words in cells.reason(code)
 
@@ -176,7 +188,7 @@ def test_a_command_that_leaves_nothing_is_not_repeated(args, ran, monkeypatch, c
 def test_a_cell_in_use_is_waited_for(args, ran, monkeypatch, capsys):
     folder = Path("grid/VDSR_x2_seed0")
     folder.mkdir(parents=True)
-    held = locks.locked(folder)
+    held = locked_run(folder)
     held.__enter__()
     monkeypatch.setattr(time, "sleep", lambda seconds: held.__exit__(None, None, None))
     table1.main(args)
@@ -200,33 +212,36 @@ def test_readmes_command_lines(line, monkeypatch):
     assert len(made) == 27 and made[0].folder == Path("checkpoints/table1") / "RCAN_x2_seed0"
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------
+# --- what is refused ---
 
 
-@pytest.mark.parametrize("more, word", [
-    (["--models", "VDRS"], "did you mean VDSR"),
-    (["--models", "VDSR", "VDSR"], "each once"),
-    (["--scales", "5"], "invalid choice: 5"),
-    (["--seeds", "0"], "a number of seeds above 0"),
-    (["--seed", "1"], "did you mean --seeds"),
-    (["--executor", "slrm"], "invalid choice: 'slrm'"),
-    (["--slurm", "partition=x"], "--executor slurm"),
-    (["--executor", "local", "--slurm", "partition"], "NAME=VALUE"),
-    (["--executor", "local", "--slurm", "partitoin=x"], "partitoin"),
-    (["--executor", "local", "--slurm", "gpus_per_node=two"], "gpus_per_node"),
-    (["--executor", "slurm"], "srun"),
-    (["--config", "no.yaml"], "no such file"),
-    (["--folder", "nowhere"], "nowhere does not exist"),
-    (["--trainpath", "nowhere"], "nowhere does not exist"),
-    (["--losses", "L1+TWL"], "L1+TWL"),
-    (["--judge", "lpips-vgf"], "lpips-vgf"),
-    (["--judge-weights", "nowhere.pth"], "nowhere.pth"),
-    (["--model-options", "blcks=1"], "blcks"),
-    (["--patch", "33"], "not divisible"),
-    (["--steps", "0"], "above 0"),
-    (["--out", "file"], "a folder that can be written to"),
-    (["--collect"], "none of the grid's 2 cells is finished"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more, word",
+    [
+        (["--models", "VDRS"], "did you mean VDSR"),
+        (["--models", "VDSR", "VDSR"], "each once"),
+        (["--scales", "5"], "invalid choice: 5"),
+        (["--seeds", "0"], "a number of seeds above 0"),
+        (["--seed", "1"], "did you mean --seeds"),
+        (["--executor", "slrm"], "invalid choice: 'slrm'"),
+        (["--slurm", "partition=x"], "--executor slurm"),
+        (["--executor", "local", "--slurm", "partition"], "NAME=VALUE"),
+        (["--executor", "local", "--slurm", "partitoin=x"], "partitoin"),
+        (["--executor", "local", "--slurm", "gpus_per_node=two"], "gpus_per_node"),
+        (["--executor", "slurm"], "srun"),
+        (["--config", "no.yaml"], "no such file"),
+        (["--folder", "nowhere"], "nowhere does not exist"),
+        (["--trainpath", "nowhere"], "nowhere does not exist"),
+        (["--losses", "L1+TWL"], "L1+TWL"),
+        (["--judge", "lpips-vgf"], "lpips-vgf"),
+        (["--judge-weights", "nowhere.pth"], "nowhere.pth"),
+        (["--model-options", "blcks=1"], "blcks"),
+        (["--patch", "33"], "not divisible"),
+        (["--steps", "0"], "above 0"),
+        (["--out", "file"], "a folder that can be written to"),
+        (["--collect"], "none of the grid's 2 cells is finished"),
+    ],
+)
 def test_bad_input_is_one_line_and_writes_nothing(args, ran, more, word, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")  # where no Slurm is
     Path("file").touch()
@@ -252,7 +267,7 @@ def test_other_settings_are_refused(args, ran, capsys):
     assert ran == [] and before == {path: path.read_bytes() for path in Path("grid").rglob("*") if path.is_file()}
 
 
-# --- real processes ----------------------------------------------------------------------------------------------------
+# --- real processes ---
 
 STEPS = ["--steps", "6", "--repeat", "20", "--save-every", "1", "--seeds", "1"]  # within the first epoch
 CELL = Path("grid/VDSR_x2_seed0")
@@ -263,8 +278,8 @@ def reference(images, tmp_path_factory):
     """The last state of the same training, never interrupted."""
     words = [*grid_of(images), *STEPS, "--out", str(tmp_path_factory.mktemp("reference"))]
     (cell,) = table1.make_cells(table1.parse(words))
-    train.Run(configs.load(list(cell.words))).train()
-    return rundir.load_state(cell.folder / "last.pt")
+    train.Trainer(configs.load(list(cell.words))).fit()
+    return load_checkpoint(cell.folder / "last.pt")
 
 
 @pytest.fixture
@@ -289,14 +304,16 @@ def test_killed_and_started_again(args, reference, as_command, assert_same, capf
         grid.kill()
         grid.wait()
     wait_for(lambda: not (CELL / ".lock").exists())
-    assert 0 < rundir.load_state(CELL / "last.pt")["step"] < 6 and not (CELL / cells.TRAINED).exists()
+    assert 0 < load_checkpoint(CELL / "last.pt")["step"] < 6 and not (CELL / cells.TRAINED).exists()
     table1.main([*args, *STEPS])
-    assert_same(rundir.load_state(CELL / "last.pt"), reference)
+    assert_same(load_checkpoint(CELL / "last.pt"), reference)
     shown = capfd.readouterr().out
-    assert "cell 1 of 1, 0 left" in shown and "to go on: python train.py" in shown
+    assert "cell 1 of 1, 0 left" in shown and "to resume: python train.py" in shown
     scores = json.loads(Path("grid/table1.json").read_text())["scores"]
     rows = json.loads((CELL / "val.json").read_text())["rows"]
-    assert [row["PSNR-Y"] for row in scores] == pytest.approx([np.mean(row["per_image"]["PSNR-Y"]) for row in rows[1:] + rows[:1]])
+    assert [row["PSNR-Y"] for row in scores] == pytest.approx(
+        [np.mean(row["per_image"]["PSNR-Y"]) for row in rows[1:] + rows[:1]]
+    )
 
 
 def parent_of(pid: int) -> int:
@@ -323,12 +340,15 @@ def test_a_preempted_job_is_queued_again_and_goes_on(args, reference, as_command
     outcomes = cluster.Jobs("local", Path("grid/submitit"), []).outcomes([cell], Preempt())
     assert list(outcomes) == [(cell, "")]
     assert preempted and cell.finished()
-    log = next(Path("grid/submitit").glob("*_log.out")).read_text() + next(Path("grid/submitit").glob("*_log.err")).read_text()
+    log = (
+        next(Path("grid/submitit").glob("*_log.out")).read_text()
+        + next(Path("grid/submitit").glob("*_log.err")).read_text()
+    )
     assert "Requeued job" in log and "stopped by SIGTERM at step" in log
-    assert_same(rundir.load_state(CELL / "last.pt"), reference)
+    assert_same(load_checkpoint(CELL / "last.pt"), reference)
 
 
-# --- Slurm, as far as it can be had without one ------------------------------------------------------------------------
+# --- Slurm, as far as it can be had without one ---
 
 
 @pytest.fixture

@@ -48,9 +48,15 @@ class WeightingNet(nn.Module):
         super().__init__()
         self.scale = scale
         self.conv = nn.Sequential(
-            nn.Conv2d(6 * scale**2, channels, 7, padding=3), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 5, padding=2), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
+            nn.Conv2d(6 * scale**2, channels, 7, padding=3),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 5, padding=2),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
             nn.Conv2d(channels, 3 * scale**2, 3, padding=1),
         )
 
