@@ -36,6 +36,9 @@ class Loss(nn.Module):
     def begin_epoch(self, net: nn.Module, epoch: float) -> None:
         """Called with the SR network before the first step of an epoch; a second call changes nothing."""
 
+    def begin_step(self, step: int) -> None:
+        """Called before each step with its number in the run, from 0, where not every step is like the others."""
+
     def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor | None:
         """The scalar that the helper descends, sr a constant; None if it has nothing to learn in this step."""
         return None
@@ -71,7 +74,7 @@ def check_loss(loss: object) -> Loss:
         raise ValueError(f"a {type(loss).__name__} is no loss; expected a subclass of Loss, see losses/base.py")
     if type(loss).forward is Loss.forward:
         raise ValueError(f"{type(loss).__name__} has no forward; expected forward(sr, target, epoch, features)")
-    for method in ("forward", "helper_loss", "begin_epoch", "log_scalars"):
+    for method in ("forward", "helper_loss", "begin_epoch", "begin_step", "log_scalars"):
         expected, found = (list(inspect.signature(getattr(c, method)).parameters) for c in (Loss, type(loss)))
         if found != expected:
             raise ValueError(
