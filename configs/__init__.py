@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 
@@ -83,7 +83,7 @@ MOST = {
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
 
-def setting(default, help: str, choices: tuple = ()):
+def setting(default, help: str, choices: tuple = ()) -> Any:
     """A field of Config: its default, its help text and, where they are few and fixed, its values."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
@@ -276,7 +276,8 @@ def from_mapping(values: Mapping, source: str = "settings") -> Config:
     values = {ALIASES.get(name, name): value for name, value in values.items()}
     for name in values:
         choose(name, known, f"key in {source}")
-    return Config(**{name: _convert(known[name], value) for name, value in values.items()})
+    converted: dict[str, Any] = {name: _convert(known[name], value) for name, value in values.items()}
+    return Config(**converted)
 
 
 def load(argv: list[str] | None = None) -> Config:
