@@ -93,7 +93,8 @@ def learning_rate(config: Config, epoch: int, step: int, steps: int) -> float:
         "milestones": config.step_gamma ** sum(step >= milestone for milestone in config.milestones),
         "cosine": (1 + math.cos(math.pi * (step / steps))) / 2,
     }
-    return config.learning_rate * factor[config.schedule]
+    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    return config.learning_rate * warm * factor[config.schedule]
 
 
 class Run(Prepared):

@@ -27,7 +27,7 @@ RESUMABLE = {
     "endepoch", "steps", "learning_rate", "schedule", "step_epochs", "step_gamma", "precision", "device", "workers",
     "judge_weights", "judge_memory", "compile", "bad_images", "valpath", "vallrpath", "lpips", "protocol",
     "log_every", "load", "modelpath", "milestones", "extractor_weights", "save_every",
-    "save_minutes", "clip_grad", "max_skipped",
+    "save_minutes", "clip_grad", "max_skipped", "warmup",
 }  # fmt: skip
 # Beyond these a run would not fail but fill the memory, before its first step or some day.
 MOST = {"batchsize": 65536, "judge_memory": 10**9, "repeat": 10**6, "samples": 1000, "workers": 1000, "step_gamma": 1.0}
@@ -99,6 +99,7 @@ class Config:
     schedule: str = setting("constant", "learning rate over the run", ("constant", "step", "milestones", "cosine"))
     step_epochs: int = setting(50, "schedule step: epochs between two drops")
     step_gamma: float = setting(0.5, "schedules step and milestones: factor of each drop")
+    warmup: int = setting(0, "first steps, over which the learning rate rises linearly; 0: none")
     milestones: tuple[int, ...] = setting((), "schedule milestones: steps from which the rate has dropped once more")
     clip_grad: float | None = setting(None, "largest norm of a gradient, beyond which it is scaled down; default: none")
     max_skipped: int = setting(10, "steps in a row that may be skipped for a loss or gradient that is not finite")
@@ -130,7 +131,7 @@ class Config:
         for name, most in MOST.items():
             value = getattr(self, name)
             expect(value is None or value <= most, name, value, f"{most} or less")
-        for name in ("workers", "startepoch", "seed"):
+        for name in ("workers", "startepoch", "seed", "warmup"):
             expect(0 <= getattr(self, name) < 2**32, name, getattr(self, name), "0 or more, below 2^32")
         for name in ("pspl_alpha", "pspl_beta", "pixel_weight", "pretrain_epochs", "save_minutes"):
             expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
