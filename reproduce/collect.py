@@ -153,7 +153,7 @@ def write(results: Results, folder: Path) -> None:
     rows = []
     for key, scores in results.scores.items():
         for i, name in enumerate(results.names[key.dataset]):
-            shown = {metric: f"{values[i]:.6g}" for metric, values in scores.items()}
+            shown = {metric: f"{values[i]:.8g}" for metric, values in scores.items()}
             rows.append(key._asdict() | {"seed": "" if key.seed is None else key.seed, "image": name} | shown)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "images.csv", rows)

@@ -207,7 +207,7 @@ def with_folder(cell: Cell, args, label: str, more: Iterable[str] = (), **option
 def make_cells(args) -> list[Cell]:
     """The grid's cells. Raises ValueError or exits like train.py.
 
-    With --budget time the seconds per step must be on file, else each has --steps.
+    With --budget time a loss whose seconds per step are not on file has --steps.
     """
     configs.expect(len(args.folder) > 0, "folder", "", "one or more folders of test images")
     configs.expect(args.budget == "steps" or common_config(args).steps, "budget", args.budget, "--steps of the cheapest too")
@@ -216,7 +216,7 @@ def make_cells(args) -> list[Cell]:
     for cell in base_cells(args):
         more, per_step = rate_of(cell.network, cell.config.scale, cell.loss), seconds.get(cell.block, {})
         if cell.loss in per_step:
-            least = min(per_step[loss] for loss in timed_losses(args))
+            least = min(per_step[loss] for loss in timed_losses(args) if loss in per_step)
             more = [*more, *as_words(budget.in_equal_time(cell.config, per_step[cell.loss], least))]
         cells.append(with_folder(cell, args, cell.loss, more, folders=tuple(args.folder), bgr=args.bgr))
     return cells
@@ -237,7 +237,7 @@ def check(cells: list[Cell], args) -> None:
     for path in config.judge_weights + config.extractor_weights:
         configs.expect(Path(path).is_file(), "judge-weights", path, "a file")
     images = split_images(args, common, out) or {name: list_images(getattr(common, name)) for name in ("trainpath", "valpath")}
-    tests = {f"--folder {folder}": list_images(folder) for folder in cells[0].folders}
+    tests = {"the test images": list_images(cells[0].folders)} if cells[0].folders else {}
     folders = [cell.folder for cell in cells]
     alike = next((cell for cell in cells if folders.count(cell.folder) > 1), None)
     configs.expect(not alike, "losses", alike, "names that give folders of different names")
@@ -275,6 +275,7 @@ def make_tables(cells: list[Cell], args, preset: Preset) -> None:
         raise ValueError(f"--out {out}: none of the grid's {len(cells)} cells is finished there; leave --collect out")
     folder = args.results or out
     collect.write(results, folder)
+    results = collect.read(folder)  # as rounded there, so that the tables made from it later are the same
     print("\n" + report.text(results, args, preset.paper))
     print("\nwritten: " + ", ".join(map(str, report.write(results, args, preset.paper, folder))))
     print(f"the tables again, from these files: python -m reproduce.report {folder}")

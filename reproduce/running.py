@@ -32,6 +32,8 @@ def here(cells: list[Cell], asked: Callable[[], int | None], jobs: int = 1) -> I
             if not cell.finished():
                 print(f"\n=== {cell}: {cell.folder}", flush=True)
             under_way[cell] = Work(cell).progress(asked)
+        if left and not under_way:
+            time.sleep(1)
         for cell, progress in [*under_way.items()]:
             wrong = ""
             try:
@@ -48,8 +50,8 @@ def here(cells: list[Cell], asked: Callable[[], int | None], jobs: int = 1) -> I
                 left.append(cell)
             else:
                 yield cell, wrong
-        if under_way or left:
-            time.sleep(0.1 if under_way else 1)
+        if under_way:
+            time.sleep(0.1)
 
 
 def duration(seconds: float) -> str:

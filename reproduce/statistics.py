@@ -9,14 +9,19 @@ Leading axes are independent repetitions.
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
+from tabulate import tabulate
+from tqdm import tqdm
+
+import configs
 
 LEAST = 6  # pairs, below which no two-sided sign-flip test can reach 5 %: 2 / 2^5 = 0.06
 EXACT = 14  # pairs, up to which all sign flips are tried
-DRAWS = 19_999  # of flips beyond that
+DRAWS = 9_999  # of flips beyond that
 
 
 def interval(d: np.ndarray, cell: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -86,10 +91,13 @@ def sign_flip_p(d: np.ndarray, seed: int = 0) -> np.ndarray:
         signs = np.hstack([np.ones((len(signs), 1)), signs])
     else:
         signs = np.random.default_rng(seed).choice([-1.0, 1.0], (DRAWS, pairs))
-    observed = np.abs(means.sum(-1, keepdims=True))
-    tolerance = 1e-9 * np.abs(means).sum(-1, keepdims=True)  # else rounding would tell equal sums apart
-    as_large = (np.abs(means @ signs.T) >= observed - tolerance).sum(-1)
-    return as_large / len(signs) if pairs <= EXACT else (as_large + 1) / (len(signs) + 1)
+    as_large = []
+    for rows in np.array_split(means.reshape(-1, pairs), max(1, means.size // 2**14)):  # a few MB of sums at once
+        observed = np.abs(rows.sum(-1, keepdims=True))
+        tolerance = 1e-9 * np.abs(rows).sum(-1, keepdims=True)  # else rounding would tell equal sums apart
+        as_large.append((np.abs(rows @ signs.T) >= observed - tolerance).sum(-1))
+    count = np.concatenate(as_large).reshape(means.shape[:-1])
+    return count / len(signs) if pairs <= EXACT else (count + 1) / (len(signs) + 1)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -169,3 +177,65 @@ def simulate(
     scores = training[..., None] + noise * normal((repetitions, metrics, cells * seeds, 2, images))
     d = (scores[..., 0, :] - scores[..., 1, :]) / np.sqrt(2 + 2 * noise**2 / images)
     return d * spread + effect + of_images * normal((repetitions, metrics, 1, images)), np.repeat(np.arange(cells), seeds)
+
+
+def error_rates(layouts: Sequence[tuple[int, int]], repetitions: int, metrics: int, **options) -> list[dict]:
+    """What is found where there is nothing, for each layout (cells, seeds): shares of the repetitions.
+
+    interval: that it holds the true 0 (bootstrap: the hierarchical one's); p: that it is at most 5 %; Holm: that any of
+    the metrics' adjusted p is.
+    """
+    rows = []
+    for cells, seeds in tqdm(layouts, "no difference", disable=None, leave=False):
+        d, cell = simulate(repetitions, cells, seeds, metrics=metrics, **options)
+        rates = {}
+        for name, (_, low, high) in {"interval": interval(d[:, 0], cell), "bootstrap": bootstrap_interval(d[:500, 0])}.items():
+            rates[name] = float(((low <= 0) & (high >= 0)).mean())
+        p = sign_flip_p(d) if cells * seeds >= LEAST and seeds > 1 else np.full(d.shape[:2], np.nan)
+        rates |= {"p": float((p[:, 0] <= 0.05).mean()), "Holm": float((holm(p) <= 0.05).any(-1).mean())}
+        rows.append({"cells": cells, "seeds": seeds, **rates} | ({} if np.isfinite(p).all() else {"p": None, "Holm": None}))
+    return rows
+
+
+def power(effects: Sequence[float], layouts: Sequence[tuple[int, int]], repetitions: int, tests: int = 1) -> list[dict]:
+    """How often p is at most 5 % / tests for each layout (cells, seeds), by the true difference in deviations of a pair.
+
+    tests: in how many tests the one must be found by Holm's first step.
+    """
+    rows = []
+    for cells, seeds in tqdm(layouts, "power", disable=None, leave=False):
+        d, _ = simulate(repetitions, cells, seeds)
+        found = {effect: float((sign_flip_p(d[:, 0] + effect) <= 0.05 / tests).mean()) for effect in effects}
+        rows.append({"cells": cells, "seeds": seeds, **found})
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = configs.OneLineParser(prog="reproduce.statistics", description="Error rates, coverage and power, simulated.")
+    parser.add_argument("--repetitions", type=int, default=4000, metavar="N", help="of each grid (default: 4000)")
+    parser.add_argument("--tests", type=int, default=8, metavar="N", help="tests in a table (default: 8)")
+    args = parser.parse_args(argv)
+    with configs.one_line_errors("reproduce.statistics"):
+        for name in ("repetitions", "tests"):
+            configs.expect(getattr(args, name) > 0, name, getattr(args, name), "1 or more")
+    layouts = [(1, 2), (1, 3), (2, 3), (4, 2), (3, 3), (4, 3), (6, 3), (6, 6)]
+
+    def show(title: str, rows: list[dict]) -> None:
+        shown = [{name: x if name in ("cells", "seeds") else "" if x is None else f"{x:.1%}" for name, x in row.items()}
+                 for row in rows]  # fmt: skip
+        print(f"\n{title}\n" + tabulate(shown, "keys", stralign="right"))
+
+    noise = 1.96 * math.sqrt(0.05 * 0.95 / args.repetitions)
+    print(f"{args.repetitions} grids of every layout; 5 % is within {0.05 - noise:.1%} and {0.05 + noise:.1%}")
+    for unequal in (False, True):
+        show(f"No difference{', cells of unequal spread' * unequal} ({args.tests} tests): how often the interval holds 0, "
+             "p is at most 5 %, any p (Holm) is", error_rates(layouts, args.repetitions, args.tests, unequal=unequal))
+    effects = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    tested = [layout for layout in layouts if layout[0] * layout[1] >= LEAST]
+    for tests in dict.fromkeys((1, args.tests)):
+        show(f"A difference, in standard deviations of a pair: how often it is found{f' among {tests} tests' * (tests > 1)}",
+             power(effects, tested, args.repetitions, tests))
+
+
+if __name__ == "__main__":
+    main()
