@@ -412,7 +412,7 @@ def test_other_settings_are_refused(args, ran, capsys):
 
 # --- real processes ----------------------------------------------------------------------------------------------------
 
-STEPS = ["--steps", "6", "--repeat", "20", "--save-every", "1", "--seeds", "1", "--losses", "L1+TLW"]  # within the first epoch
+STEPS = ["--steps", "16", "--repeat", "20", "--save-every", "1", "--seeds", "1", "--losses", "L1+TLW"]  # within the first epoch
 CELL = folder_of("L1+TLW")
 
 
@@ -449,7 +449,7 @@ def test_killed_and_started_again(args, reference, as_command, assert_same, capf
         process.kill()
         process.wait()
     wait_for(lambda: not (CELL / ".lock").exists())
-    assert 0 < rundir.load_state(CELL / "last.pt")["step"] < 6 and not (CELL / cells.TRAINED).exists()
+    assert 0 < rundir.load_state(CELL / "last.pt")["step"] < 16 and not (CELL / cells.TRAINED).exists()
     grid.main([*args, *STEPS])
     assert_same(rundir.load_state(CELL / "last.pt"), reference)
     shown = capfd.readouterr().out
