@@ -25,7 +25,7 @@ OTHER = {
     "learning_rate": 2e-5, "betas": (0.9, 0.99), "schedule": "step", "step_epochs": 9, "step_gamma": 0.1,
     "startepoch": 4, "endepoch": 8, "steps": 11, "seed": 12, "precision": "bf16", "compile": True, "device": "cpu", "modelpath": "m",
     "load": True, "lpips": ("squeeze", "alex"), "protocol": "standard", "log_every": 13,
-    "save_every": 5, "save_minutes": 2.5, "clip_grad": 0.5, "max_skipped": 3,
+    "save_every": 5, "save_minutes": 2.5, "clip_grad": 0.5, "max_skipped": 3, "warmup": 20,
 }  # fmt: skip
 
 
@@ -230,7 +230,7 @@ WRONG_VALUES = [
     ("m_step", "x"), ("init", "x"), ("gan", "lsgan"), ("udl_head", "mine"), ("schedule", "milestones"),
     ("pspl_alpha", -1), ("pspl_beta", -0.1), ("pspl_max", 0), ("dp_mu", 0), ("gan_weight", 0), ("pixel_weight", -0.1),
     ("pretrain_epochs", -1), ("milestones", 0), ("batchsize", 65537), ("repeat", 10**6 + 1), ("samples", 1001),
-    ("workers", 1001), ("step_gamma", 1.1),
+    ("workers", 1001), ("step_gamma", 1.1), ("warmup", -1),
     *((name, value) for name in ("eps", "k_start", "k_end", "k_epochs", "learning_rate", "step_gamma", "pspl_alpha",
                                 "pspl_beta", "pspl_max", "dp_mu", "gan_weight", "pixel_weight", "pretrain_epochs")
       for value in (float("nan"), float("inf"), float("-inf"))),
