@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import configs
-import files
-import networks
-import rundir
-from models import released
-from models.uncertainty import UncertaintyHead
-from models.weighting import WeightingNet
-from states import check_weights
+from losses.uncertainty import UncertaintyHead
+from losses.weighting import WeightingNet
+from models import build_network, model_id, released
+from runs.atomic import write_or_report
+from runs.checkpoint import check_weights, load_checkpoint, load_network, serialize
+from runs.folder import check_new_run, next_run_dir
+from runs.output import escape_unencodable_output
 
 # By the tags in the authors' file names; that of their UHAT is not known, and udl is named after the others.
 LOSSES = {"tlw1": "L1+TLW", "tlw2": "MSE+TLW", "l1": "L1", "mse": "MSE", "udl": "L1+UDL"}
@@ -40,7 +40,7 @@ def released_files(folder: Path) -> dict[tuple[str, str], tuple[Path, Path]]:
 
 def one_file(path: Path) -> dict[tuple[str, str], tuple[Path, Path]]:
     """What released_files gives, of a single file, whatever its name."""
-    loss = "L1+UDL" if released.looks_like(rundir.load_state(path)) == "UHAT" else "L1"
+    loss = "L1+UDL" if released.looks_like(load_checkpoint(path)) == "UHAT" else "L1"
     return {(loss, "best"): (path, path.with_suffix(".none"))}
 
 
@@ -60,7 +60,7 @@ def convert_network(path: Path, scale: int | None) -> tuple[str, int, dict, dict
 
     Raises ValueError where it is of no kind that was released.
     """
-    state, head = rundir.load_state(path), None
+    state, head = load_checkpoint(path), None
     bare = state.get("params_ema", state.get("params", state))
     with naming(path):
         if released.looks_like(bare) == "published HAT":
@@ -89,12 +89,16 @@ def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, 
             losses = tuple(dict.fromkeys(loss for loss, _ in sources))
             theirs = {"judge": "lpips-vgg-unweighted", "udl_head": "tlw"}
             config = configs.Config(model=model, scale=found, losses=losses, **theirs)
-        configs.expect((model, found) == (config.model, config.scale), "modelpath", path,
-                       f"{config.model} x{config.scale} like the other files, found {model} x{found}")
+        configs.expect(
+            (model, found) == (config.model, config.scale),
+            "modelpath",
+            path,
+            f"{config.model} x{config.scale} like the other files, found {model} x{found}",
+        )
         judges = [config.judge] if loss.endswith("+TLW") else []
-        states[which][loss] = {"net": ours, "of": networks.identity(config), "judges": judges, "source": path.name}
-        net = networks.build_network(config)
-        networks.fill_network(net, states[which][loss], str(path), networks.identity(config))
+        states[which][loss] = {"net": ours, "model_id": model_id(model, found), "judges": judges, "source": path.name}
+        net = build_network(model, found)
+        load_network(net, states[which][loss], str(path), model_id(model, found))
         if head is not None:
             fitting = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, config.udl_head)
             check_weights(fitting, head, str(path), "UHAT's uncertainty head")
@@ -103,7 +107,7 @@ def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, 
             else:
                 print(f"left out: the uncertainty head in {path}, for which {loss} has no use")
         if weighting_path.is_file():
-            released_helper = rundir.load_state(weighting_path)
+            released_helper = load_checkpoint(weighting_path)
             with naming(weighting_path):
                 helper = released.weighting_from_released(released_helper)
             check_weights(WeightingNet(), helper, str(weighting_path), "the weighting network")
@@ -122,18 +126,18 @@ def main(argv: list[str] | None = None) -> None:
         configs.expect(args.source.exists(), "source", args.source, "an existing file or folder")
         config, best, last = convert(args.source, args.scale)
         configs.expect(args.modelpath != "", "modelpath", '""', "a folder; leave it out for a new one in checkpoints/")
-        run = Path(args.modelpath) if args.modelpath else rundir.next_run(config.model, config.scale)
-        rundir.check_new(run)
+        run = Path(args.modelpath) if args.modelpath else next_run_dir(config.model, config.scale)
+        check_new_run(run)
         configs.expect(not run.exists() or not any(run.iterdir()), "modelpath", run, "a new or empty folder")
     contents = {"config.yaml": configs.to_yaml(config)}
-    contents |= {f"best_{loss}.pt": rundir.packed(state) for loss, state in best.items()}
-    contents |= {"last.pt": rundir.packed({"learners": last})} if last else {}
-    if not all(rundir.write_or_say("convert.py", run / name, content) for name, content in contents.items()):
+    contents |= {f"best_{loss}.pt": serialize(state) for loss, state in best.items()}
+    contents |= {"last.pt": serialize({"learners": last})} if last else {}
+    if not all(write_or_report("convert.py", run / name, content) for name, content in contents.items()):
         raise SystemExit(1)
     print(f"{config.model} x{config.scale}: {len(best)} best and {len(last)} last networks written to {run}")
     print(f"next: python val.py --modelpath {shlex.quote(str(run))}{' --best' if best else ''} --folder DIR")
 
 
 if __name__ == "__main__":
-    files.spell_odd_names()
+    escape_unencodable_output()
     main()

@@ -14,11 +14,11 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import configs
-import networks
 import train
 from configs import Config
-from learner import build_learners
 from metrics.tiny import Tiny
+from training.device import fast_memory_format, place_frozen, setup_device
+from training.learner import build_learners
 
 from .machine import resident, title, turns
 
@@ -42,12 +42,12 @@ def prepared_step(device: torch.device, pixels: int, batch: int, T: int, losses:
     """
     config = Config(model="EDSR", model_options={"blocks": 4, "channels": 32}, losses=("L1+TLW",), samples=T, scale=4)
     learners = [learner for _ in range(losses) for learner in build_learners(config, device)]
-    judge = networks.place_frozen(Tiny(), device, "fp32")
+    judge = place_frozen(Tiny(), device, "fp32")
     size = round(pixels**0.5)
     hr = torch.rand(batch, 3, size, size, device=device) * 2 - 1
     lr = torch.nn.functional.interpolate(hr, scale_factor=1 / 4, mode="area")
-    lr, hr = (x.contiguous(memory_format=networks.layout(device, "fp32")) for x in (lr, hr))
-    return lambda: train.step_all(learners, judge, {}, lr, hr, 0.0, "fp32")
+    lr, hr = (x.contiguous(memory_format=fast_memory_format(device, "fp32")) for x in (lr, hr))
+    return lambda: train.train_step(learners, judge, {}, lr, hr, 0.0, "fp32")
 
 
 def held(device: torch.device) -> float:
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1000, help="over which memory is followed (default: 1000)")
     parser.add_argument("--out", type=Path, default=Path("docs/growth.png"), metavar="FILE")
     args = parser.parse_args(argv)
-    device = networks.choose_device(args.device)
+    device = setup_device(args.device)
     figure, panels = plt.subplots(1, 5, figsize=(17, 3.2), constrained_layout=True)
     rows = []
     for panel, (axis, values) in zip(panels, tqdm(AXES.items(), "sizes", leave=False, disable=None)):

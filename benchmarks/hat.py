@@ -22,20 +22,30 @@ from tabulate import tabulate
 from torch import nn
 
 import configs
-import networks
 from models.hat import HAT
 from models.released import from_published_hat
+from training.device import fast_memory_format, setup_device
 
 from .machine import in_its_own_process, peak_memory, title, turns_apart
 
 TOLERANCE = 1e-4  # largest relative difference, in the norm, of the output and of each gradient
 # Which part of the network a module of either implementation belongs to; what is in none is "rest".
 PARTS = {
-    "WindowAttention": "window attention", "CAB": "conv blocks", "ConvBlock": "conv blocks", "Mlp": "MLPs", "MLP": "MLPs",
-    "OCAB": "overlapping attention", "OverlappingAttentionBlock": "overlapping attention", "LayerNorm": "LayerNorms",
-    "Upsample": "upsampling", "PixelShuffleUpsampler": "upsampling", "RHAG": "groups' convs",
-    "ResidualGroup": "groups' convs", "HAB": "window cutting, sums", "HybridAttentionBlock": "window cutting, sums",
-}  # fmt: skip
+    "WindowAttention": "window attention",
+    "CAB": "conv blocks",
+    "ConvBlock": "conv blocks",
+    "Mlp": "MLPs",
+    "MLP": "MLPs",
+    "OCAB": "overlapping attention",
+    "OverlappingAttentionBlock": "overlapping attention",
+    "LayerNorm": "LayerNorms",
+    "Upsample": "upsampling",
+    "PixelShuffleUpsampler": "upsampling",
+    "RHAG": "groups' convs",
+    "ResidualGroup": "groups' convs",
+    "HAB": "window cutting, sums",
+    "HybridAttentionBlock": "window cutting, sums",
+}
 
 
 def build(name: str, groups: int) -> nn.Module:
@@ -44,9 +54,18 @@ def build(name: str, groups: int) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # spandrel calls meshgrid in the old way
         theirs = SpandrelHAT(
-            upscale=4, embed_dim=180, depths=(6,) * groups, num_heads=(6,) * groups, window_size=16, compress_ratio=3,
-            squeeze_factor=30, conv_scale=0.01, overlap_ratio=0.5, mlp_ratio=2.0, drop_path_rate=0.1,
-        )  # fmt: skip
+            upscale=4,
+            embed_dim=180,
+            depths=(6,) * groups,
+            num_heads=(6,) * groups,
+            window_size=16,
+            compress_ratio=3,
+            squeeze_factor=30,
+            conv_scale=0.01,
+            overlap_ratio=0.5,
+            mlp_ratio=2.0,
+            drop_path_rate=0.1,
+        )
     if name == "spandrel":
         return theirs
     ours = HAT(4, depths=(6,) * groups, heads=(6,) * groups)
@@ -94,8 +113,12 @@ def shares(net: nn.Module, lr: torch.Tensor) -> dict[str, float]:
         part = PARTS.get(type(module).__name__)
         if part:
             enter, leave = (lambda *_, part=part: turn(part)), (lambda *_: turn(None))
-            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave),
-                        module.register_full_backward_pre_hook(enter), module.register_full_backward_hook(leave)]
+            handles += [
+                module.register_forward_pre_hook(enter),
+                module.register_forward_hook(leave),
+                module.register_full_backward_pre_hook(enter),
+                module.register_full_backward_hook(leave),
+            ]
     step(net, lr.clone().requires_grad_())
     spent["rest"] += time.perf_counter() - last
     for handle in handles:
@@ -109,7 +132,7 @@ def prepared(name: str, groups: int, shape: tuple[int, ...], threads: int) -> tu
     torch.set_num_threads(threads)
     net, lr = build(name, groups), torch.rand(shape)
     if name == "ours":  # as train.py has it
-        net = net.to(memory_format=networks.layout(networks.choose_device("cpu"), "fp32"))
+        net = net.to(memory_format=fast_memory_format(setup_device("cpu"), "fp32"))
     return net, lr
 
 
@@ -148,7 +171,9 @@ def main(argv: list[str] | None = None) -> None:
     off = difference(*nets.values(), lr)  # a warm-up too
     print(f"largest relative difference of output and gradients: {off:.1e}")
     if not off <= TOLERANCE:
-        print(f"benchmarks.hat: error: networks apart by {off:.1e}; expected at most {TOLERANCE:.0e}, see the tests of HAT")
+        print(
+            f"benchmarks.hat: error: networks apart by {off:.1e}; expected at most {TOLERANCE:.0e}, see the tests of HAT"
+        )
         raise SystemExit(2)
     works = {name: (name, args.groups, lr.shape, args.threads) for name in nets}
     seconds = turns_apart({name: (timed_step, *work) for name, work in works.items()}, args.times, lr.device)
@@ -156,10 +181,14 @@ def main(argv: list[str] | None = None) -> None:
     memory = {name: in_its_own_process(memory_of, *work) for name, work in works.items()}
     rows = [[name, median(seconds[name]), min(seconds[name]), memory[name]] for name in nets]
     shape = "x".join(map(str, lr.shape))
-    print(f"forward + backward, {args.groups} of 6 groups, input {shape}, x4, train mode, fp32; {title(lr.device)}, "
-          f"{args.times} steps of each in turn")
+    print(
+        f"forward + backward, {args.groups} of 6 groups, input {shape}, x4, train mode, fp32; {title(lr.device)}, "
+        f"{args.times} steps of each in turn"
+    )
     print(tabulate(rows, ["", "median s", "least", "peak MiB"], floatfmt=("", ".2f", ".2f", ".0f")))
-    print(f"spandrel's / ours: {rows[0][1] / rows[1][1]:.2f} by the medians, {rows[0][2] / rows[1][2]:.2f} by the least")
+    print(
+        f"spandrel's / ours: {rows[0][1] / rows[1][1]:.2f} by the medians, {rows[0][2] / rows[1][2]:.2f} by the least"
+    )
     print("\nshare of a step:")
     table = [[part, *(f"{100 * parts[name].get(part, 0):.0f} %" for name in nets)] for part in parts["ours"]]
     print(tabulate(table, ["", *nets], disable_numparse=True))

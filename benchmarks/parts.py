@@ -8,7 +8,7 @@ from unittest import mock
 
 import torch
 
-from learner import Learner
+from training.learner import Learner
 
 from .machine import synchronize
 
@@ -50,7 +50,7 @@ def seconds_by_part(
             patched.enter_context(mock.patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
 
         for learner in learners:
-            patch(learner.sr_and_features, "compute", "SR forward")
+            patch(learner.forward_with_features, "compute", "SR forward")
             patch(learner, "check", "finite check, clipping")
             if learner.loss.helper is not None:
                 patch(learner.loss.helper, "forward", "weighting network forward")

@@ -1,4 +1,4 @@
-"""One iteration of Table I as the released code of TLW runs it: the yardstick of benchmarks/step.py.
+"""One iteration of Table I as the released code of TLW runs it: the selection_criterion of benchmarks/step.py.
 
 Algorithm 1 of arXiv 2301.10575 written down plainly: two SR forwards in a TLW step, one call of the `lpips` package for
 each distance, the reference image's features computed again in every call, T samples in a loop, float32, contiguous
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.tlw import k_schedule
-from models.weighting import WeightingNet, relaxed_bernoulli
+from losses.weighting import WeightingNet, relaxed_bernoulli
 
 LOSSES = ("L1+TLW", "MSE+TLW", "L1", "MSE")
 EPS = 1e-3
@@ -26,7 +26,12 @@ class Plain:
     """
 
     def __init__(
-        self, net: nn.Module, weighting: WeightingNet, judge: lpips.LPIPS, samples: int, learning_rate: float,
+        self,
+        net: nn.Module,
+        weighting: WeightingNet,
+        judge: lpips.LPIPS,
+        samples: int,
+        learning_rate: float,
         noise=torch.rand,
     ) -> None:
         self.judge, self.samples, self.noise = judge, samples, noise

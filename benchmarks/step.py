@@ -22,11 +22,11 @@ from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
 import configs
-import networks
 import train
 from configs import Config
-from learner import build_learners
 from metrics.judges import MEMORY
+from training.device import fast_memory_format, place_frozen, setup_device
+from training.learner import build_learners
 
 from .judges import BACKBONES, untrained
 from .machine import in_its_own_process, peak_memory, peaks, title, turns_apart
@@ -48,18 +48,22 @@ class Setup:
         self.hr = (torch.rand(args.batchsize, 3, args.size, args.size) * 2 - 1).to(self.device)
         self.lr = torch.nn.functional.interpolate(self.hr, scale_factor=1 / args.scale, mode="area")
         self.config = Config(
-            model=args.model, scale=args.scale, losses=LOSSES, samples=args.samples, precision=args.precision,
+            model=args.model,
+            scale=args.scale,
+            losses=LOSSES,
+            samples=args.samples,
+            precision=args.precision,
             compile=args.compile,
         )
 
     def project(self, precision: str):
         """train.py's iteration, a function without arguments -> the losses by name; its learners and its judge."""
-        networks.choose_device(self.args.device)  # keeps freed memory, as in train.py
+        setup_device(self.args.device)  # keeps freed memory, as in train.py
         learners = build_learners(self.config, self.device)
-        judge = networks.place_frozen(copy.deepcopy(self.judge), self.device, precision)
-        layout = networks.layout(self.device, precision)
+        judge = place_frozen(copy.deepcopy(self.judge), self.device, precision)
+        layout = fast_memory_format(self.device, precision)
         lr, hr = (x.contiguous(memory_format=layout) for x in (self.lr, self.hr))
-        return lambda: train.step_all(learners, judge, {}, lr, hr, 0.0, precision), learners, judge
+        return lambda: train.train_step(learners, judge, {}, lr, hr, 0.0, precision), learners, judge
 
     def plain(self, learning_rate: float = 1e-4, noise=torch.rand):
         """The released code's iteration likewise; and its object."""
@@ -99,8 +103,10 @@ def deviations(setup: Setup) -> dict[str, float]:
         found = step()
     step, plain = setup.plain(learning_rate=0, noise=seeded_noise(1))
     helper_opts = plain.helper_opts
-    theirs = {name: (followed(opt), followed(helper_opts[name]) if name in helper_opts else [])
-              for name, opt in plain.opts.items()}
+    theirs = {
+        name: (followed(opt), followed(helper_opts[name]) if name in helper_opts else [])
+        for name, opt in plain.opts.items()
+    }
     wanted = step()
 
     pairs = {name: [] for name in TOLERANCES}
@@ -154,8 +160,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
     setup = Setup(args)
-    print(f"{args.model} x{args.scale}, {args.batchsize} x {args.size}x{args.size}, judge {args.judge}, "
-          f"T = {args.samples}, {args.precision}; {title(setup.device)}")
+    print(
+        f"{args.model} x{args.scale}, {args.batchsize} x {args.size}x{args.size}, judge {args.judge}, "
+        f"T = {args.samples}, {args.precision}; {title(setup.device)}"
+    )
     apart = deviations(setup)
     print("apart in fp32: " + ", ".join(f"{name} {value:.0e}" for name, value in apart.items()))
     if not all(apart[name] < most for name, most in TOLERANCES.items()):
@@ -170,24 +178,46 @@ def main(argv: list[str] | None = None) -> None:
     taken = turns_apart({name: (iteration, name, args) for name in steps}, args.times, setup.device)
     memory = {name: in_its_own_process(memory_of, name, args) for name in steps}
     rows = [
-        [name, median(taken[name]), taken[name][0], taken[name][-1], args.batchsize / median(taken[name]),
-         operations[name] / 1e9, operations[name] / median(taken[name]) / 1e9, memory[name]]
+        [
+            name,
+            median(taken[name]),
+            taken[name][0],
+            taken[name][-1],
+            args.batchsize / median(taken[name]),
+            operations[name] / 1e9,
+            operations[name] / median(taken[name]) / 1e9,
+            memory[name],
+        ]
         for name in steps
     ]
-    print(tabulate(rows, ["iteration", "median s", "least", "most", "images/s", "GFLOP", "GFLOP/s", "peak MiB"],
-                   floatfmt=("", ".3f", ".3f", ".3f", ".2f", ".0f", ".0f", ".0f")))
+    print(
+        tabulate(
+            rows,
+            ["iteration", "median s", "least", "most", "images/s", "GFLOP", "GFLOP/s", "peak MiB"],
+            floatfmt=("", ".3f", ".3f", ".3f", ".2f", ".0f", ".0f", ".0f"),
+        )
+    )
     ratio, share = median(taken["released"]) / median(taken["project"]), memory["project"] / memory["released"]
-    print(f"ratio: {ratio:.2f} in time, {operations['released'] / operations['project']:.2f} in operations, "
-          f"{share:.2f} of the memory")
+    print(
+        f"ratio: {ratio:.2f} in time, {operations['released'] / operations['project']:.2f} in operations, "
+        f"{share:.2f} of the memory"
+    )
     speed = operations["project"] / median(taken["project"])
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     for name, peak in peaks(setup.device, dtype).items():
-        print(f"peak of a {name}, {str(dtype).removeprefix('torch.')}: {peak / 1e9:.0f} GFLOP/s; the project's "
-              f"iteration reaches {speed / peak:.0%} of it")
+        print(
+            f"peak of a {name}, {str(dtype).removeprefix('torch.')}: {peak / 1e9:.0f} GFLOP/s; the project's "
+            f"iteration reaches {speed / peak:.0%} of it"
+        )
     parts = seconds_by_part(step, learners, judge, setup.device)
     total = sum(parts.values())
-    print(tabulate([[name, s, f"{s / total:.0%}"] for name, s in parts.items()], ["where it goes", "seconds", "share"],
-                   floatfmt=".3f"))
+    print(
+        tabulate(
+            [[name, s, f"{s / total:.0%}"] for name, s in parts.items()],
+            ["where it goes", "seconds", "share"],
+            floatfmt=".3f",
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""val.evaluate against a loop that reads, shrinks, infers and scores one image after another, and the memory it takes.
+"""evaluate against a loop that reads, shrinks, infers and scores one image after another, and the memory it takes.
 
-    python -m benchmarks.validation --folder datasets/Set5 datasets/Set14 --judge-weights alexnet.pth
-    python -m benchmarks.validation --large 2000 3000 --models EDSR --memory 256 2048
+python -m benchmarks.validation --folder datasets/Set5 datasets/Set14 --judge-weights alexnet.pth
+python -m benchmarks.validation --large 2000 3000 --models EDSR --memory 256 2048
 """
 
 import argparse
@@ -18,12 +18,16 @@ from skimage.metrics import structural_similarity
 from tabulate import tabulate
 
 import configs
-import networks
-import val
 from data import read_rgb
 from data.photographs import photographs
 from metrics.backbones import fill_backbone, find_backbone
+from metrics.evaluate import MEMORY, evaluate
+from metrics.references import ReferenceCache
 from models import SR_MODELS
+from models.bicubic import Bicubic
+from models.ops.tiled import TiledUpscaler
+from training.device import place_frozen, setup_device
+from training.validation import metrics_on, read_validation_set
 
 from .machine import another_process, in_its_own_process, peak_memory, title
 
@@ -37,7 +41,7 @@ def build(name: str, scale: int) -> torch.nn.Module:
     """A network with fresh weights: bicubic, VDSR (small), EDSR-small, or any of SR_MODELS as published."""
     torch.manual_seed(0)
     if name == "bicubic":
-        return val.PROTOCOLS["paper"].bicubic(scale)
+        return Bicubic(scale)
     return SR_MODELS[name.removesuffix("-small")](scale=scale, **SMALL.get(name, {})).eval()
 
 
@@ -81,8 +85,11 @@ def loop(net: torch.nn.Module, paths: list[Path], scale: int, distance: torch.nn
             times.append(clock())
             y_hr, y_sr = luma(hr), luma(sr[0].permute(1, 2, 0).double().numpy() / 2 + 0.5)
             scores["PSNR-Y"].append(10 * np.log10(255**2 / ((y_hr - y_sr) ** 2).mean()))
-            scores["SSIM-Y"].append(structural_similarity(
-                y_hr, y_sr, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255))
+            scores["SSIM-Y"].append(
+                structural_similarity(
+                    y_hr, y_sr, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+                )
+            )
             times.append(clock())
             scores["LPIPS-alex"].append(distance(sr, tensor(hr)).item())
             times.append(clock())
@@ -110,51 +117,68 @@ def clock_of(threads: int):
 
 
 def compare(args: argparse.Namespace, call) -> None:
-    """Print, for every network, the loop's and val.evaluate's seconds, and the ratio for three uses.
+    """Print, for every network, the loop's and evaluate's seconds, and the ratio for three uses.
 
     call: computes in another process, for the loop; in this one freed memory is kept, as in val.py.
     """
     clock = clock_of(args.threads)
-    networks.choose_device("cpu")
-    metrics = val.build_metrics(["alex"], tuple(args.judge_weights))
+    setup_device("cpu")
+    metrics = metrics_on("cpu", ["alex"], tuple(args.judge_weights))
     rows, parts, totals = [], [], {}
     for name in args.models:
-        net = networks.place_frozen(build(name, args.scale), torch.device("cpu"), args.precision)  # as val.py has it
+        net = place_frozen(build(name, args.scale), torch.device("cpu"), args.precision)  # as val.py has it
         best = None
         for _ in range(args.times):
             start = clock()
-            pairs = val.read_pairs(args.folder, args.scale, "paper")
+            pairs = read_validation_set(args.folder, args.scale, "paper")
             read = clock() - start
             wanted, seconds = call(loop_of, name, pairs.paths, args)
             taken = []
+            cache = ReferenceCache()
             for _ in range(2):
                 start = clock()
-                found = val.evaluate(net, pairs, metrics, "paper", precision=args.precision)
+                found = evaluate(
+                    TiledUpscaler(net, MEMORY), pairs, metrics, "paper", precision=args.precision, cache=cache
+                )
                 taken.append(clock() - start)
             off = {key: np.abs(np.subtract(found[key], wanted[key])).max() for key in TOLERANCES}
             if args.precision == "fp32":
-                configs.expect(all(off[key] <= TOLERANCES[key] for key in off), "models", name,
-                               f"the loop's scores, within {TOLERANCES}; found {off}")
+                configs.expect(
+                    all(off[key] <= TOLERANCES[key] for key in off),
+                    "models",
+                    name,
+                    f"the loop's scores, within {TOLERANCES}; found {off}",
+                )
             infer = infer_again(net, pairs, clock, args.precision)
             now = (sum(seconds.values()), read, *taken, infer)
             best = now if best is None else tuple(map(min, best, now))
         totals[name] = naive, read, first, later, infer = best
         rows.append([name, naive, read + first, later, infer, naive / (read + first), naive / later])
         parts.append([name, *(seconds[part] for part in PARTS), *(f"{x:.1e}" for x in off.values())])
-    print(f"x{args.scale}, {len(pairs)} images, protocol paper, {args.precision}, {title(torch.device('cpu'))}, "
-          f"{'CPU' if args.threads == 1 else 'wall'} seconds, least of {args.times}")
+    print(
+        f"x{args.scale}, {len(pairs)} images, protocol paper, {args.precision}, {title(torch.device('cpu'))}, "
+        f"{'CPU' if args.threads == 1 else 'wall'} seconds, least of {args.times}"
+    )
     headers = ["network", "loop", "reading + first", "again", "of it the network", "ratio once", "ratio again"]
     print(tabulate(rows, headers, floatfmt=".2f"))
-    print("\nwhere the loop's time goes (last round):\n" +
-          tabulate(parts, ["network", *PARTS, *(f"{name} off" for name in TOLERANCES)], floatfmt=".2f",
-                   disable_numparse=range(1 + len(PARTS), 1 + len(PARTS) + len(TOLERANCES))))
+    print(
+        "\nwhere the loop's time goes (last round):\n"
+        + tabulate(
+            parts,
+            ["network", *PARTS, *(f"{name} off" for name in TOLERANCES)],
+            floatfmt=".2f",
+            disable_numparse=range(1 + len(PARTS), 1 + len(PARTS) + len(TOLERANCES)),
+        )
+    )
     if "bicubic" in totals:
         plain = totals["bicubic"]
         for name, (naive, read, first, later, _) in totals.items():
             if name != "bicubic":
                 ratio = (plain[0] + LOSSES * naive) / (plain[1] + plain[2] + LOSSES * later)
-                print(f"val.py, bicubic and {LOSSES} networks {name}: ratio {ratio:.2f}; "
-                      f"each epoch of a training of {LOSSES}: {naive / later:.2f}")
+                print(
+                    f"val.py, bicubic and {LOSSES} networks {name}: ratio {ratio:.2f}; "
+                    f"each epoch of a training of {LOSSES}: {naive / later:.2f}"
+                )
 
 
 def infer_again(net: torch.nn.Module, pairs, clock, precision: str) -> float:
@@ -170,10 +194,12 @@ def infer_again(net: torch.nn.Module, pairs, clock, precision: str) -> float:
 def scores_and_peak(name: str, folder: str, scale: int, memory: int, threads: int) -> tuple[dict, float, float]:
     """The scores of one network on a folder within `memory` bytes, the peak of resident MiB, and the seconds."""
     torch.set_num_threads(threads)
-    net = networks.place_frozen(build(name, scale), networks.choose_device("cpu"), "fp32")
-    pairs, found = val.read_pairs([folder], scale, "paper", ()), {}
+    net = place_frozen(build(name, scale), setup_device("cpu"), "fp32")
+    pairs, found = read_validation_set([folder], scale, "paper", ()), {}
     start = time.process_time()
-    peak = peak_memory(lambda: found.update(val.evaluate(net, pairs, {}, "paper", memory=memory)), torch.device("cpu"))
+    peak = peak_memory(
+        lambda: found.update(evaluate(TiledUpscaler(net, memory), pairs, {}, "paper")), torch.device("cpu")
+    )
     return found, peak, time.process_time() - start
 
 
@@ -187,7 +213,8 @@ def measure_memory(args: argparse.Namespace) -> None:
         for name in args.models:
             for memory in (1 << 50, *(mib << 20 for mib in args.memory)):
                 found, peak, seconds = in_its_own_process(
-                    scores_and_peak, name, folder, args.scale, memory, args.threads)
+                    scores_and_peak, name, folder, args.scale, memory, args.threads
+                )
                 bound = "none" if memory == 1 << 50 else f"{memory >> 20}"
                 rows.append([name, bound, f"{peak:.0f}", f"{seconds:.1f}", *(f"{v[0]:.6f}" for v in found.values())])
     print(f"one HR image of {height}x{width}, x{args.scale}, {title(torch.device('cpu'))}")
@@ -195,16 +222,23 @@ def measure_memory(args: argparse.Namespace) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = configs.OneLineParser(prog="benchmarks.validation", description="val.evaluate against a plain loop.")
+    parser = configs.OneLineParser(prog="benchmarks.validation", description="evaluate against a plain loop.")
     parser.add_argument("--folder", nargs="+", default=[], metavar="DIR", help="HR images")
     parser.add_argument("--judge-weights", nargs="+", default=[], metavar="FILE", help="AlexNet's")
-    parser.add_argument("--models", nargs="+", choices=("bicubic", "EDSR-small", *SR_MODELS),
-                        default=["bicubic", "VDSR", "EDSR"], help="VDSR is a small one here")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=("bicubic", "EDSR-small", *SR_MODELS),
+        default=["bicubic", "VDSR", "EDSR"],
+        help="VDSR is a small one here",
+    )
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=4)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of val.evaluate's network")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of evaluate's network")
     parser.add_argument("--threads", type=int, default=1, help="(default: 1, and CPU seconds)")
     parser.add_argument("--times", type=int, default=1, help="rounds, of which the least counts (default: 1)")
-    parser.add_argument("--large", type=int, nargs=2, metavar=("H", "W"), help="measure memory on one image of this size")
+    parser.add_argument(
+        "--large", type=int, nargs=2, metavar=("H", "W"), help="measure memory on one image of this size"
+    )
     parser.add_argument("--memory", type=int, nargs="+", default=[256, 2048], metavar="MIB", help="bounds to try")
     return parser.parse_args(argv)
 

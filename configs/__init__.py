@@ -19,16 +19,55 @@ import yaml
 from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
 from .reading import parse_pairs, read_yaml
 
-__all__ = ["Config", "OneLineParser", "add_settings", "check_resumable", "choose", "expect", "flag_of", "from_mapping",
-           "is_of_a_run", "load", "one_line_errors", "parse_pairs", "read_yaml", "to_yaml"]  # fmt: skip
+__all__ = [
+    "Config",
+    "OneLineParser",
+    "add_settings",
+    "check_resumable",
+    "choose",
+    "expect",
+    "flag_of",
+    "from_mapping",
+    "is_of_a_run",
+    "load",
+    "one_line_errors",
+    "parse_pairs",
+    "read_yaml",
+    "to_yaml",
+]
 
 # What --load may change; all else a run keeps for life.
 RESUMABLE = {
-    "endepoch", "steps", "learning_rate", "schedule", "step_epochs", "step_gamma", "precision", "device", "workers",
-    "judge_weights", "judge_memory", "compile", "bad_images", "valpath", "vallrpath", "lpips", "protocol",
-    "log_every", "load", "modelpath", "milestones", "extractor_weights", "save_every",
-    "save_minutes", "clip_grad", "max_skipped", "warmup",
-}  # fmt: skip
+    "endepoch",
+    "steps",
+    "learning_rate",
+    "schedule",
+    "step_epochs",
+    "step_gamma",
+    "precision",
+    "device",
+    "workers",
+    "judge_weights",
+    "judge_memory",
+    "compile",
+    "bad_images",
+    "valpath",
+    "vallrpath",
+    "metrics",
+    "protocol",
+    "log_every",
+    "load",
+    "modelpath",
+    "milestones",
+    "extractor_weights",
+    "save_every",
+    "save_minutes",
+    "clip_grad",
+    "max_skipped",
+    "warmup",
+}
+# Other names of settings, in YAML files and as flags.
+ALIASES = {"resume": "load", "lpips": "metrics"}
 # Beyond these a run would not fail but fill the memory, before its first step or some day.
 MOST = {"batchsize": 65536, "judge_memory": 10**9, "repeat": 10**6, "samples": 1000, "workers": 1000, "step_gamma": 1.0}
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
@@ -74,8 +113,9 @@ class Config:
     extractor_weights: tuple[str, ...] = setting((), "DP: local files of the extractors' weights, in any order")
     pixel_weight: float = setting(0.01, "DP: weight of the pixel term beside the perceptual ones")
     gan_weight: float = setting(0.005, "GAN: weight of the adversarial term")
-    gan: str = setting("vanilla", "GAN: the adversarial losses, SRGAN's or ESRGAN's relativistic average",
-                       ("vanilla", "ragan"))
+    gan: str = setting(
+        "vanilla", "GAN: the adversarial losses, SRGAN's or ESRGAN's relativistic average", ("vanilla", "ragan")
+    )
     pretrain_epochs: float = setting(0.0, "DP, GAN: epochs with the pixel term alone, before the other terms act")
     # data
     trainpath: tuple[str, ...] = setting(
@@ -115,16 +155,33 @@ class Config:
     load: bool = setting(False, "go on with the run in --modelpath from where it stopped")
     save_every: int | None = setting(None, "steps between two saves, besides those of --save-minutes and epochs")
     save_minutes: float = setting(10.0, "minutes between two saves, besides those after epochs; 0: those alone")
-    lpips: tuple[str, ...] = setting(
+    metrics: tuple[str, ...] = setting(
         (), "perceptual metrics of validation (alex vgg squeeze tiny ms-ssim), first for `best`; default: the judge's"
     )
     protocol: str = setting("paper", "evaluation protocol", ("paper", "standard"))
     log_every: int = setting(10, "steps between two lines of the log")
 
     def __post_init__(self):
-        positive = ("judge_memory", "samples", "eps", "k_epochs", "patch", "repeat", "batchsize", "learning_rate",
-                    "step_epochs", "step_gamma", "steps", "log_every", "pspl_max", "dp_mu", "gan_weight",
-                    "clip_grad", "max_skipped", "save_every")
+        positive = (
+            "judge_memory",
+            "samples",
+            "eps",
+            "k_epochs",
+            "patch",
+            "repeat",
+            "batchsize",
+            "learning_rate",
+            "step_epochs",
+            "step_gamma",
+            "steps",
+            "log_every",
+            "pspl_max",
+            "dp_mu",
+            "gan_weight",
+            "clip_grad",
+            "max_skipped",
+            "save_every",
+        )
         for name in positive:
             value = getattr(self, name)
             expect(value is None or value > 0, name, value, "a number above 0")
@@ -172,13 +229,14 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = 
                     options["nargs"] = "+"
                 if field.metadata["choices"]:
                     options |= {"choices": field.metadata["choices"], "metavar": None}
-            aliases = ["--resume"] if field.name == "load" else []
+            aliases = [flag_of(alias) for alias, name in ALIASES.items() if name == field.name]
             parser.add_argument(flag_of(field.name), *aliases, **options)
 
 
 def from_mapping(values: Mapping, source: str = "settings") -> Config:
     """A Config from the names and values of a YAML file or of parsed flags; ValueError names what does not fit."""
     known = {field.name: field for field in dataclasses.fields(Config)}
+    values = {ALIASES.get(name, name): value for name, value in values.items()}
     for name in values:
         choose(name, known, f"key in {source}")
     return Config(**{name: _convert(known[name], value) for name, value in values.items()})

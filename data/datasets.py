@@ -38,11 +38,11 @@ def make_pair(rgb: np.ndarray, scale: int, multiple: int, round_lr: bool = False
     return torch.from_numpy(_chw(_downscale(rgb, scale, round_lr))), torch.from_numpy(_LEVELS[_chw(rgb)])
 
 
-class Unreadable(ValueError):
+class ImageReadError(ValueError):
     """Images that could be read when the run began, and not any more."""
 
 
-class Pairs(Dataset):
+class PairedDataset(Dataset):
     """Whole images as (lr, hr) float32 tensors in [-1,1]: (3,h,w) and (3,scale*h,scale*w).
 
     folders: HR images, searched as `list_images` does; each is cropped to multiples of `multiple`.
@@ -55,7 +55,7 @@ class Pairs(Dataset):
     skipped: the HR files left out, each with the reason in one line.
 
     Every file is read once at construction. Raises ValueError for the first bad image, or, with "skip", where all are.
-    Reading a pair raises Unreadable where a file is no longer what it was then.
+    Reading a pair raises ImageReadError where a file is no longer what it was then.
     """
 
     def __init__(
@@ -138,9 +138,9 @@ class Pairs(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.window(index, (0, 0), self.sizes[index])
+        return self.crop(index, (0, 0), self.sizes[index])
 
-    def window(self, index: int, start: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def crop(self, index: int, start: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The part of pair `index` from HR pixel start (top, left), of HR size (H,W), all multiples of scale.
 
         lr (3,H/scale,W/scale) is that part of the whole image's LR, bit by bit; hr is (3,H,W).
@@ -169,10 +169,12 @@ class Pairs(Dataset):
             lr, hr = self._decode(path)
         except ValueError as error:
             reason = str(error).removesuffix("; remove or replace it")
-            raise Unreadable(f"{reason}; it is not what it was when the run began, put it back") from None
+            raise ImageReadError(f"{reason}; it is not what it was when the run began, put it back") from None
         if hr.shape[:2] != self.sizes[index] or _checksum(lr, hr) != self.checksums[index]:
             which = path if lr is None else f"{path} or its LR partner"
-            raise Unreadable(f"{which} has changed; expected images not to change while a run reads them, put it back")
+            raise ImageReadError(
+                f"{which} has changed; expected images not to change while a run reads them, put it back"
+            )
         return lr, hr
 
     def _decode(self, path: Path) -> tuple[np.ndarray | None, np.ndarray]:
@@ -191,7 +193,7 @@ class Pairs(Dataset):
         return _LEVELS[lr[: hr.shape[0] // self.scale, : hr.shape[1] // self.scale]], hr
 
 
-class Patches(Dataset):
+class PatchDataset(Dataset):
     """Random patches of pairs: `patches[epoch, index]` -> lr (3,patch/scale,patch/scale), hr (3,patch,patch) in [-1,1].
 
     patch: HR pixels, a multiple of scale, aligned to it; None for whole images. LR is cut from the whole image's LR.
@@ -203,7 +205,9 @@ class Patches(Dataset):
     Raises ValueError where patch does not suit the scale, an image is smaller than it, or all are.
     """
 
-    def __init__(self, pairs: Pairs, patch: int | None, augment: bool, seed: int, skip_small: bool = False) -> None:
+    def __init__(
+        self, pairs: PairedDataset, patch: int | None, augment: bool, seed: int, skip_small: bool = False
+    ) -> None:
         scale = pairs.scale
         self.used = list(range(len(pairs)))
         if patch is not None:
@@ -243,7 +247,7 @@ class Patches(Dataset):
         if self.patch is not None:
             start = tuple(int(random.integers((x - self.patch) // scale + 1)) * scale for x in size)
             size = (self.patch, self.patch)
-        lr, hr = self.pairs.window(image, start, size)
+        lr, hr = self.pairs.crop(image, start, size)
         if self.augment:
             across, down, turned = random.integers(2, size=3).tolist()
             flips = [-1] * across + [-2] * down

@@ -8,23 +8,35 @@ from functools import partial
 
 from torch import nn
 
-from models.discriminator import VGGDiscriminator
-from models.uncertainty import UncertaintyHead
-
 from .adversarial import Adversarial
+from .base import Loss
+from .discriminator import VGGDiscriminator
 from .dual_perceptual import DualPerceptual
-from .loss import Loss
 from .pixel import PixelLoss, absolute_error, squared_error
 from .pspl import PSPL
 from .target import Target
 from .tlw import TLW, k_schedule, weight_criterion
 from .udl import UDL
+from .uncertainty import UncertaintyHead
 from .weighted_sum import Term, WeightedSum
 
 __all__ = [
-    "LOSSES", "NEEDS_EXTRACTORS", "NEEDS_JUDGE", "PSPL", "TLW", "UDL", "Adversarial", "DualPerceptual", "Loss",
-    "PixelLoss", "Target", "Term", "WeightedSum", "k_schedule", "weight_criterion",
-]  # fmt: skip
+    "LOSSES",
+    "NEEDS_EXTRACTORS",
+    "NEEDS_JUDGE",
+    "PSPL",
+    "TLW",
+    "UDL",
+    "Adversarial",
+    "DualPerceptual",
+    "Loss",
+    "PixelLoss",
+    "Target",
+    "Term",
+    "WeightedSum",
+    "k_schedule",
+    "weight_criterion",
+]
 
 
 def _l1(settings, net: nn.Module) -> PixelLoss:
@@ -42,8 +54,10 @@ def _tlw(pixel: str, settings, net: nn.Module) -> TLW:
 
 def _udl(settings, net: nn.Module) -> UDL:
     if settings.udl_epoch <= settings.startepoch:
-        raise ValueError(f"--udl-epoch {settings.udl_epoch}: UDL's second stage needs a first; expected an epoch after "
-                         f"startepoch={settings.startepoch}")  # fmt: skip
+        raise ValueError(
+            f"--udl-epoch {settings.udl_epoch}: UDL's second stage needs a first; expected an epoch after "
+            f"startepoch={settings.startepoch}"
+        )
     head = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, head=settings.udl_head)
     return UDL(net, head, settings.udl_epoch, settings.udl_plus_one)
 
@@ -67,8 +81,10 @@ def _discriminator(settings) -> VGGDiscriminator:
 def _generator(pixel, settings, net: nn.Module, gan: bool) -> WeightedSum:
     """pixel_weight * pixel + DP (+ gan_weight * adversarial), the pixel term alone before pretrain_epochs."""
     since = settings.pretrain_epochs
-    terms = [Term(pixel(settings, net), settings.pixel_weight),
-             Term(DualPerceptual(settings.dp_extractors, settings.dp_mu), since=since)]  # fmt: skip
+    terms = [
+        Term(pixel(settings, net), settings.pixel_weight),
+        Term(DualPerceptual(settings.dp_extractors, settings.dp_mu), since=since),
+    ]
     if gan:
         terms.append(Term(Adversarial(_discriminator(settings), settings.gan), settings.gan_weight, since))
     return WeightedSum(*terms)

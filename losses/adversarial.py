@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import whole_batch
-
-from .loss import Loss
+from . import global_batch
+from .base import Loss
 from .target import Target
 
 
@@ -39,7 +38,7 @@ def vanilla(sr: Tensor, hr: Tensor, sr_label: float) -> Tensor:
 
 def relativistic_average(sr: Tensor, hr: Tensor, sr_label: float) -> Tensor:
     """The same where each side's logits count relative to the mean of the other's."""
-    return vanilla(sr - whole_batch.mean(hr.mean()), hr - whole_batch.mean(sr.mean()), sr_label)
+    return vanilla(sr - global_batch.all_reduce_mean(hr.mean()), hr - global_batch.all_reduce_mean(sr.mean()), sr_label)
 
 
 @contextmanager
@@ -77,5 +76,5 @@ class Adversarial(Loss):
                 return cross_entropy(logits, 1.0)
             return relativistic_average(logits, self.logits(target.hr), sr_label=1.0)
 
-    def words(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
+    def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
         return {} if helper_loss is None else {"D": helper_loss}

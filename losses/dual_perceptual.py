@@ -16,9 +16,8 @@ ResNet normalises by the statistics of each batch; the extractors that this loss
 import torch
 from torch import Tensor
 
-from models import whole_batch
-
-from .loss import Loss
+from . import global_batch
+from .base import Loss
 from .target import Target
 
 
@@ -33,5 +32,5 @@ class DualPerceptual(Loss):
         first, *second = (target.features[name](sr).mean() for name in self.extractors)
         if not second:
             return first
-        a, b = whole_batch.mean(torch.stack([first.detach(), second[0].detach()]))
+        a, b = global_batch.all_reduce_mean(torch.stack([first.detach(), second[0].detach()]))
         return first + a / (self.mu * b + self.eps) * second[0]

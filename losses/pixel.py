@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .loss import Loss
+from .base import Loss
 from .target import Target
 
 

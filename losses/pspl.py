@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .loss import Loss
+from .base import Loss
 from .pixel import absolute_error, squared_error
 from .target import Target
 
@@ -69,5 +69,5 @@ class PSPL(Loss):
         weight = self.weight(sr, target.hr, epoch)
         return self.error(weight * sr, weight * target.hr).mean()
 
-    def words(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
+    def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
         return {"sigma": self.sigma(epoch)}

@@ -14,7 +14,7 @@ class Target(NamedTuple):
 
     hr: (B,3,H,W) in [-1,1].
     distance: the judge's distance to hr; None where no loss of the run asks a judge. The judges of this project
-        compute hr's features once, when the distance is made (`judge.against(hr)`).
+        compute hr's features once, when the distance is made (`judge.with_reference(hr)`).
     lr: (B,3,h,w) in [-1,1], which the SR images are made from; UDL's second stage asks for it.
     features: the distances of the perceptual losses, by feature extractor; likewise made once.
     """
@@ -28,12 +28,12 @@ class Target(NamedTuple):
     def judged_by(
         cls, judge: Judge | None, hr: Tensor, lr: Tensor | None = None, extractors: Mapping | None = None
     ) -> "Target":
-        """hr with the distances of `judge` (one of ours, any callable judge(a, b) -> (B,), or None) and extractors."""
-        features = {name: extractor.against(hr) for name, extractor in (extractors or {}).items()}
+        """hr with the distances of `judge` (one of ours, any callable judge(a, b) -> (B,) or (B,1,1,1), or None) and extractors."""
+        features = {name: extractor.with_reference(hr) for name, extractor in (extractors or {}).items()}
         if judge is None:
             return cls(hr, None, lr, features)
-        if hasattr(judge, "against"):
-            return cls(hr, judge.against(hr), lr, features)
+        if hasattr(judge, "with_reference"):
+            return cls(hr, judge.with_reference(hr), lr, features)
 
         def distance(images: Tensor) -> Tensor:
             reference = hr.expand_as(images).flatten(0, -4)

@@ -17,12 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models import whole_batch
-from models.weighting import WeightingNet, relaxed_bernoulli
-
-from .loss import Loss
+from . import global_batch
+from .base import Loss
 from .pixel import absolute_error, squared_error
 from .target import Target
+from .weighting import WeightingNet, relaxed_bernoulli
 
 
 def k_schedule(epoch: int, k_start: float = 0.3, k_end: float = 0.9, k_epochs: float = 200) -> float:
@@ -120,17 +119,17 @@ class TLW(Loss):
         """E-step: the mean of -log WC(w), one w ~ MVB(g_phi(hr, sr)) per image; sr (B,3,H,W) is a constant."""
         sr = sr.detach()
         mu = self.helper(target.hr, sr, self.k(math.floor(epoch)))
-        w = relaxed_bernoulli(mu, whole_batch.rand(*mu.shape, device=mu.device))
+        w = relaxed_bernoulli(mu, global_batch.global_rand(*mu.shape, device=mu.device))
         return -weight_criterion(w, sr, target, self.eps).log().mean()
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
         """M-step: the weighted pixel loss of T fresh samples; gradients flow through the error alone."""
         with torch.no_grad():
             mu = self.helper(target.hr, sr, self.k(math.floor(epoch)))
-            w = relaxed_bernoulli(mu, whole_batch.rand(self.samples, *mu.shape, rows=1, device=mu.device))
+            w = relaxed_bernoulli(mu, global_batch.global_rand(self.samples, *mu.shape, rows=1, device=mu.device))
             wc = weight_criterion(w, sr, target, self.eps, self.m_step.far_eps)
         return self.m_step.loss(w, wc, sr, target.hr, self.weigh)
 
-    def words(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
+    def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
         criterion = {} if helper_loss is None else {"WC": math.exp(-helper_loss)}
         return criterion | {"k": self.k(math.floor(epoch))}

@@ -22,7 +22,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from .loss import Loss
+from .base import Loss
 from .pixel import absolute_error
 from .target import Target
 
@@ -67,8 +67,10 @@ class UDL(Loss):
         if epoch < self.second or self.stage == 2:
             return
         if epoch > self.second:
-            raise ValueError(f"epoch {epoch:g} is in UDL's second stage (--udl-epoch {self.second}), and there is no "
-                             "first to weight it; begin the run before that epoch")  # fmt: skip
+            raise ValueError(
+                f"epoch {epoch:g} is in UDL's second stage (--udl-epoch {self.second}), and there is no "
+                "first to weight it; begin the run before that epoch"
+            )
         self.frozen["net"].load_state_dict(net.state_dict())
         self.frozen["head"].load_state_dict(self.head.state_dict())
         self._enter(2)
@@ -76,7 +78,7 @@ class UDL(Loss):
     @torch.no_grad()
     def weight(self, lr: Tensor) -> Tensor:
         """The weights of stage 2: lr (B,3,h,w) -> (B,3 or 1,H,W), at least 0, or 1 with plus_one."""
-        s = self.frozen["head"](self.frozen["net"].features(lr)).to(lr.dtype)
+        s = self.frozen["head"](self.frozen["net"].forward_features(lr)).to(lr.dtype)
         return s - s.amin(dim=(-2, -1), keepdim=True) + self.plus_one
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
@@ -86,5 +88,5 @@ class UDL(Loss):
             return (error * torch.exp(-s)).mean() + 2 / UNIT * s.mean()
         return (error * self.weight(target.lr)).mean()
 
-    def words(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
+    def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
         return {"stage": self.stage}

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from .loss import Loss
+from .base import Loss
 from .target import Target
 
 
@@ -49,7 +49,7 @@ class WeightedSum(Loss):
     def helper_parameters(self, epoch: float) -> list[nn.Parameter]:
         return [p for term in self.acting(epoch) for p in term.loss.helper_parameters(epoch)]
 
-    def words(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
+    def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
         """The terms' words; those of helpers only where there is one, for the sum does not tell their losses apart."""
         own = helper_loss if self.helper is not None and len(self.helper) == 1 else None
-        return {name: value for term in self.acting(epoch) for name, value in term.loss.words(own, epoch).items()}
+        return {name: value for term in self.acting(epoch) for name, value in term.loss.log_scalars(own, epoch).items()}

@@ -10,15 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models import (
-    AlexNet_Weights,
-    ResNet50_Weights,
-    SqueezeNet1_1_Weights,
-    VGG16_Weights,
-    VGG19_Weights,
-)
+from torchvision.models import AlexNet_Weights, ResNet50_Weights, SqueezeNet1_1_Weights, VGG16_Weights, VGG19_Weights
 
-import tensors
+from .tensor_file import load_tensor_file
 
 URLS = {
     "vgg": VGG16_Weights.IMAGENET1K_V1.url,
@@ -45,7 +39,7 @@ def read_backbone_file(path: str | Path) -> tuple[str, dict]:
     Whole, or the features only (without the classifier); their names are torchvision's without "features.". Raises
     ValueError where it is none of these.
     """
-    state = tensors.load(path, "weights", "; fetch it again")
+    state = load_tensor_file(path, "weights", "; fetch it again")
     named = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
     prefix = "features." if any(key.startswith("features.") for key in named) else ""
     features = {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
@@ -91,9 +85,7 @@ def download_backbone(net: str, needed_by: str, flag: str) -> Path:
     return cached
 
 
-def find_backbone(
-    net: str, files: tuple = (), needed_by: str = "", flag: str = "--judge-weights"
-) -> tuple[Path, dict]:
+def find_backbone(net: str, files: tuple = (), needed_by: str = "", flag: str = "--judge-weights") -> tuple[Path, dict]:
     """The weights of `net` and the file they are in: the one of `files` that holds that network, else torchvision's.
 
     Raises ValueError where neither can be had: one line that says what needs them (LPIPS, if nothing is said) and

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from .in_tiles import distance_in_tiles
-from .unit_features import difference, unit_normalise
+from .ops.tiles import distance_in_tiles
+from .ops.unit_features import difference, unit_normalise
 
 CERTAIN = 16  # reference images without a pixel below 0 until their range is called wrong
 
@@ -25,8 +25,8 @@ class RangeCheck:
     looked at any more: no run waits for the device in its steps.
     """
 
-    def __init__(self) -> None:
-        self.seen, self.settled = 0, False
+    def __init__(self, enabled: bool = True) -> None:
+        self.seen, self.settled = 0, not enabled
 
     def __call__(self, images: Tensor) -> None:
         """images (B,3,H,W). Raises ValueError."""
@@ -51,7 +51,7 @@ class RangeCheck:
             warnings.warn(doubt, stacklevel=3)
 
 
-class InChunks(torch.autograd.Function):
+class ChunkedDistance(torch.autograd.Function):
     """Distances of images (N,3,H,W) -> (N,), `at_once` at a time, each chunk's gradient computed right after it.
 
     A distance depends on its image alone, so that its gradient can be had before anyone asks for it: then a chunk's
@@ -59,27 +59,27 @@ class InChunks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, images: Tensor, distance: Callable[[Tensor, int], Tensor], at_once: int, with_slopes: bool):
+    def forward(ctx, images: Tensor, distance: Callable[[Tensor, int], Tensor], at_once: int, needs_grad: bool):
         """distance(part, first): the distances of the images from number `first` on."""
-        values, slopes = [], []
+        values, grads = [], []
         for i, part in enumerate(images.split(at_once)):
-            with torch.set_grad_enabled(with_slopes):
-                part = part.detach().requires_grad_(with_slopes)
+            with torch.set_grad_enabled(needs_grad):
+                part = part.detach().requires_grad_(needs_grad)
                 value = distance(part, i * at_once)
                 values.append(value.detach())
-                if with_slopes:
+                if needs_grad:
                     with torch.autocast(part.device.type, enabled=False):
                         value.sum().backward()  # reaches the images alone: the backbone is frozen
-                    slopes.append(part.grad)
-        if with_slopes:
-            ctx.save_for_backward(torch.cat(slopes))
+                    grads.append(part.grad)
+        if needs_grad:
+            ctx.save_for_backward(torch.cat(grads))
         return torch.cat(values)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
-        (slopes,) = ctx.saved_tensors
-        return gradient[:, None, None, None] * slopes, None, None, None
+        (grads,) = ctx.saved_tensors
+        return gradient[:, None, None, None] * grads, None, None, None
 
 
 def distance_to(
@@ -109,9 +109,9 @@ def distance_to(
 
     def distance(images: Tensor) -> Tensor:
         flat = images.flatten(0, -4)
-        with_slopes = torch.is_grad_enabled() and flat.requires_grad
-        at_once = with_gradient if with_slopes else without
-        return InChunks.apply(flat, compare_chunk, at_once, with_slopes).reshape(images.shape[:-3])
+        needs_grad = torch.is_grad_enabled() and flat.requires_grad
+        at_once = with_gradient if needs_grad else without
+        return ChunkedDistance.apply(flat, compare_chunk, at_once, needs_grad).reshape(images.shape[:-3])
 
     distance.nbytes = sum(x.nbytes for x in prepared)
     return distance
@@ -124,7 +124,8 @@ class DeepDistance(nn.Module):
     weights >= 0 for each of them. name: as metric; min_size: the least height and width that the backbone's pooling leaves something of.
     pixel_bytes: activations that one image's pixel holds at the peak, in bytes: where a gradient follows or features are
     kept whole (a reference's, a tile's), and where neither is so, which is less.
-    memory: what the activations may take in bytes; images beyond it are done in chunks (see `against`). The features
+    check_range: whether references are checked to be in [-1,1] (see `RangeCheck`).
+    memory: what the activations may take in bytes; images beyond it are done in chunks (see `with_reference`). The features
     of backbones lie and reach as `in_tiles` says.
     """
 
@@ -136,13 +137,14 @@ class DeepDistance(nn.Module):
         min_size: int,
         pixel_bytes: tuple[int, int],
         memory: int = 4 << 30,
+        check_range: bool = True,
     ) -> None:
         super().__init__()
         self.backbone, self.name, self.min_size = backbone, name, min_size
         self.chunk_pixels = tuple(memory // needed for needed in pixel_bytes)
         for i, weight in enumerate(channel_weights):
             self.register_buffer(f"weight{i}", weight.detach().reshape(-1, 1, 1))
-        self.check_range = RangeCheck()
+        self.check_range = RangeCheck(check_range)
         self.eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -167,7 +169,7 @@ class DeepDistance(nn.Module):
             total = total + difference(features, reference[i], getattr(self, f"weight{i}").flatten())
         return total
 
-    def against(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
+    def with_reference(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
         """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B), once differentiable.
 
         The reference's features are computed here, once, without a gradient. All images go through the backbone at
@@ -178,11 +180,11 @@ class DeepDistance(nn.Module):
         """
         self.check_range(reference)
         if reference[0, 0].numel() > self.chunk_pixels[0] and not torch.is_grad_enabled():
-            return self.against_large(reference)
+            return self.with_large_reference(reference)
         return distance_to(reference, self.features, self.distance, self.chunk_pixels)
 
-    def against_large(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
-        """What `against` returns under no_grad where a reference alone does not fit the memory."""
+    def with_large_reference(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
+        """What `with_reference` returns under no_grad where a reference alone does not fit the memory."""
 
         def maps(a: Tensor, b: Tensor) -> Iterator[Tensor]:
             for i, features in enumerate(zip(self.backbone(a), self.backbone(b))):
@@ -198,4 +200,4 @@ class DeepDistance(nn.Module):
         return distance
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.against(b)(a)
+        return self.with_reference(b)(a)

@@ -48,16 +48,36 @@ NETWORKS = {
     "alexnet": Network(
         "alex",
         lambda: zoo.alexnet().features,
-        {"conv1": "0", "relu1": "1", "conv2": "3", "relu2": "4", "conv3": "6", "relu3": "7", "conv4": "8",
-         "relu4": "9", "conv5": "10", "relu5": "11"},
+        {
+            "conv1": "0",
+            "relu1": "1",
+            "conv2": "3",
+            "relu2": "4",
+            "conv3": "6",
+            "relu3": "7",
+            "conv4": "8",
+            "relu4": "9",
+            "conv5": "10",
+            "relu5": "11",
+        },
     ),
     "squeezenet": Network(
         "squeeze",
         lambda: zoo.squeezenet1_1().features,
-        {"conv1": "0", "relu1": "1", "fire2": "3", "fire3": "4", "fire4": "6", "fire5": "7", "fire6": "9",
-         "fire7": "10", "fire8": "11", "fire9": "12"},
+        {
+            "conv1": "0",
+            "relu1": "1",
+            "fire2": "3",
+            "fire3": "4",
+            "fire4": "6",
+            "fire5": "7",
+            "fire6": "9",
+            "fire7": "10",
+            "fire8": "11",
+            "fire9": "12",
+        },
     ),
-}  # fmt: skip
+}
 
 
 def choose(name: str, options, what: str) -> str:
@@ -70,7 +90,7 @@ def choose(name: str, options, what: str) -> str:
 
 
 def parse_extractor(name: str) -> tuple[str, list[str]]:
-    """"resnet50:layer1+layer2" -> ("resnet50", ["layer1", "layer2"]), layers in the order of the network.
+    """ "resnet50:layer1+layer2" -> ("resnet50", ["layer1", "layer2"]), layers in the order of the network.
 
     Raises ValueError on unknown or repeated names.
     """
@@ -137,7 +157,7 @@ class FeatureDistance(nn.Module):
                 taken.append(x.float())
         return taken
 
-    def against(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
+    def with_reference(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
         """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B).
 
         The reference's features are computed here, once, without a gradient.
@@ -154,7 +174,7 @@ class FeatureDistance(nn.Module):
         return distance
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.against(b)(a)
+        return self.with_reference(b)(a)
 
 
 def build_extractor(name: str, weights: tuple = (), flag: str = "--extractor-weights") -> FeatureDistance:

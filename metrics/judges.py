@@ -1,6 +1,6 @@
 """The judges and the perceptual metrics by name.
 
-A judge maps a, b (B,3,H,W), RGB in [-1,1], to distances (B,), with a gradient; `against(b)` gives the distance to b
+A judge maps a, b (B,3,H,W), RGB in [-1,1], to distances (B,), with a gradient; `with_reference(b)` gives the distance to b
 with b's part computed once; `min_size` is the least height and width it takes.
 """
 
@@ -43,6 +43,6 @@ def word_of(metric: str) -> str:
     return metric.lower().removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-")
 
 
-def marked(metric: str, judges: Iterable[str]) -> str:
+def mark_biased(metric: str, judges: Iterable[str]) -> str:
     """A metric's full name, with "(judge)" behind it where it flatters whoever learned from one of judges."""
     return f"{metric} (judge)" if word_of(metric) in map(metric_of, judges) else metric

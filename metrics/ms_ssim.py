@@ -22,19 +22,19 @@ class MSSSIM(nn.Module):
     """forward(a, b), (B,3,H,W) RGB in [-1,1] -> 1 - MS-SSIM (B,), the mean over the channels; 0 where they are equal.
 
     Images below 176 pixels have as many of the five scales as hold an 11x11 window, with exponents that add up to
-    the same sum. `name`, `min_size`, `memory` and `against` are as in `DeepDistance`. Computed in float32, under
+    the same sum. `name`, `min_size`, `memory` and `with_reference` are as in `DeepDistance`. Computed in float32, under
     autocast too.
     """
 
     name, min_size = "1-MS-SSIM", _WINDOW
 
-    def __init__(self, memory: int = 4 << 30) -> None:
+    def __init__(self, memory: int = 4 << 30, check_range: bool = True) -> None:
         super().__init__()
         offsets = torch.arange(_WINDOW) - _WINDOW // 2
         window = torch.exp(-offsets.square() / (2 * _SIGMA**2))
         self.register_buffer("window", (window / window.sum()).repeat(3, 1, 1, 1))
         self.chunk_pixels = (memory // _PIXEL_BYTES,) * 2
-        self.check_range = RangeCheck()
+        self.check_range = RangeCheck(check_range)
 
     def blur(self, images: Tensor) -> Tensor:
         """The Gaussian window's weighted mean, (N,3,H,W) -> (N,3,H-10,W-10)."""
@@ -71,7 +71,7 @@ class MSSSIM(nn.Module):
                 level = F.avg_pool2d(level, 2)
         return 1 - similarity.mean(dim=1)
 
-    def against(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
+    def with_reference(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
         """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B), once differentiable.
 
         Raises ValueError where the reference is smaller than the window or its values are not in [-1,1].
@@ -83,4 +83,4 @@ class MSSSIM(nn.Module):
         return distance_to(reference, self.statistics, self.distance, self.chunk_pixels)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.against(b)(a)
+        return self.with_reference(b)(a)

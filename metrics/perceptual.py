@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .backbones import fill_backbone, find_backbone
 from .deep_features import DeepDistance
-from .strided import StridedConv
+from .ops.strided import StridedConv
 
 # The networks and the height and width below which their pooling has nothing left.
 MIN_SIZES = {"vgg": 16, "alex": 31, "squeeze": 17}

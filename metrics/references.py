@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ class References:
         self.kept: dict[int, Reference] = {}
         self.left = KEPT_BYTES
 
-    def fit(self, metrics: Mapping, shave: int, device) -> bool:
+    def matches(self, metrics: Mapping, shave: int, device) -> bool:
         """Whether these are references for the same."""
         same = self.metrics.keys() == metrics.keys() and all(self.metrics[name] is metrics[name] for name in metrics)
         return same and (self.shave, self.device) == (shave, torch.device(device))
@@ -50,7 +49,7 @@ class References:
 
     def _prepare(self, index: int, pair: tuple[Tensor, Tensor]) -> Reference:
         lr, hr = (image[None].to(self.device) for image in pair)
-        distances = {name: metric.against(hr) for name, metric in self.metrics.items()}
+        distances = {name: metric.with_reference(hr) for name, metric in self.metrics.items()}
         reference = Reference(lr, Fidelity(hr, self.shave), distances)
         if reference.nbytes <= self.left:
             self.kept[index] = reference
@@ -58,13 +57,14 @@ class References:
         return reference
 
 
-_LATEST: WeakKeyDictionary = WeakKeyDictionary()
+class ReferenceCache:
+    """Keeps the prepared images of the data set used last, for evaluations of several networks or epochs on it."""
 
+    def __init__(self) -> None:
+        self.pairs, self.latest = None, None
 
-def references(pairs, metrics: Mapping, shave: int, device) -> Iterator[Reference]:
-    """The prepared images of pairs; those of the data set used last are kept as long as it is."""
-    found = _LATEST.get(pairs)
-    if found is None or not found.fit(metrics, shave, device):
-        _LATEST.clear()
-        found = _LATEST[pairs] = References(metrics, shave, device)
-    return found.of(pairs)
+    def references(self, pairs, metrics: Mapping, shave: int, device) -> Iterator[Reference]:
+        """Yield the prepared images of pairs, a sequence of lr (3,h,w) and hr (3,H,W)."""
+        if self.latest is None or self.pairs is not pairs or not self.latest.matches(metrics, shave, device):
+            self.pairs, self.latest = pairs, References(metrics, shave, device)
+        return self.latest.of(pairs)

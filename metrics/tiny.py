@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .deep_features import DeepDistance
-from .strided import StridedConv
+from .ops.strided import StridedConv
 
-TINY_FILE = Path(__file__).parents[1] / "checkpoints" / "judges" / "tiny.safetensors"
+TINY_FILE = Path(__file__).with_name("tiny.safetensors")
 WIDTHS = (64, 96, 112, 96, 96)
 
 

@@ -1,8 +1,10 @@
 """The super-resolution networks by name. All map lr (B,3,h,w) -> sr (B,3,s*h,s*w), RGB in [-1,1], not clamped."""
 
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
 from torch import nn
 
 from .edsr import EDSR
@@ -20,9 +22,7 @@ SR_MODELS: dict[str, Callable[..., nn.Module]] = {
     "SRResNet": SRResNet,
     "RRDBNet": RRDBNet,
     "HAT": HAT,
-    "HAT-TLW": partial(
-        HAT, embed=96, depths=(6,) * 4, heads=(6,) * 4, window=7, overlap_ratio=0.0, mlp_ratio=4.0
-    ),
+    "HAT-TLW": partial(HAT, embed=96, depths=(6,) * 4, heads=(6,) * 4, window=7, overlap_ratio=0.0, mlp_ratio=4.0),
 }
 
 
@@ -38,3 +38,35 @@ def init_paper(module: nn.Module) -> None:
             nn.init.normal_(layer.weight, 0.0, 0.02)
         if isinstance(layer, (nn.Linear, nn.BatchNorm2d)) and layer.bias is not None:
             nn.init.normal_(layer.bias, 0.02, 1.0)
+
+
+def build_network(name: str, scale: int, options: Mapping | None = None) -> nn.Module:
+    """The SR network `name` with fresh weights. Raises ValueError for an unknown name or an option that does not fit."""
+    if name not in SR_MODELS:
+        raise ValueError(f"unknown model {name!r}; one of: {', '.join(SR_MODELS)}")
+    options = options or {}
+    if "scale" in options:
+        raise ValueError(f"--model-options {options}: expected no scale, which is --scale")
+    for option, value in options.items():  # a network of a billion blocks takes hours to build
+        numbers = value if isinstance(value, list) else [value]
+        if len(numbers) > 64 or any(n > 4096 for n in numbers if isinstance(n, int | float)):
+            raise ValueError(
+                f"--model-options {option}={reprlib.repr(value)}: expected numbers up to 4096, lists of up to 64"
+            )
+    try:
+        net = SR_MODELS[name](scale=scale, **options)
+        if options:  # some wrong options show in the first forward only
+            with torch.no_grad():
+                net(torch.zeros(1, 3, 8, 8))
+    except Exception as error:  # options may be of any type and value, and networks do not check them
+        if not options:
+            raise
+        reason = f"{type(error).__name__}: {str(error).split('() ')[-1]}"[:160]
+        raise ValueError(f"--model-options {options}: {name} cannot be built with them ({reason})") from None
+    return net
+
+
+def model_id(name: str, scale: int, options: Mapping | None = None) -> str:
+    """What a checkpoint of this network is called: weights of two scales may have the same shapes."""
+    words = [f"{option}={value}" for option, value in sorted((options or {}).items())]
+    return " ".join([f"{name} x{scale}", *words])

@@ -33,30 +33,28 @@ class EDSR(nn.Module):
         self.scale = scale
         self.feature_channels = channels
         self.feature_scale = 1
-        self.reach = 2 * blocks + 4  # how many pixels of lr away a pixel of sr sees; so in other networks
+        self.receptive_radius = 2 * blocks + 4  # how many pixels of lr away a pixel of sr sees; so in other networks
         self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1))
         self.body = nn.Sequential(
             *(ResBlock(channels) for _ in range(blocks)), nn.Conv2d(channels, channels, 3, padding=1)
         )
-        self.tail = nn.Sequential(
-            PixelShuffleUpsampler(channels, STEPS[scale]), nn.Conv2d(channels, 3, 3, padding=1)
-        )
+        self.tail = nn.Sequential(PixelShuffleUpsampler(channels, STEPS[scale]), nn.Conv2d(channels, 3, 3, padding=1))
 
-    def features(self, lr: Tensor) -> Tensor:
+    def forward_features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
         x = self.head(lr)
         return x + self.body(x)
 
-    body_features = features
+    forward_body = forward_features
 
-    def reconstruct(self, lr: Tensor, features: Tensor) -> Tensor:
+    def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
         """The body's features and the lr they come from -> sr."""
         return self.tail(features)
 
-    def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """sr and the features it was made from, in one pass: what a second head on the body needs."""
-        features = self.features(lr)
-        return self.reconstruct(lr, features), features
+        features = self.forward_features(lr)
+        return self.forward_head(lr, features), features
 
     def forward(self, lr: Tensor) -> Tensor:
-        return self.sr_and_features(lr)[0]
+        return self.forward_with_features(lr)[0]

@@ -6,12 +6,12 @@ positions and N is the number of windows in all images.
 """
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import whole_batch
-from .attention import Windows, attend, windows
-from .linear import Linear
+from .ops.attention import Windows, attend, windows
+from .ops.linear import Linear
 from .upsample import STEPS, PixelShuffleUpsampler, check_scale, reflect_to_multiple
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB in [0,1]
@@ -41,6 +41,13 @@ def bias_of(table: Tensor, index: Tensor) -> Tensor:
     return table.index_select(0, index.flatten() % len(table)).T.reshape(-1, *index.shape)
 
 
+def _rand_of_batch(samples: int, device: torch.device) -> Tensor:
+    """Uniform random numbers (samples,): under torchrun this rank's part of those drawn for the whole batch."""
+    parallel = dist.is_available() and dist.is_initialized()
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
+    return torch.rand(world_size * samples, device=device)[rank * samples : (rank + 1) * samples]
+
+
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al., ECCV 2016): in training, zero a branch for a random share of the samples."""
 
@@ -51,7 +58,7 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.keep == 1:
             return x
-        kept = whole_batch.rand(x.shape[0], 1, 1, 1, device=x.device) < self.keep
+        kept = _rand_of_batch(len(x), x.device)[:, None, None, None] < self.keep
         return x * (kept / self.keep).to(x.dtype)
 
 
@@ -120,9 +127,17 @@ class HybridAttentionBlock(nn.Module):
     """HAB: window attention (shifted in every second block) beside a convolutional branch, then an MLP."""
 
     def __init__(
-        self, channels: int, heads: int, window: int, shifted: bool, compress_ratio: int, squeeze_factor: int,
-        conv_scale: float, mlp_ratio: float, drop_path: float,
-    ) -> None:  # fmt: skip
+        self,
+        channels: int,
+        heads: int,
+        window: int,
+        shifted: bool,
+        compress_ratio: int,
+        squeeze_factor: int,
+        conv_scale: float,
+        mlp_ratio: float,
+        drop_path: float,
+    ) -> None:
         super().__init__()
         self.shifted, self.conv_scale = shifted, conv_scale
         self.norm1 = nn.LayerNorm(channels)
@@ -176,9 +191,7 @@ class ResidualGroup(nn.Module):
         self.residual_group = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "overlap_attn": overlap_attn})
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(
-        self, x: Tensor, index: Tensor, overlap_index: Tensor, layouts: tuple[Windows, Windows]
-    ) -> Tensor:
+    def forward(self, x: Tensor, index: Tensor, overlap_index: Tensor, layouts: tuple[Windows, Windows]) -> Tensor:
         y = x
         for block in self.residual_group["blocks"]:
             y = block(y, index, layouts)
@@ -194,10 +207,20 @@ class HAT(nn.Module):
     """
 
     def __init__(
-        self, scale: int, embed: int = 180, depths: tuple[int, ...] = (6,) * 6, heads: tuple[int, ...] = (6,) * 6,
-        window: int = 16, compress_ratio: int = 3, squeeze_factor: int = 30, conv_scale: float = 0.01,
-        overlap_ratio: float = 0.5, mlp_ratio: float = 2.0, drop_path: float = 0.1, channels: int = 64,
-    ) -> None:  # fmt: skip
+        self,
+        scale: int,
+        embed: int = 180,
+        depths: tuple[int, ...] = (6,) * 6,
+        heads: tuple[int, ...] = (6,) * 6,
+        window: int = 16,
+        compress_ratio: int = 3,
+        squeeze_factor: int = 30,
+        conv_scale: float = 0.01,
+        overlap_ratio: float = 0.5,
+        mlp_ratio: float = 2.0,
+        drop_path: float = 0.1,
+        channels: int = 64,
+    ) -> None:
         super().__init__()
         check_scale(scale, "HAT")
         key_window = window + int(window * overlap_ratio)
@@ -221,11 +244,18 @@ class HAT(nn.Module):
         for depth, n_heads in zip(depths, heads, strict=True):
             blocks = [
                 HybridAttentionBlock(
-                    embed, n_heads, window, bool(i % 2), compress_ratio, squeeze_factor, conv_scale, mlp_ratio,
+                    embed,
+                    n_heads,
+                    window,
+                    bool(i % 2),
+                    compress_ratio,
+                    squeeze_factor,
+                    conv_scale,
+                    mlp_ratio,
                     next(drop_paths),
                 )
                 for i in range(depth)
-            ]  # fmt: skip
+            ]
             overlap_attn = OverlappingAttentionBlock(embed, n_heads, window, key_window, mlp_ratio)
             self.layers.append(ResidualGroup(embed, blocks, overlap_attn))
         self.norm = nn.LayerNorm(embed)
@@ -242,7 +272,7 @@ class HAT(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
 
-    def body_features(self, lr: Tensor) -> Tensor:
+    def forward_body(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> (B,channels,H,W), H and W the next multiples of the window, before cropping."""
         x = self.conv_first(reflect_to_multiple(lr - self.mean, self.window))
         y = self.patch_embed["norm"](x.permute(0, 2, 3, 1))
@@ -252,20 +282,20 @@ class HAT(nn.Module):
         y = self.norm(y).permute(0, 3, 1, 2)
         return self.conv_before_upsample(x + self.conv_after_body(y))
 
-    def features(self, lr: Tensor) -> Tensor:
+    def forward_features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
-        return self.body_features(lr)[:, :, : lr.shape[2], : lr.shape[3]]
+        return self.forward_body(lr)[:, :, : lr.shape[2], : lr.shape[3]]
 
-    def reconstruct(self, lr: Tensor, features: Tensor) -> Tensor:
+    def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
         """The body's features, before cropping, and the lr they come from -> sr, not cropped either."""
         return self.conv_last(self.upsample(features)) + self.mean
 
-    def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """sr and the features it was made from, in one pass: what a second head on the body needs."""
         h, w = lr.shape[2:]
-        features = self.body_features(lr)
-        sr = self.reconstruct(lr, features)
+        features = self.forward_body(lr)
+        sr = self.forward_head(lr, features)
         return sr[:, :, : h * self.scale, : w * self.scale], features[:, :, :h, :w]
 
     def forward(self, lr: Tensor) -> Tensor:
-        return self.sr_and_features(lr)[0]
+        return self.forward_with_features(lr)[0]

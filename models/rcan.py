@@ -59,9 +59,7 @@ class ResidualGroup(nn.Module):
 class RCAN(nn.Module):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped."""
 
-    def __init__(
-        self, scale: int, channels: int = 64, groups: int = 10, blocks: int = 20, reduction: int = 16
-    ) -> None:
+    def __init__(self, scale: int, channels: int = 64, groups: int = 10, blocks: int = 20, reduction: int = 16) -> None:
         super().__init__()
         check_scale(scale, "RCAN")
         self.scale = scale
@@ -72,25 +70,23 @@ class RCAN(nn.Module):
             *(ResidualGroup(channels, blocks, reduction) for _ in range(groups)),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
-        self.tail = nn.Sequential(
-            PixelShuffleUpsampler(channels, (scale,)), nn.Conv2d(channels, 3, 3, padding=1)
-        )
+        self.tail = nn.Sequential(PixelShuffleUpsampler(channels, (scale,)), nn.Conv2d(channels, 3, 3, padding=1))
 
-    def features(self, lr: Tensor) -> Tensor:
+    def forward_features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
         x = self.head(lr)
         return x + self.body(x)
 
-    body_features = features
+    forward_body = forward_features
 
-    def reconstruct(self, lr: Tensor, features: Tensor) -> Tensor:
+    def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
         """The body's features and the lr they come from -> sr."""
         return self.tail(features)
 
-    def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """sr and the features it was made from, in one pass: what a second head on the body needs."""
-        features = self.features(lr)
-        return self.reconstruct(lr, features), features
+        features = self.forward_features(lr)
+        return self.forward_head(lr, features), features
 
     def forward(self, lr: Tensor) -> Tensor:
-        return self.sr_and_features(lr)[0]
+        return self.forward_with_features(lr)[0]

@@ -21,9 +21,9 @@ class DenseBlock(nn.ModuleDict):
 
     def __init__(self, channels: int, growth: int) -> None:
         widths = [growth] * 4 + [channels]
-        super().__init__({
-            f"conv{i + 1}": nn.Conv2d(channels + i * growth, width, 3, padding=1) for i, width in enumerate(widths)
-        })  # fmt: skip
+        super().__init__(
+            {f"conv{i + 1}": nn.Conv2d(channels + i * growth, width, 3, padding=1) for i, width in enumerate(widths)}
+        )
         init_small(self.values())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class RRDBNet(nn.Module):
         self.scale = scale
         self.feature_channels = channels
         self.feature_scale = 1
-        self.reach = 15 * blocks + 4
+        self.receptive_radius = 15 * blocks + 4
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
@@ -68,14 +68,14 @@ class RRDBNet(nn.Module):
         self.conv_hr = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
 
-    def features(self, lr: Tensor) -> Tensor:
+    def forward_features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
         x = self.conv_first(lr)
         return x + self.conv_body(self.body(x))
 
-    body_features = features
+    forward_body = forward_features
 
-    def reconstruct(self, lr: Tensor, features: Tensor) -> Tensor:
+    def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
         """The body's features and the lr they come from -> sr."""
         x = features
         for i, factor in enumerate(STEPS[self.scale], start=1):
@@ -83,10 +83,10 @@ class RRDBNet(nn.Module):
             x = F.leaky_relu(self.get_submodule(f"conv_up{i}")(upsampled), SLOPE)
         return self.conv_last(F.leaky_relu(self.conv_hr(x), SLOPE))
 
-    def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """sr and the features it was made from, in one pass: what a second head on the body needs."""
-        features = self.features(lr)
-        return self.reconstruct(lr, features), features
+        features = self.forward_features(lr)
+        return self.forward_head(lr, features), features
 
     def forward(self, lr: Tensor) -> Tensor:
-        return self.sr_and_features(lr)[0]
+        return self.forward_with_features(lr)[0]

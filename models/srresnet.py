@@ -47,7 +47,7 @@ class SRResNet(nn.Module):
         self.scale = scale
         self.feature_channels = channels
         self.feature_scale = 1
-        self.reach = 2 * blocks + 3
+        self.receptive_radius = 2 * blocks + 3
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)))
         for i, factor in enumerate(STEPS[scale], start=1):
@@ -56,13 +56,13 @@ class SRResNet(nn.Module):
         self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
         init_small(layer for layer in self.modules() if isinstance(layer, nn.Conv2d))
 
-    def features(self, lr: Tensor) -> Tensor:
+    def forward_features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
         return self.body(F.leaky_relu(self.conv_first(lr), 0.1))
 
-    body_features = features
+    forward_body = forward_features
 
-    def reconstruct(self, lr: Tensor, features: Tensor) -> Tensor:
+    def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
         """The body's features and the lr they come from -> sr."""
         x = features
         for i, factor in enumerate(STEPS[self.scale], start=1):
@@ -71,10 +71,10 @@ class SRResNet(nn.Module):
         base = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
         return base + residual
 
-    def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """sr and the features it was made from, in one pass: what a second head on the body needs."""
-        features = self.features(lr)
-        return self.reconstruct(lr, features), features
+        features = self.forward_features(lr)
+        return self.forward_head(lr, features), features
 
     def forward(self, lr: Tensor) -> Tensor:
-        return self.sr_and_features(lr)[0]
+        return self.forward_with_features(lr)[0]

@@ -20,7 +20,7 @@ class VDSR(nn.Module):
         self.scale = scale
         self.feature_channels = channels
         self.feature_scale = scale
-        self.reach = -(-(blocks + 2) // scale) + 2
+        self.receptive_radius = -(-(blocks + 2) // scale) + 2
         self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.ReLU(inplace=True))
         self.body = nn.Sequential(
             *(
@@ -34,14 +34,14 @@ class VDSR(nn.Module):
         """lr (B,3,h,w) -> (B,3,s*h,s*w), the image that the network corrects."""
         return F.interpolate(lr, scale_factor=self.scale, mode="bicubic", align_corners=False)
 
-    def features(self, lr: Tensor) -> Tensor:
+    def forward_features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> the body's features before reconstruction, at HR size: (B,channels,s*h,s*w)."""
         return self.body(self.head(self.bicubic(lr)))
 
-    def sr_and_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """sr and the features it was made from, in one pass: what a second head on the body needs."""
-        features = self.features(lr)
+        features = self.forward_features(lr)
         return self.bicubic(lr) + self.tail(features), features
 
     def forward(self, lr: Tensor) -> Tensor:
-        return self.sr_and_features(lr)[0]
+        return self.forward_with_features(lr)[0]

@@ -13,10 +13,11 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-import rundir
-import train
 from configs import Config
-from data import Batches, load
+from data import ResumableBatchSampler, load_batches
+from runs.atomic import atomic_write
+from train import train_step
+from training.experiment import add_teachers, build_experiment
 
 FILE = "seconds_per_step.json"
 BLOCK, ROUNDS = 8, 5  # a block holds at least one E-step where it is made every 2nd, 4th or 8th step only
@@ -26,20 +27,22 @@ EPOCHS = ("step_epochs", "k_epochs", "udl_epoch", "pretrain_epochs")
 
 def measure(config: Config) -> dict[str, float]:
     """Seconds per training step of each of the settings' losses, images' reading included: medians over blocks."""
-    run = train.Run(replace(config, modelpath=None, load=False))
-    steps = BLOCK * (ROUNDS + 1) * len(run.learners)
-    loader = load(run.patches, Batches(len(run.patches), config.batchsize, config.seed, 0, steps, run.repeat))
+    e = build_experiment(replace(config, modelpath=None, load=False))
+    add_teachers(e)
+    steps = BLOCK * (ROUNDS + 1) * len(e.learners)
+    sampler = ResumableBatchSampler(len(e.patches), config.batchsize, config.seed, 0, steps, e.repeat)
+    loader, epoch = load_batches(e.patches, sampler), float(config.startepoch)
     blocks: dict[str, list[float]] = {loss: [] for loss in config.losses}
     bar = tqdm(total=steps, desc=f"{config.model} x{config.scale}: seconds per step", unit="step", disable=None)
     for _ in range(ROUNDS + 1):
-        for loss, learner in zip(config.losses, run.learners):
-            judge = run.judge if config.judge in learner.judges else None  # none would be asked in a run of its own
-            began = now(run.device)
+        for loss, learner in zip(config.losses, e.learners):
+            judge = e.judge if config.judge in learner.judges else None  # none would be asked in a run of its own
+            began = now(e.device)
             for _ in range(BLOCK):
                 lr, hr, _ = next(loader)
-                lr, hr = lr.to(run.device), hr.to(run.device)
-                train.step_all([learner], judge, run.extractors, lr, hr, run.age, config.precision)
-            blocks[loss].append((now(run.device) - began) / BLOCK)
+                lr, hr = lr.to(e.device), hr.to(e.device)
+                train_step([learner], judge, e.extractors, lr, hr, epoch, config.precision)
+            blocks[loss].append((now(e.device) - began) / BLOCK)
             bar.update(BLOCK)
     bar.close()
     return {loss: median(seconds[1:]) for loss, seconds in blocks.items()}  # the first warms up
@@ -70,7 +73,7 @@ def measured(out: Path, network: str, config: Config) -> dict[str, float]:
         ratio = median(old[loss] / new[loss] for loss in both) if both else 1.0
         old = {loss: seconds * ratio for loss, seconds in new.items()} | old
         out.mkdir(parents=True, exist_ok=True)
-        rundir.write_whole(out / FILE, (json.dumps(known | {network: old}, indent=1) + "\n").encode())
+        atomic_write(out / FILE, (json.dumps(known | {network: old}, indent=1) + "\n").encode())
     return {loss: old[loss] for loss in config.losses}
 
 

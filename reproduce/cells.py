@@ -18,11 +18,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import configs
-import locks
-import rundir
 import val
 from configs import Config
 from metrics.judges import word_of
+from runs.atomic import atomic_append, atomic_write
+from runs.lock import RunFolderError, check_unlocked
 
 ROOT = Path(__file__).parents[1]
 TRAINED, DIVERGED, SECONDS = "trained.txt", "diverged.txt", "seconds.txt"
@@ -124,8 +124,9 @@ class Cell:
         for name in [] if saved is None else differing(self.config, saved):
             wanted, found = (getattr(config, name) for config in (self.config, saved))
             shown = " ".join(map(str, wanted)) if isinstance(wanted, tuple) else wanted
-            raise ValueError(f"{configs.flag_of(name)} {shown}: {self.folder} was begun with {found}; take that, or "
-                             "another --out")
+            raise ValueError(
+                f"{configs.flag_of(name)} {shown}: {self.folder} was begun with {found}; take that, or another --out"
+            )
 
     def evaluated(self, which: str) -> bool:
         """Whether its `best` or `last` network is evaluated on all the data sets, as it should be."""
@@ -136,7 +137,7 @@ class Cell:
             return False
         metrics = found["rows"][0]["per_image"]
         orders = {name.endswith("-BGR") for name in metrics if name.startswith("LPIPS-")}
-        return set(self.config.lpips) <= set(map(word_of, metrics)) and orders <= {self.bgr}
+        return set(self.config.metrics) <= set(map(word_of, metrics)) and orders <= {self.bgr}
 
     def finished(self) -> bool:
         """Whether it is trained and evaluated; of one without data sets to evaluate, whether it is trained or given up."""
@@ -152,8 +153,8 @@ class Cell:
     def in_use(self) -> bool:
         """Whether a training is going on in the folder."""
         try:
-            locks.check_free(self.folder)
-        except locks.Unusable:
+            check_unlocked(self.folder)
+        except RunFolderError:
             return True
         return False
 
@@ -166,7 +167,7 @@ class Cell:
             which = next(which for which in CHECKPOINTS if not self.evaluated(which))
             flags = ["--modelpath", str(folder), "--protocol", config.protocol, "--folder", *self.folders]
             flags += ["--out", str(folder / f"test_{which}.json"), *["--best"] * (which == "best")]
-            flags += ["--lpips", *config.lpips] * bool(config.lpips)
+            flags += ["--metrics", *config.metrics] * bool(config.metrics)
             flags += ["--device", str(config.device)] * bool(config.device) + ["--bgr"] * self.bgr
             return [sys.executable, str(ROOT / "val.py"), *flags]
         begun = any((folder / name).exists() for name in ("last.pt", "previous.pt"))
@@ -219,14 +220,14 @@ class Work:
             began = time.monotonic()
             code = yield from self.run(command, asked)
             if program == "train.py" and cell.folder.exists():
-                rundir.append_whole(cell.folder / SECONDS, f"{time.monotonic() - began:.1f}\n".encode())
+                atomic_append(cell.folder / SECONDS, f"{time.monotonic() - began:.1f}\n".encode())
                 if has_diverged(cell.folder, code):
-                    rundir.write_whole(cell.folder / DIVERGED, (shlex.join(command) + "\n").encode())
+                    atomic_write(cell.folder / DIVERGED, (shlex.join(command) + "\n").encode())
                     continue
             if code:
                 raise Failed(f"{program}: {reason(code)}")
             if program == "train.py":
-                rundir.write_whole(cell.folder / TRAINED, (shlex.join(command) + "\n").encode())
+                atomic_write(cell.folder / TRAINED, (shlex.join(command) + "\n").encode())
             before = command
 
     def run(self, command: list[str], asked: Callable[[], int | None]) -> Iterator[None]:

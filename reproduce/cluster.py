@@ -11,12 +11,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import configs
-import rundir
+from runs.atomic import atomic_write
 
 from .cells import PATIENCE, Cell, Work
 
-SHARED = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node",
-          "stderr_to_stdout")  # fmt: skip
+SHARED = (
+    "name",
+    "timeout_min",
+    "mem_gb",
+    "nodes",
+    "cpus_per_task",
+    "gpus_per_node",
+    "tasks_per_node",
+    "stderr_to_stdout",
+)
 GOING_ON = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "CONFIGURING", "PREEMPTED", "SUSPENDED")
 DEFAULTS = {"name": "tlw", "timeout_min": 24 * 60, "slurm_signal_delay_s": PATIENCE + 30}
 
@@ -70,7 +78,7 @@ class Jobs:
             jobs |= dict(zip(new, submitted))
         if self.kind == "slurm":
             known |= {cell.folder.name: job.job_id for cell, job in jobs.items()}
-            rundir.write_whole(self.record, (json.dumps(known, indent=1) + "\n").encode())
+            atomic_write(self.record, (json.dumps(known, indent=1) + "\n").encode())
         return jobs
 
     def outcomes(self, cells: list[Cell], asked: Callable[[], int | None]) -> Iterator[tuple[Cell, str]]:

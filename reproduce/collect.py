@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-import rundir
 from configs import Config
 from data import list_images
+from runs.atomic import atomic_write
 from val import label_folders
 
 from .cells import CHECKPOINTS, Cell, differing, network_name, read_evaluation, saved_config
@@ -62,7 +62,9 @@ class Results(NamedTuple):
         return list(dict.fromkeys(getattr(key, name) for key in self.scores if key.loss != "bicubic"))
 
 
-def read_cells(cells: Iterable[Cell], folders: Iterable[str] = (), seconds_per_step: Mapping = MappingProxyType({})) -> Results | None:
+def read_cells(
+    cells: Iterable[Cell], folders: Iterable[str] = (), seconds_per_step: Mapping = MappingProxyType({})
+) -> Results | None:
     """The evaluations of the finished cells (None: there is none) on the data sets that all share.
 
     folders: only these data sets. Raises ValueError where they cannot stand in one table: other settings, another
@@ -98,7 +100,9 @@ def read_cells(cells: Iterable[Cell], folders: Iterable[str] = (), seconds_per_s
         for which, evaluation in evaluations.items():
             for row in evaluation["rows"]:
                 own = (network_name(config), config.scale, cell.loss, config.seed, which)
-                key = Key(*(("", config.scale, "bicubic", None, "") if row["loss"] == "bicubic" else own), row["dataset"])
+                key = Key(
+                    *(("", config.scale, "bicubic", None, "") if row["loss"] == "bicubic" else own), row["dataset"]
+                )
                 if row["dataset"] in common:
                     new = {metric: np.array(values, dtype=float) for metric, values in row["per_image"].items()}
                     _check_images(key, new, scores, cell)
@@ -144,8 +148,10 @@ def _set_up(c: Config) -> str:
     length = f"{c.steps} steps" if c.steps else f"{c.endepoch - c.startepoch} epochs"
     images = f"patches of {c.patch}" if c.patch else "whole images"
     sets = " ".join(Path(path).name for path in c.trainpath)
-    return (f"{length} of batch {c.batchsize} on {images} of {sets}; judge {c.judge}, M-step {c.m_step}, first weights "
-            f"{c.init}, schedule {c.schedule}, {c.precision}")
+    return (
+        f"{length} of batch {c.batchsize} on {images} of {sets}; judge {c.judge}, M-step {c.m_step}, first weights "
+        f"{c.init}, schedule {c.schedule}, {c.precision}"
+    )
 
 
 def write(results: Results, folder: Path) -> None:
@@ -158,7 +164,7 @@ def write(results: Results, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "images.csv", rows)
     write_csv(folder / "trainings.csv", results.trainings)
-    rundir.write_whole(folder / "about.json", (json.dumps(results.about, indent=1, ensure_ascii=False) + "\n").encode())
+    atomic_write(folder / "about.json", (json.dumps(results.about, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -167,7 +173,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
     writer = csv.DictWriter(lines, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    rundir.write_whole(path, lines.getvalue().encode())
+    atomic_write(path, lines.getvalue().encode())
 
 
 def read(folder: Path) -> Results:
@@ -221,7 +227,9 @@ def by_seed(results: Results, loss: str, metric: str, checkpoint: str) -> dict[t
             seeds = found.setdefault((key.network, key.scale), {})
             seeds.setdefault(key.seed, []).append(results.scores[key][metric])
     order = [(network, scale) for network in results.values("network") for scale in sorted(results.values("scale"))]
-    return {cell: {seed: np.concatenate(of) for seed, of in sorted(found[cell].items())} for cell in order if cell in found}
+    return {
+        cell: {seed: np.concatenate(of) for seed, of in sorted(found[cell].items())} for cell in order if cell in found
+    }
 
 
 def gains(

@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 
 import configs
-import rundir
 from configs import Config
 from data import list_images
-from learner import build_learners
 from metrics.judges import JUDGES, METRICS
 from models import SR_MODELS
+from runs.folder import CHECKPOINTS
+from training.learner import build_learners
 
 from . import budget, collect, holdout, report
 from .cells import Cell, in_a_file_name
@@ -52,8 +52,13 @@ class Preset:
 
 def add_cell_flags(parser, preset: Preset, seeds: int, seeds_help: str) -> None:
     """The flags that say which trainings there are and where they run."""
-    parser.add_argument("--models", nargs="+", default=list(preset.models), metavar="MODEL", help="networks, options "
-                        f'in brackets: "EDSR[blocks=8,channels=32]" (default: {" ".join(preset.models)})')
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=list(preset.models),
+        metavar="MODEL",
+        help=f'networks, options in brackets: "EDSR[blocks=8,channels=32]" (default: {" ".join(preset.models)})',
+    )
     parser.add_argument("--scales", nargs="+", type=int, default=list(preset.scales), choices=(2, 3, 4),
                         help=f"(default: {' '.join(map(str, preset.scales))})")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=seeds, metavar="N", help=f"seeds 0 to N-1{seeds_help} (default: "
@@ -65,10 +70,20 @@ def add_cell_flags(parser, preset: Preset, seeds: int, seeds_help: str) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the cells (default: checkpoints/, then "
                         "--config's name)")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once, here (default: 1)")
-    parser.add_argument("--executor", default="none", choices=("none", "local", "slurm"), help="none: cells run "
-                        "here; slurm: as jobs, by submitit; local: submitit's rehearsal (default: none)")
-    parser.add_argument("--slurm", nargs="+", default=[], metavar="NAME=VALUE", help="parameters of submitit's jobs: "
-                        "partition gpus_per_node timeout_min cpus_per_task mem_gb array_parallelism ...")
+    parser.add_argument(
+        "--executor",
+        default="none",
+        choices=("none", "local", "slurm"),
+        help="none: cells run here; slurm: as jobs, by submitit; local: submitit's rehearsal (default: none)",
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="parameters of submitit's jobs: "
+        "partition gpus_per_node timeout_min cpus_per_task mem_gb array_parallelism ...",
+    )
 
 
 def add_settings(parser, without: set[str]) -> None:
@@ -82,8 +97,13 @@ def parse(argv: list[str] | None, preset: Preset = Preset()):
     parser.add_argument("--folder", nargs="+", default=[], metavar="DIR", help="test sets")
     parser.add_argument("--rates", nargs="+", default=[], metavar="LOSS=RATE", help="a learning rate for each loss, or "
                         "the rates.json of reproduce.sweep (default: --learning-rate for all)")  # fmt: skip
-    parser.add_argument("--budget", choices=("steps", "time"), default="steps", help="what all losses of a network "
-                        "have alike: the steps, or the time that --steps take the cheapest (default: steps)")
+    parser.add_argument(
+        "--budget",
+        choices=("steps", "time"),
+        default="steps",
+        help="what all losses of a network "
+        "have alike: the steps, or the time that --steps take the cheapest (default: steps)",
+    )
     parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the paper's code does")
     parser.add_argument("--results", type=Path, metavar="DIR", help="folder of the tables and of all scores as CSV "
                         "(default: --out)")  # fmt: skip
@@ -167,7 +187,7 @@ def split_images(args, config: Config, out: Path) -> dict[str, dict]:
 
 
 def folder_of(args) -> Path:
-    return args.out or rundir.ROOT / (Path(args.config).stem if args.config else "grid")
+    return args.out or CHECKPOINTS / (Path(args.config).stem if args.config else "grid")
 
 
 def timed_losses(args) -> tuple[str, ...]:
@@ -186,13 +206,24 @@ def base_cells(args, more: Iterable[str] = ()) -> list[Cell]:
         given = getattr(args, name)
         configs.expect(len(set(given)) == len(given), name, " ".join(map(str, given)), "each once")
     configs.expect(args.seeds > 0, "seeds", args.seeds, "a number of seeds above 0")
-    images = {name: holdout.roots(of, out / "images" / name[:-4]) for name, of in split_images(args, common, out).items()}
+    images = {
+        name: holdout.roots(of, out / "images" / name[:-4]) for name, of in split_images(args, common, out).items()
+    }
     shared, cells = [*shared_words(args), *as_words(images), *more], []
     for seed in range(args.seeds * (2 if null else 1)):
         for model in args.models:
             for scale in args.scales:
                 for loss in [null] if null else common.losses:
-                    words = [*shared, *network_words(model), "--scale", str(scale), "--seed", str(seed), "--losses", loss]
+                    words = [
+                        *shared,
+                        *network_words(model),
+                        "--scale",
+                        str(scale),
+                        "--seed",
+                        str(seed),
+                        "--losses",
+                        loss,
+                    ]
                     cells.append(Cell(configs.load(words), tuple(words)))
     return cells
 
@@ -210,7 +241,9 @@ def make_cells(args) -> list[Cell]:
     With --budget time a loss whose seconds per step are not on file has --steps.
     """
     configs.expect(len(args.folder) > 0, "folder", "", "one or more folders of test images")
-    configs.expect(args.budget == "steps" or common_config(args).steps, "budget", args.budget, "--steps of the cheapest too")
+    configs.expect(
+        args.budget == "steps" or common_config(args).steps, "budget", args.budget, "--steps of the cheapest too"
+    )
     rate_of, seconds = read_rates(args), budget.read(folder_of(args)) if args.budget == "time" else {}
     cells = []
     for cell in base_cells(args):
@@ -232,16 +265,20 @@ def check(cells: list[Cell], args) -> None:
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     configs.expect(existing.is_dir() and os.access(existing, os.W_OK), "out", out, "a folder that can be written to")
     configs.choose(config.judge, JUDGES, "judge")
-    for net in config.lpips:
+    for net in config.metrics:
         configs.choose(net, METRICS, "perceptual metric")
     for path in config.judge_weights + config.extractor_weights:
         configs.expect(Path(path).is_file(), "judge-weights", path, "a file")
-    images = split_images(args, common, out) or {name: list_images(getattr(common, name)) for name in ("trainpath", "valpath")}
+    images = split_images(args, common, out) or {
+        name: list_images(getattr(common, name)) for name in ("trainpath", "valpath")
+    }
     tests = {"the test images": list_images(cells[0].folders)} if cells[0].folders else {}
     folders = [cell.folder for cell in cells]
     alike = next((cell for cell in cells if folders.count(cell.folder) > 1), None)
     configs.expect(not alike, "losses", alike, "names that give folders of different names")
-    holdout.check_disjoint({"the training images": images["trainpath"], "the validation images": images["valpath"], **tests})
+    holdout.check_disjoint(
+        {"the training images": images["trainpath"], "the validation images": images["valpath"], **tests}
+    )
     losses = tuple(dict.fromkeys(cell.loss for cell in cells))
     for cell in cells:
         if cell.config.seed == 0 and cell.loss == losses[0]:
@@ -260,7 +297,10 @@ def prepare(args, cells: list[Cell]) -> list[Cell]:
             if cell.config.seed == 0 and cell.loss == cells[0].loss:
                 seconds = budget.measured(out, cell.block, replace(cell.config, losses=losses))
                 least = min(seconds.values())
-                print(f"{cell.block}, seconds per step: " + ", ".join(f"{loss} {s:.3g} ({s / least:.2f})" for loss, s in seconds.items()))
+                print(
+                    f"{cell.block}, seconds per step: "
+                    + ", ".join(f"{loss} {s:.3g} ({s / least:.2f})" for loss, s in seconds.items())
+                )
         cells = make_cells(args)
         for cell in cells:
             cell.check()

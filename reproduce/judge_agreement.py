@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import configs
 from configs import Config
-from data import Pairs
+from data import PairedDataset
 from losses import Target, weight_criterion
 from metrics.judges import JUDGES
 from models.bicubic import Bicubic
@@ -41,7 +41,7 @@ NETWORKS = (
 )
 
 
-def image_patches(pairs: Pairs, size: int) -> list[tuple[Tensor, Tensor]]:
+def image_patches(pairs: PairedDataset, size: int) -> list[tuple[Tensor, Tensor]]:
     """Each image's patches of `size` HR pixels side by side (smaller images whole), lr (3,h,w) and hr (3,H,W)."""
     patches = []
     for i, (height, width) in enumerate(pairs.sizes):
@@ -55,15 +55,15 @@ def image_patches(pairs: Pairs, size: int) -> list[tuple[Tensor, Tensor]]:
 def observe(judge, sr: Tensor, hr: Tensor, weights: list[Tensor]) -> dict[str, Tensor]:
     """The judge's distances, WC and gradients on one pair (1,3,H,W), for two weight maps."""
     target = Target.judged_by(judge, hr)
-    distances, criteria, slopes = [target.distance(sr)], [], []
+    distances, criteria, grads = [target.distance(sr)], [], []
     for w in weights:
         w = w.clone().requires_grad_(True)
         gap = w.detach() * (hr - sr)
         distances += [target.distance(sr + gap), target.distance(hr - gap)]
         criterion = weight_criterion(w, sr, target)
-        slopes.append(torch.autograd.grad(-criterion.log().sum(), w)[0].flatten())
+        grads.append(torch.autograd.grad(-criterion.log().sum(), w)[0].flatten())
         criteria.append(criterion.detach())
-    return {"distances": torch.cat(distances), "criteria": torch.cat(criteria), "slopes": torch.stack(slopes)}
+    return {"distances": torch.cat(distances), "criteria": torch.cat(criteria), "grads": torch.stack(grads)}
 
 
 def change_in_bf16(judge, sr: Tensor, hr: Tensor, w: Tensor) -> float:
@@ -79,7 +79,7 @@ def compare(found: list[dict], wanted: list[dict]) -> dict[str, float]:
     """The agreement of a judge's observations with the teacher's on the same pairs."""
     ours, theirs = (torch.cat([o["distances"] for o in many]).numpy() for many in (found, wanted))
     choices = [torch.equal(*((o["criteria"][0] > o["criteria"][1]) for o in pair)) for pair in zip(found, wanted)]
-    cosines = torch.cat([torch.cosine_similarity(f["slopes"], w["slopes"]) for f, w in zip(found, wanted)])
+    cosines = torch.cat([torch.cosine_similarity(f["grads"], w["grads"]) for f, w in zip(found, wanted)])
     return {
         "Spearman": float(spearmanr(ours, theirs).statistic),
         "Pearson": float(pearsonr(ours, theirs).statistic),
@@ -104,8 +104,8 @@ def main(argv: list[str] | None = None) -> None:
         names = list(dict.fromkeys([args.teacher, *args.judges]))
         files = tuple(args.judge_weights)
         judges = {name: JUDGES[configs.choose(name, JUDGES, "judge")](weights=files) for name in names}
-        pairs = {folder: Pairs([folder], 4, 4) for folder in args.folder}
-        photographs = Pairs([PHOTOGRAPHS], 4, 4)
+        pairs = {folder: PairedDataset([folder], 4, 4) for folder in args.folder}
+        photographs = PairedDataset([PHOTOGRAPHS], 4, 4)
     networks: list[nn.Module] = [Bicubic(4)]
     for settings in NETWORKS:
         networks += train_generators(Config(**SETTINGS, **settings), STAGES, photographs)

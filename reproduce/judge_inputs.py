@@ -14,20 +14,20 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configs import Config
-from data import Batches, Pairs, Patches
-from learner import build_learners
-from models.weighting import fixed_sum, relaxed_bernoulli
-from train import step_all
+from data import PairedDataset, PatchDataset, ResumableBatchSampler
+from losses.weighting import fixed_sum, relaxed_bernoulli
+from train import train_step
+from training.learner import build_learners
 
 
-def endless_batches(pairs: Pairs, patch: int, batchsize: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def endless_batches(pairs: PairedDataset, patch: int, batchsize: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """lr (B,3,patch/scale,patch/scale) and hr (B,3,patch,patch) in [-1,1], patches turned and flipped, without end."""
-    patches = Patches(pairs, patch, augment=True, seed=seed, skip_small=True)
-    return iter(DataLoader(patches, batch_sampler=Batches(len(patches), batchsize, seed)))
+    patches = PatchDataset(pairs, patch, augment=True, seed=seed, skip_small=True)
+    return iter(DataLoader(patches, batch_sampler=ResumableBatchSampler(len(patches), batchsize, seed)))
 
 
 def train_generators(
-    config: Config, stages: Iterable[int], pairs: Pairs, judge: nn.Module | None = None
+    config: Config, stages: Iterable[int], pairs: PairedDataset, judge: nn.Module | None = None
 ) -> list[nn.Module]:
     """Networks as the settings say, trained on pairs with each of their losses: frozen copies after `stages` steps."""
     learners = build_learners(config, torch.device("cpu"))
@@ -36,7 +36,7 @@ def train_generators(
     for step in tqdm(range(max(stages) + 1), f"{config.model} x{config.scale}", leave=False, disable=None):
         if step in stages:
             copies += [copy.deepcopy(learner.net).eval().requires_grad_(False) for learner in learners]
-        step_all(learners, judge, {}, *next(batches), age=0, precision=config.precision)
+        train_step(learners, judge, {}, *next(batches), epoch=0, precision=config.precision)
     return copies
 
 

@@ -21,7 +21,7 @@ def compare(judge: DeepDistance, images: Tensor, features: list[Tensor], referen
     return maps, (sum(m.mean(dim=(-2, -1)) for m in maps) + EPS).log()
 
 
-def slopes(log_distance: Tensor, images: Tensor, gap: Tensor, create_graph: bool) -> Tensor:
+def grads(log_distance: Tensor, images: Tensor, gap: Tensor, create_graph: bool) -> Tensor:
     """d log(D + eps) / dw, (V,B,3HW), of length 1: what the E-step follows."""
     (slope,) = torch.autograd.grad(log_distance.sum(), images, create_graph=create_graph, retain_graph=True)
     return nn.functional.normalize((slope * gap).flatten(2), dim=2)
@@ -64,13 +64,13 @@ class Lesson:
             for f, w, c, spread in zip(found, wanted, self.channels, self.spread)
         ) / len(found)
 
-    def distances(self, images: Tensor, hr: Tensor, gap: Tensor, with_slopes: bool) -> dict[str, Tensor]:
+    def distances(self, images: Tensor, hr: Tensor, gap: Tensor, needs_grad: bool) -> dict[str, Tensor]:
         """The parts of the loss on images (V,B,3,H,W), what they are to hr, and gap = hr - sr."""
         teacher, student = self.teacher, self.student
-        images = images.requires_grad_(with_slopes)
+        images = images.requires_grad_(needs_grad)
         with torch.no_grad():
             wanted_reference = teacher.features(hr)
-        with torch.set_grad_enabled(with_slopes):
+        with torch.set_grad_enabled(needs_grad):
             wanted_maps, wanted = compare(teacher, images, teacher.features(images.flatten(0, 1)), wanted_reference)
         maps, found = compare(student, images, student.features(images.flatten(0, 1)), student.features(hr))
         parts = {"distance": (found - wanted.detach()).abs().mean()}
@@ -79,9 +79,9 @@ class Lesson:
         parts["maps"] = sum(
             ((m + EPS).log() - (w.detach() + EPS).log()).square().mean() for m, w in zip(maps, wanted_maps)
         )
-        if with_slopes:
-            aim = slopes(wanted, images, gap, create_graph=False)
-            parts["slopes"] = 1 - (slopes(found, images, gap, create_graph=True) * aim).sum(dim=2).mean()
+        if needs_grad:
+            aim = grads(wanted, images, gap, create_graph=False)
+            parts["grads"] = 1 - (grads(found, images, gap, create_graph=True) * aim).sum(dim=2).mean()
         return parts
 
 

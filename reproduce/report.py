@@ -1,7 +1,7 @@
 """The tables of a grid's results: scores, costs, and each loss against what it builds on.
 
-    python -m reproduce.report checkpoints/grid                          the tables, from the files that the grid wrote
-    python -m reproduce.report checkpoints/grid --compare L1+UDL L1+TLW --checkpoint last
+python -m reproduce.report checkpoints/grid                          the tables, from the files that the grid wrote
+python -m reproduce.report checkpoints/grid --compare L1+UDL L1+TLW --checkpoint last
 """
 
 import math
@@ -12,8 +12,8 @@ import numpy as np
 from tabulate import tabulate
 
 import configs
-import rundir
-from metrics.judges import marked
+from metrics.judges import mark_biased
+from runs.atomic import atomic_write
 
 from . import collect
 from .collect import RISING, Key, Results
@@ -79,11 +79,23 @@ def comparison_rows(results: Results, args) -> list[dict]:
         for metric in results.metrics:
             by_cell = collect.gains(results, pair, metric, args.checkpoint)
             beside = collect.gains(results, pair, metric, other)
-            blocks = {cell: {cell: by_cell[cell]} for cell in by_cell} | ({("all", "all"): by_cell} if len(by_cell) > 1 else {})
+            blocks = {cell: {cell: by_cell[cell]} for cell in by_cell} | (
+                {("all", "all"): by_cell} if len(by_cell) > 1 else {}
+            )
             for (network, scale), block in blocks.items():
                 at_other = np.concatenate([beside[cell] for cell in block]).mean()
-                rows.append({"loss": pair[0], "against": pair[1], "metric": metric, "network": network, "scale": scale,
-                             "checkpoint": args.checkpoint, **compare(block)._asdict(), f"gain {other}": float(at_other)})
+                rows.append(
+                    {
+                        "loss": pair[0],
+                        "against": pair[1],
+                        "metric": metric,
+                        "network": network,
+                        "scale": scale,
+                        "checkpoint": args.checkpoint,
+                        **compare(block)._asdict(),
+                        f"gain {other}": float(at_other),
+                    }
+                )
     adjusted = iter(holm(np.array([row["p"] for row in rows if not math.isnan(row["p"])])).tolist() if rows else ())
     for row in rows:
         row["p Holm"] = math.nan if math.isnan(row["p"]) else next(adjusted)
@@ -105,7 +117,7 @@ def null_rows(results: Results, args) -> list[dict]:
 
 
 def _header(results: Results, metric: str) -> str:
-    return f"{marked(metric, results.about['judges'])} {'↑' if metric in RISING else '↓'}"
+    return f"{mark_biased(metric, results.about['judges'])} {'↑' if metric in RISING else '↓'}"
 
 
 def _number(value: float | None, deviation: float | None = None) -> str:
@@ -197,23 +209,29 @@ def null_table(results: Results, rows: list[dict], style: str) -> str:
 def notes(results: Results, rows: list[dict], tests: list[dict], null: list[dict]) -> list[str]:
     """What a reader must know to read the tables rightly."""
     about = results.about
-    lines = ["n: trainings (seeds). Scores are means over images, then over seeds, ± the seeds' sample standard deviation. "
-             f"best: the epoch of the best validation, on {about['validation']}, none of them a test image; last: the end."]
+    lines = [
+        "n: trainings (seeds). Scores are means over images, then over seeds, ± the seeds' sample standard deviation. "
+        f"best: the epoch of the best validation, on {about['validation']}, none of them a test image; last: the end."
+    ]
     if any(row.get(f"{metric} paper") is not None for row in rows for metric in results.metrics):
         lines.append(f"paper: Table I of {CITED}, one run of each network, 100 epochs on T91, BSDS200 and General100, its "
                      "best chosen on Set5.")  # fmt: skip
     if about["left out"]:
         lines.append(f"Left out, for some of the cells were not evaluated on it: {', '.join(about['left out'])}.")
     if tests:
-        lines.append("gain: by how much the loss is better (less, for ↓), mean over trainings and the images of all data "
-                     "sets. A training is compared with that of the other loss of the same seed. The interval is for "
-                     "other trainings and other images like these, p (sign flips of trainings) for other trainings, on "
-                     "these images; p (Holm) is corrected for all p of the table.")
+        lines.append(
+            "gain: by how much the loss is better (less, for ↓), mean over trainings and the images of all data "
+            "sets. A training is compared with that of the other loss of the same seed. The interval is for "
+            "other trainings and other images like these, p (sign flips of trainings) for other trainings, on "
+            "these images; p (Holm) is corrected for all p of the table."
+        )
         lines += _what_is_missing(tests)
     if null:
-        lines.append("Nothing is there to be found: p should be below 5 % in at most 5 % of all pairings, and the interval "
-                     "should hold 0 in 95 %. The percentages are of random pairings of these trainings, which is more than "
-                     "one comparison says and less than as many independent ones.")
+        lines.append(
+            "Nothing is there to be found: p should be below 5 % in at most 5 % of all pairings, and the interval "
+            "should hold 0 in 95 %. The percentages are of random pairings of these trainings, which is more than "
+            "one comparison says and less than as many independent ones."
+        )
     return lines
 
 
@@ -247,7 +265,7 @@ def write(results: Results, args, paper: dict, folder: Path) -> list[Path]:
     """The tables in folder as tables.md, scores.csv and comparisons.csv, each whole or not at all; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "tables.md", folder / "scores.csv"]
-    rundir.write_whole(paths[0], (text(results, args, paper, "github") + "\n").encode())
+    atomic_write(paths[0], (text(results, args, paper, "github") + "\n").encode())
     collect.write_csv(paths[1], score_rows(results, paper))
     if tests := comparison_rows(results, args):
         paths.append(folder / "comparisons.csv")

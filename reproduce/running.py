@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-import signals
+from training import stop_signals
 
 from .cells import Cell, Failed, Work
 from .cluster import Jobs
@@ -80,7 +80,7 @@ def run_all(program: str, cells: list[Cell], jobs: int, cluster: Jobs | None = N
     left = [cell for cell in cells if not cell.finished()]
     done, failed = [cell for cell in cells if cell not in left], {}
     print(f"{len(cells)} cells in {cells[0].folder.parent}, {len(done)} of them finished", flush=True)
-    with signals.heeded() as asked:
+    with stop_signals.deferred_signals() as asked:
         for cell, wrong in cluster.outcomes(left[:], asked) if cluster else here(left, asked, jobs):
             left.remove(cell)
             if wrong:
@@ -89,10 +89,13 @@ def run_all(program: str, cells: list[Cell], jobs: int, cluster: Jobs | None = N
             else:
                 done.append(cell)
             expected = f", about {duration(rest(left, done) / jobs)}" if done and left and not cluster else ""
-            print(f"=== {cell} {'failed' if wrong else 'finished'} after {duration(cell.seconds())}; cell "
-                  f"{len(cells) - len(left)} of {len(cells)}, {len(left)} left{expected}", flush=True)
+            print(
+                f"=== {cell} {'failed' if wrong else 'finished'} after {duration(cell.seconds())}; cell "
+                f"{len(cells) - len(left)} of {len(cells)}, {len(left)} left{expected}",
+                flush=True,
+            )
     if asked():
         jobs_go_on = "; the jobs go on: scancel ends them" if cluster and cluster.kind == "slurm" else ""
-        print(f"\nstopped by {signals.signal.Signals(asked()).name}{jobs_go_on}; the same command goes on")
+        print(f"\nstopped by {stop_signals.signal.Signals(asked()).name}{jobs_go_on}; the same command goes on")
         raise SystemExit(128 + asked())
     return failed

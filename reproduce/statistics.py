@@ -176,7 +176,9 @@ def simulate(
     training = np.sqrt(0.5) * (common + own) if metrics > 1 else own  # effects of the two trainings of a pair
     scores = training[..., None] + noise * normal((repetitions, metrics, cells * seeds, 2, images))
     d = (scores[..., 0, :] - scores[..., 1, :]) / np.sqrt(2 + 2 * noise**2 / images)
-    return d * spread + effect + of_images * normal((repetitions, metrics, 1, images)), np.repeat(np.arange(cells), seeds)
+    return d * spread + effect + of_images * normal((repetitions, metrics, 1, images)), np.repeat(
+        np.arange(cells), seeds
+    )
 
 
 def error_rates(layouts: Sequence[tuple[int, int]], repetitions: int, metrics: int, **options) -> list[dict]:
@@ -189,11 +191,16 @@ def error_rates(layouts: Sequence[tuple[int, int]], repetitions: int, metrics: i
     for cells, seeds in tqdm(layouts, "no difference", disable=None, leave=False):
         d, cell = simulate(repetitions, cells, seeds, metrics=metrics, **options)
         rates = {}
-        for name, (_, low, high) in {"interval": interval(d[:, 0], cell), "bootstrap": bootstrap_interval(d[:500, 0])}.items():
+        for name, (_, low, high) in {
+            "interval": interval(d[:, 0], cell),
+            "bootstrap": bootstrap_interval(d[:500, 0]),
+        }.items():
             rates[name] = float(((low <= 0) & (high >= 0)).mean())
         p = sign_flip_p(d) if cells * seeds >= LEAST and seeds > 1 else np.full(d.shape[:2], np.nan)
         rates |= {"p": float((p[:, 0] <= 0.05).mean()), "Holm": float((holm(p) <= 0.05).any(-1).mean())}
-        rows.append({"cells": cells, "seeds": seeds, **rates} | ({} if np.isfinite(p).all() else {"p": None, "Holm": None}))
+        rows.append(
+            {"cells": cells, "seeds": seeds, **rates} | ({} if np.isfinite(p).all() else {"p": None, "Holm": None})
+        )
     return rows
 
 
@@ -211,7 +218,9 @@ def power(effects: Sequence[float], layouts: Sequence[tuple[int, int]], repetiti
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = configs.OneLineParser(prog="reproduce.statistics", description="Error rates, coverage and power, simulated.")
+    parser = configs.OneLineParser(
+        prog="reproduce.statistics", description="Error rates, coverage and power, simulated."
+    )
     parser.add_argument("--repetitions", type=int, default=4000, metavar="N", help="of each grid (default: 4000)")
     parser.add_argument("--tests", type=int, default=8, metavar="N", help="tests in a table (default: 8)")
     args = parser.parse_args(argv)
@@ -228,13 +237,18 @@ def main(argv: list[str] | None = None) -> None:
     noise = 1.96 * math.sqrt(0.05 * 0.95 / args.repetitions)
     print(f"{args.repetitions} grids of every layout; 5 % is within {0.05 - noise:.1%} and {0.05 + noise:.1%}")
     for unequal in (False, True):
-        show(f"No difference{', cells of unequal spread' * unequal} ({args.tests} tests): how often the interval holds 0, "
-             "p is at most 5 %, any p (Holm) is", error_rates(layouts, args.repetitions, args.tests, unequal=unequal))
+        show(
+            f"No difference{', cells of unequal spread' * unequal} ({args.tests} tests): how often the interval holds 0, "
+            "p is at most 5 %, any p (Holm) is",
+            error_rates(layouts, args.repetitions, args.tests, unequal=unequal),
+        )
     effects = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
     tested = [layout for layout in layouts if layout[0] * layout[1] >= LEAST]
     for tests in dict.fromkeys((1, args.tests)):
-        show(f"A difference, in standard deviations of a pair: how often it is found{f' among {tests} tests' * (tests > 1)}",
-             power(effects, tested, args.repetitions, tests))
+        show(
+            f"A difference, in standard deviations of a pair: how often it is found{f' among {tests} tests' * (tests > 1)}",
+            power(effects, tested, args.repetitions, tests),
+        )
 
 
 if __name__ == "__main__":

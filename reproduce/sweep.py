@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 import configs
-import rundir
+from runs.atomic import atomic_write
 
 from . import collect, grid
 from .cells import DIVERGED, Cell, read_log
@@ -165,7 +165,9 @@ def table(points: dict[tuple[str, str], list[Point]], metric: str) -> str:
             lines.append([block, loss, f"{rate:g}", shown, f"{diverged} of {trained}", chosen if rate == best else ""])
     arrow = "↑" if metric in RISING else "↓"
     headers = ["network", "loss", "rate", f"{metric} {arrow}", "diverged", ""]
-    return tabulate(without_repeats(lines, 2), headers, disable_numparse=True, colalign=("left",) * 2 + ("right",) * 3 + ("left",))
+    return tabulate(
+        without_repeats(lines, 2), headers, disable_numparse=True, colalign=("left",) * 2 + ("right",) * 3 + ("left",)
+    )
 
 
 def draw(points: dict[tuple[str, str], list[Point]], metric: str, path: Path) -> None:
@@ -178,18 +180,27 @@ def draw(points: dict[tuple[str, str], list[Point]], metric: str, path: Path) ->
             good = {rate: scores for rate, (scores, *_) in found.items() if scores}
             means = [np.mean(scores) for scores in good.values()]
             axes.plot(list(good), means, "-", color=colour, label=loss)
-            axes.plot([r for r in good for _ in good[r]], [x for r in good for x in good[r]], ".", color=colour, alpha=0.5)
+            axes.plot(
+                [r for r in good for _ in good[r]], [x for r in good for x in good[r]], ".", color=colour, alpha=0.5
+            )
             best, _ = choose(of, metric)
             if best is not None:
                 axes.plot([best], [np.mean(good[best])], "o", color=colour, markerfacecolor="none", markersize=10)
             bad = [rate for rate, (_, diverged, _) in found.items() if diverged]
-            axes.plot(bad, [1 - 0.03 * number] * len(bad), "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
+            axes.plot(
+                bad,
+                [1 - 0.03 * number] * len(bad),
+                "x",
+                color=colour,
+                transform=axes.get_xaxis_transform(),
+                clip_on=False,
+            )
         axes.set(xscale="log", xlabel="learning rate", ylabel=metric, title=block)
         axes.grid(alpha=0.3)
-        axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    rundir.write_whole(path, buffer.getvalue())
+    atomic_write(path, buffer.getvalue())
 
 
 def conclude(cells: list[Cell], args) -> None:
@@ -207,14 +218,16 @@ def conclude(cells: list[Cell], args) -> None:
             rates.append({"network": network, "scale": scale, "loss": loss, "learning_rate": best, "edge": edge})
         rows += [{"network": network, "scale": scale, "loss": loss, "learning_rate": point.rate,
                   "diverged": int(point.diverged), **point.scores} for point in of]  # fmt: skip
-    rundir.write_whole(out / "rates.json", (json.dumps(rates, indent=1) + "\n").encode())
+    atomic_write(out / "rates.json", (json.dumps(rates, indent=1) + "\n").encode())
     collect.write_csv(out / "sweep.csv", rows)
     draw(points, metric, out / "sweep.png")
     print(f"\nA rate's score is the mean of its seeds on the validation images at the end ({metric}); one at which a seed "
           f"diverged is not chosen.\nwritten: {out / 'rates.json'}, sweep.csv, sweep.png")  # fmt: skip
     c = cells[0].config
-    print(f"next: python -m reproduce.grid --rates {out / 'rates.json'} --warmup {c.warmup} --clip-grad {c.clip_grad} ... "
-          "--folder DIR    (the same networks, losses and settings)")
+    print(
+        f"next: python -m reproduce.grid --rates {out / 'rates.json'} --warmup {c.warmup} --clip-grad {c.clip_grad} ... "
+        "--folder DIR    (the same networks, losses and settings)"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -238,7 +251,9 @@ def main(argv: list[str] | None = None) -> None:
         more = [cell for cell in more if cell.folder not in known and (not args.collect or read_point(cell))]
         if failed or not more:
             break
-        print("\nbest at the edge, going on: " + ", ".join(dict.fromkeys(f"{cell.block} {cell.label}" for cell in more)))
+        print(
+            "\nbest at the edge, going on: " + ", ".join(dict.fromkeys(f"{cell.block} {cell.label}" for cell in more))
+        )
         cells += more
     with configs.one_line_errors(PROGRAM):
         conclude(cells, args)

@@ -8,7 +8,9 @@ Unlike the paper's, `best` is chosen on training images held out, not on Set5, w
 
 from . import collect, grid
 
-PRESET = grid.Preset("reproduce.table1", ("RCAN", "VDSR", "EDSR"), (2, 3, 4), "configs/table1.yaml", collect.read_paper())
+PRESET = grid.Preset(
+    "reproduce.table1", ("RCAN", "VDSR", "EDSR"), (2, 3, 4), "configs/table1.yaml", collect.read_paper()
+)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import configs
 from configs import Config
-from data import Pairs
+from data import PairedDataset
 from metrics.perceptual import LPIPS
 from metrics.tiny import TINY_FILE, WIDTHS, Tiny
 from models.bicubic import Bicubic
@@ -43,7 +43,7 @@ GENERATORS = (
         (15, 60, 150),
     ),
 )
-SHARES = {"features": 2.0, "distance": 1.0, "ranking": 2.0, "maps": 0.1, "slopes": 2.0}
+SHARES = {"features": 2.0, "distance": 1.0, "ranking": 2.0, "maps": 0.1, "grads": 2.0}
 
 
 def save(student: Tiny, path: Path, **about: str) -> None:
@@ -93,9 +93,9 @@ def train_student(teacher: LPIPS, generators, batches, args) -> Tiny:
             parts = {"features": lesson.features(torch.cat([images.flatten(0, 1), hr]))}
         elif step % 2:
             parts = {"features": lesson.features(images.flatten(0, 1))}
-            parts |= lesson.distances(images, hr, hr - sr, with_slopes=False)
+            parts |= lesson.distances(images, hr, hr - sr, needs_grad=False)
         else:
-            parts = lesson.distances(images, hr, hr - sr, with_slopes=True)
+            parts = lesson.distances(images, hr, hr - sr, needs_grad=True)
         loss = sum(SHARES[name] * part for name, part in parts.items())
         opt.zero_grad()
         loss.backward()
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     began = time.monotonic()
     with configs.one_line_errors("reproduce.train_judge"):
         teacher = LPIPS("alex", weights=tuple(args.judge_weights)).to(memory_format=torch.channels_last)
-        pairs = {scale: Pairs(args.folder, scale, scale) for scale in (2, 3, 4)}
+        pairs = {scale: PairedDataset(args.folder, scale, scale) for scale in (2, 3, 4)}
     generators = []
     for i, (settings, stages) in enumerate(GENERATORS):
         config = Config(**SMALL, **settings, seed=args.seed + i)

@@ -13,13 +13,18 @@ import torch
 from PIL import Image
 from torchvision.models import alexnet, squeezenet1_1
 
-import rundir
 import train
 from data import read_rgb
 from data.photographs import photographs
+from runs.checkpoint import load_checkpoint
 
 # Name of a photograph of scikit-image, and which part of it: top, left, height, width.
-CUTS = {"astronaut": (40, 180, 50, 61), "coffee": (120, 200, 48, 72), "motorcycle": (200, 300, 64, 48), "rocket": (80, 300, 60, 60)}
+CUTS = {
+    "astronaut": (40, 180, 50, 61),
+    "coffee": (120, 200, 48, 72),
+    "motorcycle": (200, 300, 64, 48),
+    "rocket": (80, 300, 60, 60),
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -127,7 +132,7 @@ def same_files(assert_same):
     def check(one: Path, other: Path) -> None:
         names = sorted(path.name for path in one.glob("*.pt") if path.name != "previous.pt")
         for name in names:
-            assert_same(rundir.load_state(one / name), rundir.load_state(other / name), name)
+            assert_same(load_checkpoint(one / name), load_checkpoint(other / name), name)
         assert (one / "log.jsonl").read_text() == (other / "log.jsonl").read_text()
 
     return check

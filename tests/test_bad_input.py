@@ -32,7 +32,7 @@ def run_folder(tmp_path_factory, tiny_args):
     """A finished run of one epoch; for reading only."""
     folder = tmp_path_factory.mktemp("run") / "run"
     config = train.configs.load([*tiny_args, "--losses", "L1", "--modelpath", str(folder)])
-    train.Run(config).train()
+    train.Trainer(config).fit()
     return folder
 
 
@@ -71,8 +71,12 @@ def place(workplace, images, run_folder, squeeze_file, alex_file):
         return folder
 
     copy_run("run")
-    for name, old, new in (("other_options", "blocks: 1", "blocks: 2"), ("bad_settings", "model: EDSR", "modle: EDSR"),
-                           ("other_scale", "scale: 4", "scale: 2"), ("other_model", "model: EDSR", "model: RCAN")):
+    for name, old, new in (
+        ("other_options", "blocks: 1", "blocks: 2"),
+        ("bad_settings", "model: EDSR", "modle: EDSR"),
+        ("other_scale", "scale: 4", "scale: 2"),
+        ("other_model", "model: EDSR", "model: RCAN"),
+    ):
         file = copy_run(name) / "config.yaml"
         file.write_text(file.read_text().replace(old, new))
     (copy_run("no_settings") / "config.yaml").unlink()
@@ -116,8 +120,10 @@ def refused(place, capsys, program, words: str) -> str:
 
 
 # The options that every command line of train.py below has; later ones win.
-TRAIN = ("--model EDSR --model-options blocks=1 channels=8 --scale 4 --losses L1 --judge lpips-squeeze --judge-weights squeeze.pth "
-         "--device cpu --trainpath good --valpath good --patch 32 --batchsize 2 --repeat 1 --endepoch 1 ")  # fmt: skip
+TRAIN = (
+    "--model EDSR --model-options blocks=1 channels=8 --scale 4 --losses L1 --judge lpips-squeeze --judge-weights squeeze.pth "
+    "--device cpu --trainpath good --valpath good --patch 32 --batchsize 2 --repeat 1 --endepoch 1 "
+)
 
 
 @pytest.mark.parametrize(
@@ -187,13 +193,19 @@ TRAIN = ("--model EDSR --model-options blocks=1 channels=8 --scale 4 --losses L1
         ("--lpips alex", "LPIPS-alex needs ImageNet weights"),
         # what the rivals need
         ("--losses L1+DP", "ImageNet weights"),
-        ("--losses L1+DP --dp-extractors alexnet:conv5 --extractor-weights squeeze.pth", "alexnet:conv5 needs ImageNet weights"),
+        (
+            "--losses L1+DP --dp-extractors alexnet:conv5 --extractor-weights squeeze.pth",
+            "alexnet:conv5 needs ImageNet weights",
+        ),
         ("--losses L1+DP --dp-extractors alexnet:conv5 --extractor-weights nowhere.pth", "nowhere.pth: "),
         ("--losses L1+DP --dp-extractors alexnet:conv5 --extractor-weights bomb.pth", "bomb.pth: "),
         ("--losses L1+DP --dp-extractors alexnet:conv9 --extractor-weights alexnet.pth", "relu5"),
         ("--losses L1+DP --dp-extractors alexnet --extractor-weights alexnet.pth", "alexnet"),
         ("--losses L1+DP --dp-extractors alexnett:conv5", "did you mean alexnet?"),
-        ("--losses L1+DP --dp-extractors squeezenet:fire9 --extractor-weights squeeze.pth --patch 4", "--patch 4: expected at least"),
+        (
+            "--losses L1+DP --dp-extractors squeezenet:fire9 --extractor-weights squeeze.pth --patch 4",
+            "--patch 4: expected at least",
+        ),
         ("--losses L1+DP --dp-extractors a b c", "--dp-extractors a b c: expected one feature extractor, or two"),
         ("--losses L1+DP+GAN --patch 48", "--patch 48: "),
         ("--losses L1+DP+GAN --batchsize 1", "--batchsize 1: "),
@@ -228,13 +240,19 @@ def test_train(place, capsys, words, expected):
 
 def test_train_load_beyond_the_end(place, capsys, tiny_args):
     """A run that stopped later than the new --endepoch is left as it is."""
-    train.Run(train.configs.load([*tiny_args, "--losses", "L1", "--endepoch", "2", "--modelpath", "long"])).train()
+    train.Trainer(train.configs.load([*tiny_args, "--losses", "L1", "--endepoch", "2", "--modelpath", "long"])).fit()
     assert "--endepoch" in refused(place, capsys, "train.py", "--load --modelpath long --endepoch 1")
 
 
-@pytest.mark.parametrize("name, content", [
-    ("config.yaml", "steps: 1  # mine\n"), ("config.yaml", "steps: 1\n"), ("log.jsonl", '{"step": 1}\n'), ("config.yaml", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("config.yaml", "steps: 1  # mine\n"),
+        ("config.yaml", "steps: 1\n"),
+        ("log.jsonl", '{"step": 1}\n'),
+        ("config.yaml", ""),
+    ],
+)
 def test_files_that_no_run_wrote_are_not_written_over(place, capsys, name, content):
     (place / "mine").mkdir()
     (place / "mine" / name).write_text(content)
@@ -249,7 +267,7 @@ def test_a_run_that_saved_nothing_is_begun_anew(place):
     Path("new").mkdir()
     shutil.copy("run/config.yaml", "new")
     Path("new/log.jsonl").write_text('{"step": 1}\n')
-    train.Run(train.configs.load((TRAIN + "--learning-rate 1e-3 --modelpath new --steps 1").split())).train()
+    train.Trainer(train.configs.load((TRAIN + "--learning-rate 1e-3 --modelpath new --steps 1").split())).fit()
     assert "learning_rate: 0.001" in Path("new/config.yaml").read_text() and Path("new/last.pt").exists()
 
 
@@ -275,7 +293,9 @@ def test_a_gan_on_whole_images(place, capsys):
 
 def test_a_run_in_udls_second_stage_without_its_first(place, capsys):
     """As where last.pt was put together from others: the stage says 1, the step is in the second."""
-    train.Run(train.configs.load((TRAIN + "--losses L1+UDL --udl-epoch 2 --endepoch 2 --modelpath udl").split())).train()
+    train.Trainer(
+        train.configs.load((TRAIN + "--losses L1+UDL --udl-epoch 2 --endepoch 2 --modelpath udl").split())
+    ).fit()
     state = torch.load("udl/last.pt")
     state["step"] += state["epoch_steps"]
     torch.save(state, "udl/last.pt")
@@ -333,7 +353,9 @@ def test_a_run_in_udls_second_stage_without_its_first(place, capsys):
 def test_val(place, capsys, words, expected, alex_file):
     if "alex.pth" in words:
         Path("alex.pth").symlink_to(alex_file)
-    assert expected in refused(place, capsys, "val.py", words and words + " --device cpu" if "--device" not in words else words)
+    assert expected in refused(
+        place, capsys, "val.py", words and words + " --device cpu" if "--device" not in words else words
+    )
 
 
 @pytest.mark.parametrize(
@@ -365,13 +387,19 @@ def test_convert(place, capsys, words, expected):
 
 
 def test_a_weighting_network_of_another_shape(place, capsys):
-    released({"conv.0.weight": (64, 6, 7, 7), "conv.9.weight": (3, 64, 3, 3), "conv.9.bias": (3,)}, place / "cutoff/WNet_tlw1_best.pth")
+    released(
+        {"conv.0.weight": (64, 6, 7, 7), "conv.9.weight": (3, 64, 3, 3), "conv.9.bias": (3,)},
+        place / "cutoff/WNet_tlw1_best.pth",
+    )
     released(edsr_shapes(), place / "cutoff/SRModel_tlw1_best.pth")
     assert "WNet_tlw1_best.pth" in refused(place, capsys, "convert.py", "cutoff")
 
 
-@pytest.mark.parametrize("content", [{"learners": 5}, {"learners": {"L1": {"net": {"head.0.weight": 3}}}}, {"learners": {"L1": {"net": 3}}}],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [{"learners": 5}, {"learners": {"L1": {"net": {"head.0.weight": 3}}}}, {"learners": {"L1": {"net": 3}}}],
+    ids=str,
+)
 @pytest.mark.parametrize("command", ["val.py --modelpath run --device cpu", "train.py --load --modelpath run"])
 def test_a_checkpoint_of_another_make(place, capsys, content, command):
     torch.save({"epoch_steps": 2, "step": 2} | content, "run/last.pt")
@@ -418,7 +446,9 @@ def test_names_that_are_not_utf8(place):
     out = says(ROOT / "train.py", *words, "--steps", "1", "--bad-images", "skip", "--modelpath", run)
     assert r"some/bad\udce9.png" in out and r"run\udce9/val.csv" in out
     assert r"run\udce9" in Path(run, "val.csv").read_text(encoding="utf-8")
-    out = says(ROOT / "val.py", "--model", "bicubic", "--lpips", "--device", "cpu", "--folder", "good", "--out", f"{run}.json")
+    out = says(
+        ROOT / "val.py", "--model", "bicubic", "--lpips", "--device", "cpu", "--folder", "good", "--out", f"{run}.json"
+    )
     assert r"written: run\udce9.json" in out
     assert r"written to of\udce9/run" in says(ROOT / "convert.py", odd, "--modelpath", f"{odd}/run")
 

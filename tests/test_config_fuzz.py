@@ -30,26 +30,152 @@ LONGEST_LINE = 2100  # an error that repeats half a file is no help
 
 # What a value may be replaced by, as it stands in YAML. Each has to be refused or understood, wherever it is put.
 ODD = [
-    "", "null", "~", "true", "no", "0", "-0", "-1", "1", "2", "3", "4", "7", "0.5", "-0.5", "1e-4", "2.0e-4", "1e308",
-    "1e400", ".nan", ".inf", "-.inf", "nan", "inf", "1" + "0" * 30, "1" + "0" * 400, "9" * 5000, "-" + "9" * 5000,
-    "0x10", "0b", "0o7", "1_0", "1:59:59", "'4'", '"1e-4"', "''", "' '", "[]", "[[]]", "[null]", "[1, a]", "[L1, L1]",
-    "[L1, MSE]", "{}", "{a: 1}", "{a: {b: [1]}}", "{1: 2}", "{[1]: 2}", "{? {a: 1} : 2}", "2026-11-23", "2026-13-45",
-    "2026-01-01 25:61:61", "=", "<<", "{<<: 1}", "\u00e9\u4f60\u597d", "\U0001f600", '"\\u2028x"', '"\\x85"', '"\\0"',
-    '"\\ud800"', '"a\\nb"', '"\\e[31m"', "x" * 3000, "../..", "/", "~/x", "-", "--seed",
-    "!!python/object/apply:os.mkdir [ran]", "!!python/object/new:os.mkdir [ran]", "!!python/name:os.getcwd",
-    "!!python/tuple [1]", "!!timestamp x", "!!bool x", '!!int ""', "!!int x", '!!float ""', "!!float [1]",
-    "!!binary x", "!!binary \u00e9", "!!set {a, b}", "!!omap [a: 1]", "!!pairs [a: 1]", "!!null x", "!!str [a]",
-    "!!map [a]", "!!seq {a: 1}", "!unknown x", "!<tag> x", "&a [*a]", "&a {b: *a}", "*nowhere", "&a 4",
-    "[" * 40 + "]" * 40, "[" * 3000 + "]" * 3000, "{a: " * 3000, "- " * 3000 + "x",
+    "",
+    "null",
+    "~",
+    "true",
+    "no",
+    "0",
+    "-0",
+    "-1",
+    "1",
+    "2",
+    "3",
+    "4",
+    "7",
+    "0.5",
+    "-0.5",
+    "1e-4",
+    "2.0e-4",
+    "1e308",
+    "1e400",
+    ".nan",
+    ".inf",
+    "-.inf",
+    "nan",
+    "inf",
+    "1" + "0" * 30,
+    "1" + "0" * 400,
+    "9" * 5000,
+    "-" + "9" * 5000,
+    "0x10",
+    "0b",
+    "0o7",
+    "1_0",
+    "1:59:59",
+    "'4'",
+    '"1e-4"',
+    "''",
+    "' '",
+    "[]",
+    "[[]]",
+    "[null]",
+    "[1, a]",
+    "[L1, L1]",
+    "[L1, MSE]",
+    "{}",
+    "{a: 1}",
+    "{a: {b: [1]}}",
+    "{1: 2}",
+    "{[1]: 2}",
+    "{? {a: 1} : 2}",
+    "2026-11-23",
+    "2026-13-45",
+    "2026-01-01 25:61:61",
+    "=",
+    "<<",
+    "{<<: 1}",
+    "\u00e9\u4f60\u597d",
+    "\U0001f600",
+    '"\\u2028x"',
+    '"\\x85"',
+    '"\\0"',
+    '"\\ud800"',
+    '"a\\nb"',
+    '"\\e[31m"',
+    "x" * 3000,
+    "../..",
+    "/",
+    "~/x",
+    "-",
+    "--seed",
+    "!!python/object/apply:os.mkdir [ran]",
+    "!!python/object/new:os.mkdir [ran]",
+    "!!python/name:os.getcwd",
+    "!!python/tuple [1]",
+    "!!timestamp x",
+    "!!bool x",
+    '!!int ""',
+    "!!int x",
+    '!!float ""',
+    "!!float [1]",
+    "!!binary x",
+    "!!binary \u00e9",
+    "!!set {a, b}",
+    "!!omap [a: 1]",
+    "!!pairs [a: 1]",
+    "!!null x",
+    "!!str [a]",
+    "!!map [a]",
+    "!!seq {a: 1}",
+    "!unknown x",
+    "!<tag> x",
+    "&a [*a]",
+    "&a {b: *a}",
+    "*nowhere",
+    "&a 4",
+    "[" * 40 + "]" * 40,
+    "[" * 3000 + "]" * 3000,
+    "{a: " * 3000,
+    "- " * 3000 + "x",
     "{a: &a [1,1,1,1,1,1,1,1], b: &b [*a,*a,*a,*a,*a,*a,*a,*a], c: &c [*b,*b,*b,*b,*b,*b,*b,*b], "
     "d: [*c,*c,*c,*c,*c,*c,*c,*c]}",
-    "|\n  a\n  b", ">", "'", '"', "[", "{", "]", "@", "`", "%", "a: b", "\t4", "# nothing", "a #b", "EDSR", "L1+TLW",
+    "|\n  a\n  b",
+    ">",
+    "'",
+    '"',
+    "[",
+    "{",
+    "]",
+    "@",
+    "`",
+    "%",
+    "a: b",
+    "\t4",
+    "# nothing",
+    "a #b",
+    "EDSR",
+    "L1+TLW",
     "L1+DP+GAN",
-]  # fmt: skip
-LINES = ["---", "...", "%YAML 9.9", "<<: *a", "<<: {seed: 1}", "? [a, b]", "? seed", ": 3", "- seed", "seed", "seed:",
-         ": :", "1: 2", "null: 3", "'': 1", "load: true", "help: true", "config: x.yaml", "Seed: 3", " seed: 3",
-         "\tseed: 3",
-         "seed: 3 4", "seed:3", "!!python/object/apply:os.mkdir [ran]", "\ufeffseed: 3", "\u0421eed: 3"]  # fmt: skip
+]
+LINES = [
+    "---",
+    "...",
+    "%YAML 9.9",
+    "<<: *a",
+    "<<: {seed: 1}",
+    "? [a, b]",
+    "? seed",
+    ": 3",
+    "- seed",
+    "seed",
+    "seed:",
+    ": :",
+    "1: 2",
+    "null: 3",
+    "'': 1",
+    "load: true",
+    "help: true",
+    "config: x.yaml",
+    "Seed: 3",
+    " seed: 3",
+    "\tseed: 3",
+    "seed: 3 4",
+    "seed:3",
+    "!!python/object/apply:os.mkdir [ran]",
+    "\ufeffseed: 3",
+    "\u0421eed: 3",
+]
 
 
 def pick(random, options):
@@ -231,9 +357,18 @@ def test_some_of_those_that_load_run(workplace, images, squeeze_file, alex_file)
     one = workplace.parent / "one"
     one.mkdir()
     shutil.copy(images / "coffee.png", one)
-    tiny = {"trainpath": (str(images),), "valpath": (str(one),), "lrpath": (), "vallrpath": (), "device": "cpu",
-            "judge_weights": (str(squeeze_file), str(alex_file)), "extractor_weights": (str(alex_file),),
-            "lpips": ("squeeze",), "load": False, "modelpath": None}  # fmt: skip
+    tiny = {
+        "trainpath": (str(images),),
+        "valpath": (str(one),),
+        "lrpath": (),
+        "vallrpath": (),
+        "device": "cpu",
+        "judge_weights": (str(squeeze_file), str(alex_file)),
+        "extractor_weights": (str(alex_file),),
+        "metrics": ("squeeze",),
+        "load": False,
+        "modelpath": None,
+    }
     built = 0
     for path in SHIPPED:
         configurations = []
@@ -248,12 +383,17 @@ def test_some_of_those_that_load_run(workplace, images, squeeze_file, alex_file)
                 change |= {"model": "EDSR", "model_options": {"blocks": 1, "channels": 8}}
             change |= {"judge": "lpips-squeeze"} if config.judge in JUDGES else {}
             change |= {"patch": 36} if config.patch else {}
-            change |= {"steps": 1, "workers": 0, "batchsize": min(config.batchsize, 2), "samples": min(config.samples, 3)}
+            change |= {
+                "steps": 1,
+                "workers": 0,
+                "batchsize": min(config.batchsize, 2),
+                "samples": min(config.samples, 3),
+            }
             change |= {"dp_extractors": ("alexnet:conv5",)} if ":" in "".join(config.dp_extractors) else {}
 
             def build(config=dataclasses.replace(config, **change)):
                 with configs.one_line_errors("train.py"):
-                    return train.Run(config)
+                    return train.Trainer(config)
 
             before = sorted(os.listdir())
             run = one_line_or(build)
@@ -263,7 +403,7 @@ def test_some_of_those_that_load_run(workplace, images, squeeze_file, alex_file)
             built += 1
             try:
                 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(FloatingPointError):
-                    run.train()
+                    run.fit()
             except BaseException as error:
                 error.add_note(f"{path.name}: {run.config}")
                 raise

@@ -14,19 +14,68 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 # Every field with a value that is not its default.
 OTHER = {
-    "model": "RCAN", "model_options": {"groups": 2, "depths": [1, 2]}, "scale": 3, "init": "paper",
-    "losses": ("L1",), "judge": "lpips-alex", "judge_weights": ("a.pth", "b.pth"), "judge_memory": 100,
-    "samples": 5, "eps": 0.01,
-    "k_start": 0.2, "k_end": 0.7, "k_epochs": 3.5, "m_step": "released",
-    "udl_epoch": 4, "udl_head": "tlw", "udl_plus_one": False, "pspl_alpha": 0.3, "pspl_beta": 0.2, "pspl_max": 3.0,
-    "dp_extractors": ("alexnet:conv5",), "dp_mu": 0.2, "extractor_weights": ("c.pth",), "pixel_weight": 0.5,
-    "gan_weight": 0.1, "gan": "ragan", "pretrain_epochs": 1.5, "milestones": (5, 10), "trainpath": ("a", "b c"), "lrpath": ("d",),
-    "valpath": ("e",), "vallrpath": ("f",), "patch": 48, "skip_small": True, "bad_images": "skip", "augment": True, "repeat": 7, "batchsize": 2, "workers": 3,
-    "learning_rate": 2e-5, "betas": (0.9, 0.99), "schedule": "step", "step_epochs": 9, "step_gamma": 0.1,
-    "startepoch": 4, "endepoch": 8, "steps": 11, "seed": 12, "precision": "bf16", "compile": True, "device": "cpu", "modelpath": "m",
-    "load": True, "lpips": ("squeeze", "alex"), "protocol": "standard", "log_every": 13,
-    "save_every": 5, "save_minutes": 2.5, "clip_grad": 0.5, "max_skipped": 3, "warmup": 20,
-}  # fmt: skip
+    "model": "RCAN",
+    "model_options": {"groups": 2, "depths": [1, 2]},
+    "scale": 3,
+    "init": "paper",
+    "losses": ("L1",),
+    "judge": "lpips-alex",
+    "judge_weights": ("a.pth", "b.pth"),
+    "judge_memory": 100,
+    "samples": 5,
+    "eps": 0.01,
+    "k_start": 0.2,
+    "k_end": 0.7,
+    "k_epochs": 3.5,
+    "m_step": "released",
+    "udl_epoch": 4,
+    "udl_head": "tlw",
+    "udl_plus_one": False,
+    "pspl_alpha": 0.3,
+    "pspl_beta": 0.2,
+    "pspl_max": 3.0,
+    "dp_extractors": ("alexnet:conv5",),
+    "dp_mu": 0.2,
+    "extractor_weights": ("c.pth",),
+    "pixel_weight": 0.5,
+    "gan_weight": 0.1,
+    "gan": "ragan",
+    "pretrain_epochs": 1.5,
+    "milestones": (5, 10),
+    "trainpath": ("a", "b c"),
+    "lrpath": ("d",),
+    "valpath": ("e",),
+    "vallrpath": ("f",),
+    "patch": 48,
+    "skip_small": True,
+    "bad_images": "skip",
+    "augment": True,
+    "repeat": 7,
+    "batchsize": 2,
+    "workers": 3,
+    "learning_rate": 2e-5,
+    "betas": (0.9, 0.99),
+    "schedule": "step",
+    "step_epochs": 9,
+    "step_gamma": 0.1,
+    "startepoch": 4,
+    "endepoch": 8,
+    "steps": 11,
+    "seed": 12,
+    "precision": "bf16",
+    "compile": True,
+    "device": "cpu",
+    "modelpath": "m",
+    "load": True,
+    "metrics": ("squeeze", "alex"),
+    "protocol": "standard",
+    "log_every": 13,
+    "save_every": 5,
+    "save_minutes": 2.5,
+    "clip_grad": 0.5,
+    "max_skipped": 3,
+    "warmup": 20,
+}
 
 
 def flags_of(values: dict) -> list[str]:
@@ -99,7 +148,9 @@ def test_flags_win(tmp_path):
 
 
 def test_yaml_conveniences(tmp_path):
-    config = configs.load(["--config", write(tmp_path / "c.yaml", "learning_rate: 1e-5\nlosses: L1\nk_epochs: 7\npatch: null\n")])
+    config = configs.load(
+        ["--config", write(tmp_path / "c.yaml", "learning_rate: 1e-5\nlosses: L1\nk_epochs: 7\npatch: null\n")]
+    )
     assert (config.learning_rate, config.losses, config.k_epochs, config.patch) == (1e-5, ("L1",), 7.0, None)
     assert isinstance(config.k_epochs, float)
     assert configs.load(["--config", write(tmp_path / "empty.yaml", "# nothing\n")]) == Config()
@@ -222,19 +273,78 @@ def test_a_key_twice(capsys, tmp_path, text):
 
 
 WRONG_VALUES = [
-    ("scale", 5), ("scale", 0), ("patch", 0), ("patch", 50), ("patch", -4), ("samples", 0), ("judge_memory", 0), ("samples", -1), ("eps", 0),
-    ("eps", -0.1), ("k_start", 0), ("k_start", 1), ("k_start", -0.1), ("k_start", 0.95), ("k_end", 1), ("k_end", 0.2),
-    ("k_epochs", 0), ("batchsize", 0), ("workers", -1), ("learning_rate", 0), ("learning_rate", -1), ("seed", -1),
-    ("step_epochs", 0), ("step_gamma", 0), ("startepoch", -1), ("startepoch", 100), ("endepoch", 0), ("steps", 0),
-    ("repeat", 0), ("log_every", 0), ("schedule", "linear"), ("precision", "fp16"), ("protocol", "papers"),
-    ("m_step", "x"), ("init", "x"), ("gan", "lsgan"), ("udl_head", "mine"), ("schedule", "milestones"),
-    ("pspl_alpha", -1), ("pspl_beta", -0.1), ("pspl_max", 0), ("dp_mu", 0), ("gan_weight", 0), ("pixel_weight", -0.1),
-    ("pretrain_epochs", -1), ("milestones", 0), ("batchsize", 65537), ("repeat", 10**6 + 1), ("samples", 1001),
-    ("workers", 1001), ("step_gamma", 1.1), ("warmup", -1),
-    *((name, value) for name in ("eps", "k_start", "k_end", "k_epochs", "learning_rate", "step_gamma", "pspl_alpha",
-                                "pspl_beta", "pspl_max", "dp_mu", "gan_weight", "pixel_weight", "pretrain_epochs")
-      for value in (float("nan"), float("inf"), float("-inf"))),
-]  # fmt: skip
+    ("scale", 5),
+    ("scale", 0),
+    ("patch", 0),
+    ("patch", 50),
+    ("patch", -4),
+    ("samples", 0),
+    ("judge_memory", 0),
+    ("samples", -1),
+    ("eps", 0),
+    ("eps", -0.1),
+    ("k_start", 0),
+    ("k_start", 1),
+    ("k_start", -0.1),
+    ("k_start", 0.95),
+    ("k_end", 1),
+    ("k_end", 0.2),
+    ("k_epochs", 0),
+    ("batchsize", 0),
+    ("workers", -1),
+    ("learning_rate", 0),
+    ("learning_rate", -1),
+    ("seed", -1),
+    ("step_epochs", 0),
+    ("step_gamma", 0),
+    ("startepoch", -1),
+    ("startepoch", 100),
+    ("endepoch", 0),
+    ("steps", 0),
+    ("repeat", 0),
+    ("log_every", 0),
+    ("schedule", "linear"),
+    ("precision", "fp16"),
+    ("protocol", "papers"),
+    ("m_step", "x"),
+    ("init", "x"),
+    ("gan", "lsgan"),
+    ("udl_head", "mine"),
+    ("schedule", "milestones"),
+    ("pspl_alpha", -1),
+    ("pspl_beta", -0.1),
+    ("pspl_max", 0),
+    ("dp_mu", 0),
+    ("gan_weight", 0),
+    ("pixel_weight", -0.1),
+    ("pretrain_epochs", -1),
+    ("milestones", 0),
+    ("batchsize", 65537),
+    ("repeat", 10**6 + 1),
+    ("samples", 1001),
+    ("workers", 1001),
+    ("step_gamma", 1.1),
+    ("warmup", -1),
+    *(
+        (name, value)
+        for name in (
+            "eps",
+            "k_start",
+            "k_end",
+            "k_epochs",
+            "learning_rate",
+            "step_gamma",
+            "pspl_alpha",
+            "pspl_beta",
+            "pspl_max",
+            "dp_mu",
+            "gan_weight",
+            "pixel_weight",
+            "pretrain_epochs",
+        )
+        for value in (float("nan"), float("inf"), float("-inf"))
+    ),
+]
 
 
 @pytest.mark.parametrize("name, value", WRONG_VALUES, ids=str)
@@ -256,7 +366,9 @@ def test_wrong_betas(capsys, tmp_path, betas):
 @pytest.mark.parametrize("steps", [[5, 5], [9, 3], [-1, 3]], ids=str)
 def test_wrong_milestones(capsys, tmp_path, steps):
     words = "numbers of steps above 0, each above the one before"
-    assert words in refused(capsys, "--config", write(tmp_path / "c.yaml", {"milestones": steps, "schedule": "milestones"}))
+    assert words in refused(
+        capsys, "--config", write(tmp_path / "c.yaml", {"milestones": steps, "schedule": "milestones"})
+    )
 
 
 def test_a_schedule_of_milestones_needs_some(capsys):
@@ -272,18 +384,29 @@ def test_wrong_extractors(capsys, names):
 @pytest.mark.parametrize(
     "name, value, words",
     [
-        ("scale", "four", "expected a whole number"), ("scale", 2.0, "expected a whole number"),
-        ("scale", True, "expected a whole number"), ("patch", "48", "expected a whole number"),
-        ("eps", "small", "expected a number"), ("eps", True, "expected a number"), ("eps", None, "expected a number"),
-        ("augment", 1, "expected true or false"), ("augment", "maybe", "expected true or false"),
-        ("model", 3, "expected text"), ("model", None, "expected text"), ("model", ["EDSR"], "expected text"),
-        ("model_options", "blocks", "expected NAME: VALUE pairs"), ("model_options", [4], "expected NAME: VALUE pairs"),
-        ("trainpath", 5, "expected text"), ("trainpath", ["a", 5], "expected text"), ("trainpath", {"a": 1}, "expected text"),
-        ("betas", ["a", "b"], "expected a number"), ("losses", [], "expected at least one loss"),
+        ("scale", "four", "expected a whole number"),
+        ("scale", 2.0, "expected a whole number"),
+        ("scale", True, "expected a whole number"),
+        ("patch", "48", "expected a whole number"),
+        ("eps", "small", "expected a number"),
+        ("eps", True, "expected a number"),
+        ("eps", None, "expected a number"),
+        ("augment", 1, "expected true or false"),
+        ("augment", "maybe", "expected true or false"),
+        ("model", 3, "expected text"),
+        ("model", None, "expected text"),
+        ("model", ["EDSR"], "expected text"),
+        ("model_options", "blocks", "expected NAME: VALUE pairs"),
+        ("model_options", [4], "expected NAME: VALUE pairs"),
+        ("trainpath", 5, "expected text"),
+        ("trainpath", ["a", 5], "expected text"),
+        ("trainpath", {"a": 1}, "expected text"),
+        ("betas", ["a", "b"], "expected a number"),
+        ("losses", [], "expected at least one loss"),
         ("losses", ["L1", "L1"], "expected each loss once"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_wrong_types(capsys, tmp_path, name, value, words):
     line = refused(capsys, "--config", write(tmp_path / "c.yaml", {name: value}))
     assert words in line and "--" + name.replace("_", "-") in line

@@ -10,14 +10,15 @@ import torch
 
 import configs
 import convert
-import networks
-import rundir
 import val
 from losses import LOSSES
+from losses.uncertainty import UncertaintyHead
+from losses.weighting import WeightingNet
+from metrics.evaluate import evaluate
 from models import SR_MODELS
 from models.released import from_released_tlw
-from models.uncertainty import UncertaintyHead
-from models.weighting import WeightingNet
+from runs.checkpoint import load_checkpoint, load_last, load_networks
+from training.validation import read_validation_set
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "models_golden.npz")
 KEYS = json.loads(GOLDEN["keys"].tobytes())
@@ -26,10 +27,17 @@ KEYS = json.loads(GOLDEN["keys"].tobytes())
 def random_state(shapes: dict, seed: int = 0) -> dict[str, torch.Tensor]:
     """Small random parameters of these names and shapes, and HAT's tables of indices as they are."""
     random = torch.Generator().manual_seed(seed)
-    tables = {f"net.{k}": v for k, v in SR_MODELS["HAT-TLW"](scale=4).state_dict().items()} if any("index" in name for name in shapes) else {}
+    tables = (
+        {f"net.{k}": v for k, v in SR_MODELS["HAT-TLW"](scale=4).state_dict().items()}
+        if any("index" in name for name in shapes)
+        else {}
+    )
     return {
-        name: tables[name] if "index" in name else torch.randn(shape, generator=random) * (0.5 / max(1, prod(shape[1:]))) ** 0.5
-        for name, shape in shapes.items() if "num_batches" not in name
+        name: tables[name]
+        if "index" in name
+        else torch.randn(shape, generator=random) * (0.5 / max(1, prod(shape[1:]))) ** 0.5
+        for name, shape in shapes.items()
+        if "num_batches" not in name
     }
 
 
@@ -77,7 +85,7 @@ def test_a_released_folder_becomes_a_run(workplace, images, capsys):
         name = "SRModel_l1_best.pth" if flags else "SRModel_l1.pth"
         net = SR_MODELS["EDSR"](scale=4)
         net.load_state_dict(from_released_tlw(torch.load(f"released/{name}"), "EDSR"))
-        expected = val.evaluate(net, val.read_pairs([images], 4, "paper"), {}, "paper")
+        expected = evaluate(net, read_validation_set([images], 4, "paper"), {}, "paper")
         assert result["rows"][2]["per_image"]["PSNR-Y"] == pytest.approx(expected["PSNR-Y"], abs=1e-6)
 
 
@@ -85,7 +93,7 @@ def test_the_channels_are_swapped(workplace):
     released_folder(workplace / "released", tags=("l1",))
     convert.main(["released", "--modelpath", "run"])
     theirs = torch.load("released/SRModel_l1_best.pth")
-    ours = rundir.load_state(Path("run/best_L1.pt"))["net"]
+    ours = load_checkpoint(Path("run/best_L1.pt"))["net"]
     assert torch.equal(ours["head.0.weight"], theirs["head.0.weight"][:, [2, 1, 0]])
     assert torch.equal(ours["tail.1.bias"], theirs["tail.1.bias"][[2, 1, 0]])
 
@@ -97,21 +105,23 @@ def test_the_weighting_network_goes_along(workplace):
     random = torch.Generator().manual_seed(0)
     hr, sr = (torch.rand(1, 3, 24, 24, generator=random) * 2 - 1 for _ in range(2))
     for tag, loss in (("tlw1", "L1+TLW"), ("tlw2", "MSE+TLW")):
-        state = rundir.load_state(Path(f"run/best_{loss}.pt"))["loss"]
+        state = load_checkpoint(Path(f"run/best_{loss}.pt"))["loss"]
         ours, theirs = WeightingNet().eval(), WeightingNet().eval()
-        missing, unexpected = ours.load_state_dict({k.removeprefix("helper."): v for k, v in state.items()}, strict=False)
+        missing, unexpected = ours.load_state_dict(
+            {k.removeprefix("helper."): v for k, v in state.items()}, strict=False
+        )
         assert not unexpected and all("num_batches" in name for name in missing)
         theirs.load_state_dict(torch.load(f"released/WNet_{tag}_best.pth"), strict=False)
         with torch.no_grad():
             assert torch.allclose(ours(hr, sr, 0.4), theirs(hr.flip(1), sr.flip(1), 0.4).flip(1), atol=1e-6)
     for loss in ("L1", "MSE"):
-        assert "loss" not in rundir.load_state(Path(f"run/best_{loss}.pt"))
+        assert "loss" not in load_checkpoint(Path(f"run/best_{loss}.pt"))
 
 
 def test_without_weighting_networks(workplace):
     released_folder(workplace / "released", tags=("tlw1",), weighting=False)
     convert.main(["released", "--modelpath", "run"])
-    assert "loss" not in rundir.load_state(Path("run/best_L1+TLW.pt"))
+    assert "loss" not in load_checkpoint(Path("run/best_L1+TLW.pt"))
 
 
 @pytest.mark.parametrize("network", ["EDSR_x2", "EDSR_x3", "RCAN_x2", "HAT_x4"])
@@ -120,7 +130,7 @@ def test_model_and_scale_are_read_off(workplace, network):
     convert.main(["released"])
     model, scale = network.replace("HAT", "HAT-TLW").split("_x")
     run = Path(f"checkpoints/{model}_x{scale}_001")
-    config = networks.load_networks(run, "best")[0]
+    config = load_networks(run, "best")[0]
     assert (config.model, config.scale, config.losses) == (model, int(scale), ("L1",))
 
 
@@ -132,7 +142,7 @@ def test_vdsr_needs_the_scale(workplace, capsys):
     assert caught.value.code == 2 and err.count("\n") == 1 and "add --scale" in err
     assert not Path("checkpoints").exists()
     convert.main(["released", "--scale", "3"])
-    assert networks.load_networks(Path("checkpoints/VDSR_x3_001"), "last")[0].scale == 3
+    assert load_networks(Path("checkpoints/VDSR_x3_001"), "last")[0].scale == 3
 
 
 def test_numbering_and_one_file(workplace):
@@ -145,7 +155,9 @@ def test_numbering_and_one_file(workplace):
 @pytest.fixture
 def uhat(workplace, monkeypatch):
     """A small UHAT as the TLW authors release theirs, with random weights."""
-    small = dict(embed=12, depths=(1,), heads=(2,), window=4, channels=8, compress_ratio=3, squeeze_factor=6, overlap_ratio=0.0)
+    small = dict(
+        embed=12, depths=(1,), heads=(2,), window=4, channels=8, compress_ratio=3, squeeze_factor=6, overlap_ratio=0.0
+    )
     HAT = SR_MODELS["HAT-TLW"].func
     monkeypatch.setitem(SR_MODELS, "HAT-TLW", lambda scale: HAT(scale, **small))
     torch.manual_seed(0)
@@ -166,13 +178,13 @@ def test_uhat_becomes_a_run_of_udl(uhat, images, capsys, source):
     val.main(["--modelpath", "run", "--best", "--folder", str(images), "--lpips", "--device", "cpu"])
     net = SR_MODELS["HAT-TLW"](scale=4)
     net.load_state_dict(from_released_tlw({name: x for name, x in uhat.items() if name.startswith("net.")}, "HAT-TLW"))
-    expected = val.evaluate(net, val.read_pairs([images], 4, "paper"), {}, "paper")
+    expected = evaluate(net, read_validation_set([images], 4, "paper"), {}, "paper")
     (row,) = [row for row in json.loads(Path("run/val.json").read_text())["rows"] if row["loss"] == "L1+UDL"]
     assert row["per_image"]["PSNR-Y"] == pytest.approx(expected["PSNR-Y"], abs=1e-6)
 
-    config, nets, *_ = networks.load_networks(Path("run"), "best")
+    config, nets, *_ = load_networks(Path("run"), "best")
     loss = LOSSES["L1+UDL"](config, nets["L1+UDL"])
-    missing, unexpected = loss.load_state_dict(rundir.load_state(Path("run/best_L1+UDL.pt"))["loss"], strict=False)
+    missing, unexpected = loss.load_state_dict(load_checkpoint(Path("run/best_L1+UDL.pt"))["loss"], strict=False)
     assert not unexpected and all(name.startswith("frozen.") for name in missing if name != "_extra_state")
     assert all(torch.equal(value, uhat[f"u_estimator.{name}"]) for name, value in loss.head.state_dict().items())
 
@@ -181,25 +193,39 @@ def test_an_uncertainty_head_without_use_is_said(uhat, capsys):
     Path("released").mkdir()
     torch.save(uhat, "released/SRModel_l1.pth")
     convert.main(["released", "--modelpath", "run"])
-    assert "left out: the uncertainty head in released/SRModel_l1.pth, for which L1 has no use" in capsys.readouterr().out
-    assert "loss" not in rundir.load_last(Path("run"))[0]["learners"]["L1"]
+    assert (
+        "left out: the uncertainty head in released/SRModel_l1.pth, for which L1 has no use" in capsys.readouterr().out
+    )
+    assert "loss" not in load_last(Path("run"))[0]["learners"]["L1"]
 
 
-@pytest.mark.parametrize("name, value, said", [
-    ("u_estimator.1.weight", None, "not a checkpoint of HAT-TLW x4 (5 entries do not fit, as u_estimator.1.bias)"),
-    ("u_estimator.3.bias", None, "not a checkpoint of UHAT's uncertainty head (1 entries do not fit, as 3.bias)"),
-    ("u_estimator.5.weight", torch.zeros(3, 8, 3, 3), "UHAT's uncertainty head (1 entries do not fit, as 5.weight)"),
-    ("u_estimator.7.weight", torch.zeros(1), "UHAT's uncertainty head (1 entries do not fit, as 7.weight)"),
-    ("net.conv_last.bias", None, "not a checkpoint of HAT-TLW x4 (1 entries do not fit, as conv_last.bias)"),
-    ("net.norm.bias", torch.zeros(5), "not a checkpoint of HAT-TLW x4 (1 entries do not fit, as norm.bias)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("u_estimator.1.weight", None, "not a checkpoint of HAT-TLW x4 (5 entries do not fit, as u_estimator.1.bias)"),
+        ("u_estimator.3.bias", None, "not a checkpoint of UHAT's uncertainty head (1 entries do not fit, as 3.bias)"),
+        (
+            "u_estimator.5.weight",
+            torch.zeros(3, 8, 3, 3),
+            "UHAT's uncertainty head (1 entries do not fit, as 5.weight)",
+        ),
+        ("u_estimator.7.weight", torch.zeros(1), "UHAT's uncertainty head (1 entries do not fit, as 7.weight)"),
+        ("net.conv_last.bias", None, "not a checkpoint of HAT-TLW x4 (1 entries do not fit, as conv_last.bias)"),
+        ("net.norm.bias", torch.zeros(5), "not a checkpoint of HAT-TLW x4 (1 entries do not fit, as norm.bias)"),
+    ],
+)
 def test_a_damaged_uhat_is_refused(uhat, capsys, name, value, said):
     changed = {key: x for key, x in (uhat | {name: value}).items() if x is not None}
     torch.save(changed, "uhat.pth")
     with pytest.raises(SystemExit) as caught:
         convert.main(["uhat.pth"])
     out, err = capsys.readouterr()
-    assert caught.value.code == 2 and err.count("\n") == 1 and err.startswith("convert.py: error: uhat.pth: ") and said in err
+    assert (
+        caught.value.code == 2
+        and err.count("\n") == 1
+        and err.startswith("convert.py: error: uhat.pth: ")
+        and said in err
+    )
     assert not Path("checkpoints").exists()
 
 
@@ -213,7 +239,7 @@ def test_published_hat(workplace, key, monkeypatch):
     theirs = {name: value.clone() for name, value in reference.state_dict().items() if name != "mean"}
     torch.save({key: theirs} if key else theirs, "HAT_SRx4.pth")
     convert.main(["HAT_SRx4.pth", "--modelpath", "run"])
-    config, nets, *_ = networks.load_networks(Path("run"), "best")
+    config, nets, *_ = load_networks(Path("run"), "best")
     assert (config.model, config.scale) == ("HAT", 4)
     lr = torch.rand(1, 3, 8, 8)
     reference.mean.copy_(torch.tensor([0.4488, 0.4371, 0.4040]).view(1, 3, 1, 1))  # their network works in [0,1]

@@ -22,19 +22,20 @@ from torch import nn
 
 import configs
 import losses
-import rundir
 import train
-from data import Pairs
-from learner import build_learners
+from data import PairedDataset
+from losses import global_batch
+from losses.discriminator import VGGDiscriminator
 from metrics import references
-from models import whole_batch
-from models.discriminator import VGGDiscriminator
+from runs.checkpoint import load_checkpoint
+from runs.lock import locked_run
+from training.learner import build_learners
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["L1+TLW", "L1+UDL", "L1+DP", "L1+DP+GAN"]
 
 
-# --- processes ---------------------------------------------------------------------------------------------------------
+# --- processes ---
 
 
 def process(rank: int, count: int, port: int, work, *args) -> None:
@@ -120,12 +121,38 @@ def args(tiny_args, alex_file, squeeze_file):
     The judge is `tiny`: the gradient of one with random weights has leaps, of 7e-3 for a rounding of 1e-6.
     """
     return [
-        *tiny_args, "--losses", *NAMES, "--judge", "tiny", "--lpips", "squeeze", "--batchsize", "4", "--repeat", "2",
-        "--endepoch", "3",
-        "--dp-extractors", "alexnet:conv2", "squeezenet:fire3", "--extractor-weights", str(alex_file),
-        str(squeeze_file), "--gan", "ragan", "--gan-weight", "0.5", "--pretrain-epochs", "0.5", "--udl-epoch", "1",
-        "--learning-rate", "1e-4", "--save-every", "1",
-    ]  # fmt: skip
+        *tiny_args,
+        "--losses",
+        *NAMES,
+        "--judge",
+        "tiny",
+        "--lpips",
+        "squeeze",
+        "--batchsize",
+        "4",
+        "--repeat",
+        "2",
+        "--endepoch",
+        "3",
+        "--dp-extractors",
+        "alexnet:conv2",
+        "squeezenet:fire3",
+        "--extractor-weights",
+        str(alex_file),
+        str(squeeze_file),
+        "--gan",
+        "ragan",
+        "--gan-weight",
+        "0.5",
+        "--pretrain-epochs",
+        "0.5",
+        "--udl-epoch",
+        "1",
+        "--learning-rate",
+        "1e-4",
+        "--save-every",
+        "1",
+    ]
 
 
 def uninterrupted(count: int, args, folder: Path) -> Path:
@@ -153,13 +180,15 @@ def assert_close(one: Path, other: Path, tolerance: float = 1e-5) -> None:
     for a, b in zip(log_of(one), log_of(other), strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            assert a[name] == (b[name] if isinstance(b[name], str) else pytest.approx(b[name], rel=tolerance, abs=tolerance)), name
-    a, b = (rundir.load_state(run / "last.pt") for run in (one, other))
+            assert a[name] == (
+                b[name] if isinstance(b[name], str) else pytest.approx(b[name], rel=tolerance, abs=tolerance)
+            ), name
+    a, b = (load_checkpoint(run / "last.pt") for run in (one, other))
     assert a["step"] == b["step"] and a["learners"].keys() == b["learners"].keys()
     for name in a["learners"]:
         for part in ("net", "loss"):
             close(a["learners"][name][part], b["learners"][name][part], f"{name}: {part}", tolerance)
-        assert torch.equal(a["learners"][name]["streams"]["cpu"], b["learners"][name]["streams"]["cpu"])
+        assert torch.equal(a["learners"][name]["rng_states"]["cpu"], b["learners"][name]["rng_states"]["cpu"])
 
 
 def close(a: dict, b: dict, where: str, tolerance: float = 1e-5) -> None:
@@ -168,7 +197,7 @@ def close(a: dict, b: dict, where: str, tolerance: float = 1e-5) -> None:
         assert torch.allclose(value.float(), b[key].float(), rtol=tolerance, atol=tolerance), f"{where}: {key}"
 
 
-# --- the same as one ---------------------------------------------------------------------------------------------------
+# --- the same as one ---
 
 
 def test_two_processes_give_what_one_gives(args, alone, together, monkeypatch):
@@ -177,7 +206,7 @@ def test_two_processes_give_what_one_gives(args, alone, together, monkeypatch):
     first, second = ((together.parent / f"out_{rank}").read_text() for rank in range(2))
     assert first.count("epoch 2  L1+TLW ") == 1 and second == ""
     assert [entry["stage"]["L1+UDL"] for entry in log_of(alone) if "loss" in entry] == [1, 1, 2, 2, 2, 2]
-    last = rundir.load_state(alone / "last.pt")["learners"]
+    last = load_checkpoint(alone / "last.pt")["learners"]
     monkeypatch.setattr(losses, "VGGDiscriminator", partial(VGGDiscriminator, channels=4))
     for learner in build_learners(configs.load(args), torch.device("cpu")):  # as all began
         for part in ("net", "loss"):
@@ -189,15 +218,15 @@ def test_two_processes_give_what_one_gives(args, alone, together, monkeypatch):
 def whole_batch_parts(path: str) -> None:
     """Write what rank 0 and rank 1 see of a batch of four."""
     torch.distributed.init_process_group("gloo")
-    rank, _ = whole_batch.share()
+    rank, _ = global_batch.rank_and_world_size()
     torch.manual_seed(3)
     x = torch.randn(4, 3, 5, 6)
     own = x[2 * rank : 2 * rank + 2].clone().requires_grad_()
-    seen = {"samples": whole_batch.rand(5, 2, 3, rows=1), "first": whole_batch.rand(2, 3)}
+    seen = {"samples": global_batch.global_rand(5, 2, 3, rows=1), "first": global_batch.global_rand(2, 3)}
     seen["state"] = torch.get_rng_state()
-    norm = whole_batch.with_whole_batch_norm(nn.Sequential(nn.BatchNorm2d(3)), torch.device("cpu"))
+    norm = global_batch.convert_global_batch_norm(nn.Sequential(nn.BatchNorm2d(3)), torch.device("cpu"))
     y = norm(own)
-    (y.pow(3).mean() * whole_batch.mean(own.exp().mean())).backward()
+    (y.pow(3).mean() * global_batch.all_reduce_mean(own.exp().mean())).backward()
     seen |= {"y": y.detach(), "gradient": own.grad, "norm": norm.state_dict()}
     torch.save(seen, f"{path}_{rank}")
 
@@ -220,29 +249,31 @@ def test_noise_means_and_batch_norm_are_of_the_whole_batch(workplace):
         close(part["norm"], norm.state_dict(), "norm")
 
 
-# --- stopping, dying, going on -----------------------------------------------------------------------------------------
+# --- stopping, dying, going on ---
 
 
 def test_stopped_killed_and_gone_on_with(args, alone, together, workplace, assert_same):
     """A signal to one process, then the death of one; the two go on bit by bit as if nothing had been, or one alone."""
     run = Path("run")
     learners = len(NAMES)
-    assert codes(start(2, smooth_main, [*args, "--modelpath", "run"], 1, 2, partial(signal.raise_signal, signal.SIGUSR1))) == [138, 138]
+    assert codes(
+        start(2, smooth_main, [*args, "--modelpath", "run"], 1, 2, partial(signal.raise_signal, signal.SIGUSR1))
+    ) == [138, 138]
     assert "stopped by SIGUSR1 at step 1\n" in Path("out_0").read_text()
-    assert rundir.load_state(run / "last.pt")["step"] == 1
+    assert load_checkpoint(run / "last.pt")["step"] == 1
 
     more = ["--load", "--modelpath", "run"]
     killed = partial(signal.raise_signal, signal.SIGKILL)
     assert codes(start(2, smooth_main, more, 0, learners + 2, killed)) == [-9, 1]
-    assert rundir.load_state(run / "last.pt")["step"] == 2
+    assert load_checkpoint(run / "last.pt")["step"] == 2
     (line,) = Path("err_1").read_text().splitlines()
-    assert line.startswith("train.py: error: another process of this run was lost; to go on: ")
+    assert line.startswith("train.py: error: another process of this run was lost; to resume: ")
     assert "train.py --load --modelpath run" in line
 
     shutil.copytree("run", "single")
     assert codes(start(2, smooth_main, more)) == [0, 0]
     assert (run / "log.jsonl").read_text() == (together / "log.jsonl").read_text()
-    assert_same(rundir.load_state(run / "last.pt"), rundir.load_state(together / "last.pt"))
+    assert_same(load_checkpoint(run / "last.pt"), load_checkpoint(together / "last.pt"))
 
     assert codes(start(1, smooth_main, ["--load", "--modelpath", "single"])) == [0]
     assert_close(alone, Path("single"))
@@ -251,7 +282,7 @@ def test_stopped_killed_and_gone_on_with(args, alone, together, workplace, asser
 def on_machines(argv: list[str], *arguments) -> None:
     """smooth_main of processes each on a machine of its own, with the images on its disk; none is kept in memory."""
     os.chdir(f"machine_{os.environ['RANK']}")
-    Pairs.__init__.__kwdefaults__["cache_bytes"] = references.KEPT_BYTES = 0
+    PairedDataset.__init__.__kwdefaults__["cache_bytes"] = references.KEPT_BYTES = 0
     smooth_main(argv, *arguments)
 
 
@@ -263,7 +294,10 @@ def spoil(folder: str) -> None:
 def test_an_image_that_goes_bad_for_one_process(args, together, images, workplace, assert_same):
     """For the second in its first step, then for the first before a validation; put back, nothing of it remains."""
     run = workplace / "run"
-    new, more = [*args, "--trainpath", "mine", "--valpath", "others", "--modelpath", str(run)], ["--load", "--modelpath", str(run)]
+    new, more = (
+        [*args, "--trainpath", "mine", "--valpath", "others", "--modelpath", str(run)],
+        ["--load", "--modelpath", str(run)],
+    )
 
     def images_as_they_were():
         for folder in ("machine_0/mine", "machine_0/others", "machine_1/mine", "machine_1/others"):
@@ -275,12 +309,12 @@ def test_an_image_that_goes_bad_for_one_process(args, together, images, workplac
         (line,) = Path("err_0").read_text().splitlines()
         assert line.startswith(f"train.py: error: cannot read image {folder}/") and line.endswith("put it back")
         assert Path("err_1").read_text() == ""
-        assert f"to go on: python train.py --load --modelpath {run}" in Path("out_0").read_text()
-        assert rundir.load_state(run / "last.pt")["step"] == step
+        assert f"to resume: python train.py --load --modelpath {run}" in Path("out_0").read_text()
+        assert load_checkpoint(run / "last.pt")["step"] == step
     images_as_they_were()
     assert codes(start(2, on_machines, more)) == [0, 0]
     assert (run / "log.jsonl").read_text() == (together / "log.jsonl").read_text()
-    assert_same(rundir.load_state(run / "last.pt")["learners"], rundir.load_state(together / "last.pt")["learners"])
+    assert_same(load_checkpoint(run / "last.pt")["learners"], load_checkpoint(together / "last.pt")["learners"])
 
 
 def spoil_one(path: str) -> None:
@@ -290,7 +324,17 @@ def spoil_one(path: str) -> None:
 def test_an_image_that_another_process_than_the_first_replaces_is_said(args, images, workplace):
     for rank in range(2):
         shutil.copytree(images, f"machine_{rank}/mine")
-    argv = [*args, "--losses", "L1", "--bad-images", "skip", "--trainpath", "mine", "--modelpath", str(workplace / "run")]
+    argv = [
+        *args,
+        "--losses",
+        "L1",
+        "--bad-images",
+        "skip",
+        "--trainpath",
+        "mine",
+        "--modelpath",
+        str(workplace / "run"),
+    ]
     assert codes(start(2, on_machines, argv, 1, 1, partial(spoil_one, "mine/coffee.png"))) == [0, 0]
     said = [line for line in Path("out_0").read_text().splitlines() if "mine/coffee.png" in line]
     assert sum(line.startswith("left out from step ") for line in said) == 1
@@ -300,7 +344,8 @@ def test_an_image_that_another_process_than_the_first_replaces_is_said(args, ima
 
 
 @pytest.mark.parametrize(
-    "wrong, said", [(["--batchsize", "3"], "--batchsize 3: expected a multiple of 2"), (["--model", "X"], "unknown model 'X'")]
+    "wrong, said",
+    [(["--batchsize", "3"], "--batchsize 3: expected a multiple of 2"), (["--model", "X"], "unknown model 'X'")],
 )
 def test_an_error_is_said_once(args, workplace, wrong, said):
     assert codes(start(2, train.main, [*args, *wrong])) == [2, 2]
@@ -309,7 +354,7 @@ def test_an_error_is_said_once(args, workplace, wrong, said):
 
 
 def test_a_folder_in_use_is_said_once(args, workplace):
-    with train.locks.locked(workplace):
+    with locked_run(workplace):
         assert codes(start(2, train.main, [*args, "--modelpath", str(workplace)])) == [2, 2]
     assert "in use by" in Path("err_0").read_text() and Path("err_1").read_text() == ""
 
@@ -318,12 +363,13 @@ def test_torchrun_hands_on_a_signal(args, workplace):
     """SIGTERM to torchrun itself, which hands it on to all its processes and waits for them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(ROOT / "train.py"), *args]
     with open("said", "w") as said:
-        torchrun = subprocess.Popen([*command, "--losses", "L1", "--endepoch", "99", "--modelpath", "run"],
-                                    stdout=said, stderr=said)  # fmt: skip
+        torchrun = subprocess.Popen(
+            [*command, "--losses", "L1", "--endepoch", "99", "--modelpath", "run"], stdout=said, stderr=said
+        )
     wait_for_steps(Path("run"), 1)
     torchrun.terminate()
     assert torchrun.wait(60) != 0
     text = Path("said").read_text()
-    step = rundir.load_state(Path("run/last.pt"))["step"]
-    assert f"stopped by SIGTERM at step {step}\nto go on: torchrun --nproc-per-node 2 train.py --load" in text
+    step = load_checkpoint(Path("run/last.pt"))["step"]
+    assert f"stopped by SIGTERM at step {step}\nto resume: torchrun --nproc-per-node 2 train.py --load" in text
     assert not Path("run/.lock").exists()

@@ -24,39 +24,41 @@ import torch
 
 import configs
 import convert
-import files
-import locks
-import networks
-import rundir
-import signals
 import train
 import val
 from metrics.backbones import read_backbone_file
+from runs import checkpoint, writer
+from runs.atomic import atomic_write
+from runs.checkpoint import load_checkpoint, load_last, load_networks, serialize
+from runs.lock import RunFolderError, check_unlocked, locked_run
+from runs.log import trim_log
+from runs.writer import RunWriter
+from training import stop_signals
 
 KILLS = int(os.environ.get("FAULTS", 1))  # of each kind
 
 
-def make_run(args, *more) -> train.Run:
-    return train.Run(configs.load([*args, *map(str, more)]))
+def make_run(args, *more) -> train.Trainer:
+    return train.Trainer(configs.load([*args, *map(str, more)]))
 
 
-# --- signals -----------------------------------------------------------------------------------------------------------
+# --- signals ---
 
 
 @pytest.mark.parametrize("losses", [["L1+TLW", "L1"], ["L1+UDL", "L1+PSPL"]], ids=" ".join)
 def test_stopped_at_any_step_and_resumed(args, losses, at_step, same_files):
     """At the last step of an epoch (4, 8) the state is of before its validation."""
     args = [*args, "--losses", *losses, "--udl-epoch", "1"]
-    make_run(args, "--modelpath", "whole").train()
+    make_run(args, "--modelpath", "whole").fit()
     for cut in range(1, 9):
         run = make_run(["--load", "--modelpath", "parts"] if cut > 1 else [*args, "--modelpath", "parts"])
-        assert run.step == cut - 1
+        assert run.state.step == cut - 1
         at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(signals.Stopped) as stopped:
-            run.train()
-        assert run.step == cut and stopped.value.exit_code == 143
+        with pytest.raises(stop_signals.Stopped) as stopped:
+            run.fit()
+        assert run.state.step == cut and stopped.value.exit_code == 143
     at_step(0, None)  # never
-    make_run(["--load", "--modelpath", "parts"]).train()
+    make_run(["--load", "--modelpath", "parts"]).fit()
     same_files(Path("whole"), Path("parts"))
 
 
@@ -66,8 +68,8 @@ def test_a_signal_ends_the_command_with_its_code(args, at_step, number, code, ca
     with pytest.raises(SystemExit) as end:
         train.main([*args, "--modelpath", "run"])
     assert end.value.code == code
-    assert "to go on: python train.py --load --modelpath run" in capsys.readouterr().out
-    assert rundir.load_state(Path("run/last.pt"))["step"] == 1
+    assert "to resume: python train.py --load --modelpath run" in capsys.readouterr().out
+    assert load_checkpoint(Path("run/last.pt"))["step"] == 1
 
 
 @pytest.fixture
@@ -88,16 +90,18 @@ def stopped_within(monkeypatch, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_before_the_training_and_after_it(args, images, number, stopped_within, monkeypatch):
     name = signal.Signals(number).name
-    for where in ("prepared.build_learners", "train.print"):
+    for where in ("training.experiment.build_learners", "train.print"):
         said = stopped_within(where, number, lambda: train.main(args))
         assert said == f"\nstopped by {name}; nothing was begun, nor written\n" and not list(Path().iterdir())
     train.main([*args, "--modelpath", "run", "--endepoch", "1"])
-    for where in ("ending.weight_maps", "networks.load_networks"):  # the picture of the weights, the table
+    for where in ("train.weight_maps", "val.load_networks"):  # the picture of the weights, the table
         said = stopped_within(where, number, lambda: train.main(["--load", "--modelpath", "run"]))
-        assert said.endswith(f"\nstopped by {name}; the run is whole; next: python val.py --modelpath run --best\n")
+        assert said.endswith(f"\nstopped by {name}; the run is complete; next: python val.py --modelpath run --best\n")
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.setattr(sys, "argv", ["val.py", "--modelpath", "run", "--best", "--device", "cpu"])
-    said = stopped_within("networks.load_networks", number, lambda: runpy.run_path(val.__file__, run_name="__main__"))
+    said = stopped_within(
+        "runs.checkpoint.load_networks", number, lambda: runpy.run_path(val.__file__, run_name="__main__")
+    )
     assert said == f"run: run (best)\n\nstopped by {name}; the evaluation was not finished\n"
 
 
@@ -107,7 +111,7 @@ def test_the_command_that_goes_on_and_the_next_one_are_for_a_shell(args, at_step
     at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
         train.main([*args, "--losses", "L1", "--modelpath", folder])
-    (command,) = re.findall("to go on: (.*)", capsys.readouterr().out)
+    (command,) = re.findall("to resume: (.*)", capsys.readouterr().out)
     assert shlex.split(command) == ["python", "train.py", "--load", "--modelpath", folder]
     at_step(0, None)
     train.main(shlex.split(command)[2:])
@@ -117,38 +121,43 @@ def test_the_command_that_goes_on_and_the_next_one_are_for_a_shell(args, at_step
 
 def test_a_second_interrupt_stops_at_once():
     before = signal.getsignal(signal.SIGINT)  # ignored where the tests were started in the background
-    with pytest.raises(KeyboardInterrupt), signals.heeded() as asked:
+    with pytest.raises(KeyboardInterrupt), stop_signals.deferred_signals() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         assert asked() == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("when, expected", [
-    ("--save-minutes 0", [4, 8]), ("--save-minutes 0 --save-every 3", [3, 4, 6, 8]), ("--save-minutes 1e-9", [*range(1, 9)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "when, expected",
+    [
+        ("--save-minutes 0", [4, 8]),
+        ("--save-minutes 0 --save-every 3", [3, 4, 6, 8]),
+        ("--save-minutes 1e-9", [*range(1, 9)]),
+    ],
+)
 def test_when_it_saves_and_how_often_processes_agree(args, when, expected, monkeypatch):
     """Once in a step, at the end of an epoch and after each network's validation."""
     agreed, saved, run = [], [], make_run(args, "--losses", "L1", *when.split())
     save = run.save
-    monkeypatch.setattr(train.distributed, "largest", lambda *values: agreed.append(values) or [*values])
-    monkeypatch.setattr(run, "save", lambda: saved.append(run.step) or save())
-    run.train()
+    monkeypatch.setattr(train.distributed, "all_reduce_max", lambda *values: agreed.append(values) or [*values])
+    monkeypatch.setattr(run, "save", lambda: saved.append(run.state.step) or save())
+    run.fit()
     assert saved == expected and len(agreed) == 8 + 2 * (1 + 1)
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# --- files ---
 
 
 def test_no_flipped_bit_goes_unseen(tmp_path, assert_same):
     state = {"x": torch.arange(4.0), "step": 3}
     path = tmp_path / "last.pt"
-    whole = rundir.packed(state)
+    whole = serialize(state)
     seen = 0
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
         try:
-            found = rundir.load_state(path)
+            found = load_checkpoint(path)
         except ValueError:
             seen += 1
         else:
@@ -157,31 +166,31 @@ def test_no_flipped_bit_goes_unseen(tmp_path, assert_same):
 
 
 def test_the_state_before_stands_in_for_a_damaged_one(tmp_path):
-    run = files.Files(tmp_path)
+    run = RunWriter(tmp_path)
     for step in (1, 2, 3):
-        run.put("last.pt", rundir.packed({"step": step}))
+        run.queue("last.pt", serialize({"step": step}))
         run.save()
     last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
-    assert rundir.load_last(tmp_path)[0] == {"step": 3} and rundir.load_state(previous) == {"step": 2}
+    assert load_last(tmp_path)[0] == {"step": 3} and load_checkpoint(previous) == {"step": 2}
     last.write_bytes(last.read_bytes()[:-100])
-    state, path, wrong = rundir.load_last(tmp_path)
+    state, path, wrong = load_last(tmp_path)
     assert state == {"step": 2} and path == previous and "last.pt: cannot be read" in wrong
-    run.put("last.pt", rundir.packed({"step": 4}))
+    run.queue("last.pt", serialize({"step": 4}))
     run.save()
-    assert rundir.load_state(previous) == {"step": 2}  # a damaged one does not take its place
+    assert load_checkpoint(previous) == {"step": 2}  # a damaged one does not take its place
     for path in (last, previous):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="last.pt: cannot be read.*nor can the one before.*begin anew") as caught:
-        rundir.load_last(tmp_path)
+        load_last(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
 def test_a_state_out_of_reach_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch, number):
     """It may be whole, and what goes on from the one before would replace it."""
-    run = files.Files(tmp_path)
+    run = RunWriter(tmp_path)
     for step in (1, 2):
-        run.put("last.pt", rundir.packed({"step": step}))
+        run.queue("last.pt", serialize({"step": step}))
         run.save()
 
     def load(path, **options):
@@ -189,43 +198,46 @@ def test_a_state_out_of_reach_is_not_taken_for_a_damaged_one(tmp_path, monkeypat
 
     monkeypatch.setattr(torch, "load", load)
     with pytest.raises(ValueError, match=rf"last.pt: cannot be read .*{os.strerror(number)}.*; make it readable$"):
-        rundir.load_last(tmp_path)
+        load_last(tmp_path)
 
 
 def test_a_run_says_that_it_went_on_from_the_state_before(args, capsys):
-    make_run(args, "--modelpath", "run", "--losses", "L1").train()
+    make_run(args, "--modelpath", "run", "--losses", "L1").fit()
     Path("run/last.pt").write_bytes(b"torn")
     run = make_run(["--load", "--modelpath", "run"])
-    assert run.step == 4 and "went on from previous.pt, step 4" in run.summary()[0] in capsys.readouterr().out
+    assert (
+        run.state.step == 4 and "resumed from previous.pt, step 4" in run.report.summary()[0] in capsys.readouterr().out
+    )
 
 
 def test_a_full_disk_costs_nothing_but_time(tmp_path, monkeypatch, capsys):
-    run = files.Files(tmp_path)
-    run.put("last.pt", rundir.packed({"step": 1}))
+    run = RunWriter(tmp_path)
+    run.queue("last.pt", serialize({"step": 1}))
     run.save()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         for step in (2, 3):
-            run.put("best_L1.pt", rundir.packed({"step": step}))
-            run.put("last.pt", rundir.packed({"step": step}))
+            run.queue("best_L1.pt", serialize({"step": step}))
+            run.queue("last.pt", serialize({"step": step}))
             run.save()
-    assert rundir.load_last(tmp_path)[0] == {"step": 1} and "best_L1.pt, last.pt (No space" in run.unsaved
+    assert load_last(tmp_path)[0] == {"step": 1} and "best_L1.pt, last.pt (No space" in run.unsaved
     assert capsys.readouterr().out.count("training goes on") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
     run.save()
-    assert run.unsaved is None and rundir.load_state(tmp_path / "best_L1.pt") == {"step": 3}
-    assert rundir.load_last(tmp_path)[0] == {"step": 3} and "saved again" in capsys.readouterr().out
+    assert run.unsaved is None and load_checkpoint(tmp_path / "best_L1.pt") == {"step": 3}
+    assert load_last(tmp_path)[0] == {"step": 3} and "saved again" in capsys.readouterr().out
 
 
 def test_what_is_not_saved_at_the_end_is_an_error(args, monkeypatch, capsys):
-    write = rundir.write_whole
+    write = atomic_write
 
-    def full(path, content, previous=None):
+    def full(path, content, **options):
         if path.suffix == ".pt":
             raise OSError(28, "No space left on device")
-        write(path, content, previous)
+        write(path, content, **options)
 
-    monkeypatch.setattr(rundir, "write_whole", full)
+    monkeypatch.setattr(checkpoint, "atomic_write", full)
+    monkeypatch.setattr(writer, "atomic_write", full)
     with pytest.raises(SystemExit) as end:
         train.main([*args, "--modelpath", "run", "--losses", "L1"])
     assert end.value.code == 1 and "not saved: best_L1.pt, last.pt (No space left" in capsys.readouterr().err
@@ -235,9 +247,9 @@ def test_a_log_line_cut_off_goes(tmp_path):
     log = tmp_path / "log.jsonl"
     lines = ['{"step": 1}\n', '{"step": 2}\n', '{"step": 2, "validation": "L1"}\n', '{"step": 2, "val']
     log.write_text("".join(lines))
-    rundir.trim_log(log, 2)
+    trim_log(log, 2)
     assert log.read_text() == "".join(lines[:3])
-    rundir.trim_log(log, 2, validated=False)
+    trim_log(log, 2, validated=False)
     assert log.read_text() == "".join(lines[:2])
 
 
@@ -245,44 +257,44 @@ def test_a_log_line_cut_off_goes(tmp_path):
 def test_a_log_line_that_is_no_runs_goes(tmp_path, line):
     log = tmp_path / "log.jsonl"
     log.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
-    rundir.trim_log(log, 2)
+    trim_log(log, 2)
     assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-# --- two runs ----------------------------------------------------------------------------------------------------------
+# --- two runs ---
 
 
 def test_a_second_run_is_refused(tmp_path):
-    with locks.locked(tmp_path):
-        for enter in (lambda: locks.check_free(tmp_path), lambda: locks.locked(tmp_path).__enter__()):
-            with pytest.raises(locks.Unusable, match=f"in use by .*, process {os.getpid()}, since"):
+    with locked_run(tmp_path):
+        for enter in (lambda: check_unlocked(tmp_path), lambda: locked_run(tmp_path).__enter__()):
+            with pytest.raises(RunFolderError, match=f"in use by .*, process {os.getpid()}, since"):
                 enter()
-    locks.check_free(tmp_path)
+    check_unlocked(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_lock_of_a_dead_process_is_none(tmp_path):
     child = os.fork()
     if not child:
-        held = locks.locked(tmp_path)  # named, or it would end at once
+        held = locked_run(tmp_path)  # named, or it would end at once
         held.__enter__()
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert f"process {child}" in (tmp_path / ".lock").read_text()
-    locks.check_free(tmp_path)
-    with locks.locked(tmp_path):
+    check_unlocked(tmp_path)
+    with locked_run(tmp_path):
         pass
 
 
 def test_a_run_that_another_went_on_with_is_left_alone(args):
-    make_run(args, "--modelpath", "run", "--losses", "L1", "--endepoch", 1).train()
+    make_run(args, "--modelpath", "run", "--losses", "L1", "--endepoch", 1).fit()
     late, first = (make_run(["--load", "--modelpath", "run", "--endepoch", "2"]) for _ in range(2))
-    first.train()
-    with pytest.raises(locks.Unusable, match="another run"):
-        late.train()
+    first.fit()
+    with pytest.raises(RunFolderError, match="another run"):
+        late.fit()
 
 
-# --- numbers -----------------------------------------------------------------------------------------------------------
+# --- numbers ---
 
 
 def spoil(learner, steps, what=float("nan")):
@@ -293,16 +305,16 @@ def spoil(learner, steps, what=float("nan")):
 
 def test_a_step_whose_loss_is_not_finite_leaves_no_trace(args, assert_same):
     run = make_run(args, "--losses", "L1+TLW", "--steps", 1)
-    (learner,) = run.learners
+    (learner,) = run.experiment.learners
     before = {name: x.clone() for part in (learner.net, learner.loss) for name, x in part.state_dict().items()}
     spoil(learner, {0})
-    run.train()
+    run.fit()
     after = {name: x for part in (learner.net, learner.loss) for name, x in part.state_dict().items()}
     assert_same(before, after)
     assert learner.skips.tolist() == [1, 1]
     for opt in (learner.opt, learner.helper_opt):
         assert all(not x.any() for state in opt.state.values() for x in state.values())
-    assert run.summary() == ["L1+TLW: 1 steps skipped, their loss or gradient not finite"]
+    assert run.report.summary() == ["L1+TLW: 1 steps skipped, their loss or gradient not finite"]
 
 
 @pytest.mark.parametrize("clip", [[], ["--clip-grad", "0.5"]], ids=["", "clipped"])
@@ -310,8 +322,8 @@ def test_a_step_whose_loss_is_not_finite_leaves_no_trace(args, assert_same):
 def test_a_gradient_that_is_not_finite_leaves_no_trace(args, of_helper, clip, assert_same):
     """Of a finite loss, after a good step: weights, both Adams' moments, BatchNorm's statistics, the helper."""
     run = make_run(args, "--model", "SRResNet", "--losses", "L1+TLW", "--steps", 3, *clip)
-    (learner,) = run.learners
-    descend, step = learner.check, train.em_step
+    (learner,) = run.experiment.learners
+    descend, step = learner._guard, train.em_step
     states, losses = [], []
 
     def check(opt, loss):
@@ -321,20 +333,22 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace(args, of_helper, clip, as
         descend(opt, loss)
 
     def em_step(*arguments):
-        states.append(copy.deepcopy(learner.state()))
+        states.append(copy.deepcopy(learner.state_dict()))
         return step(*arguments)
 
-    learner.check = check
+    learner._guard = check
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "em_step", em_step)
-        run.train()
+        run.fit()
     _, before, after = states
     (loss,) = losses
     assert math.isfinite(loss)
     assert before.pop("skips") == [0, 0] and after.pop("skips") == [1, 1]
-    assert not torch.equal(before.pop("streams")["cpu"], after.pop("streams")["cpu"])  # the next step draws others
+    assert not torch.equal(
+        before.pop("rng_states")["cpu"], after.pop("rng_states")["cpu"]
+    )  # the next step draws others
     assert_same(before, after)
-    final = learner.state()
+    final = learner.state_dict()
     assert final["skips"] == [1, 0]
     moved = [not torch.equal(x, final["net"][name]) for name, x in after["net"].items()]
     assert all(moved)
@@ -344,25 +358,25 @@ def test_too_many_in_a_row_stop_the_run_where_it_can_be_repeated(args, images):
     for again in range(2):
         more = ["--load", "--modelpath", "run"] if again else [*args, "--modelpath", "run", "--max-skipped", "2"]
         run = make_run(more)
-        spoil(run.learners[0], {0} if again else {0, 2, 3, 4})
+        spoil(run.experiment.learners[0], {0} if again else {0, 2, 3, 4})
         with pytest.raises(FloatingPointError, match=f"step 5, L1.TLW: .*batch of {images}.*--clip-grad"):
-            run.train()
-        assert rundir.load_state(Path("run/last.pt"))["step"] == 4
-    make_run(["--load", "--modelpath", "run"]).train()
+            run.fit()
+        assert load_checkpoint(Path("run/last.pt"))["step"] == 4
+    make_run(["--load", "--modelpath", "run"]).fit()
 
 
 def test_gradients_are_clipped(args):
     run = make_run(args, "--losses", "L1", "--clip-grad", 1e-3, "--steps", 1)
-    norms, parameters = [], list(run.learners[0].net.parameters())
-    run.learners[0].opt.register_step_pre_hook(
+    norms, parameters = [], list(run.experiment.learners[0].net.parameters())
+    run.experiment.learners[0].opt.register_step_pre_hook(
         lambda *_: norms.append(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
     )
-    run.train()
+    run.fit()
     assert norms == [pytest.approx(1e-3, rel=1e-2)]
     assert all(p.grad is None for p in parameters)
 
 
-# --- strangers ---------------------------------------------------------------------------------------------------------
+# --- strangers ---
 
 
 class Bomb:
@@ -374,13 +388,13 @@ class Bomb:
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_no_loader_runs_code(args, workplace, plain):
-    make_run(args, "--modelpath", "run", "--losses", "L1", "--steps", 1).train()
+    make_run(args, "--modelpath", "run", "--losses", "L1", "--steps", 1).fit()
     for name in ("run/last.pt", "run/best_L1.pt", "SRModel_l1.pth"):
         Path(name).write_bytes(pickle.dumps({"net": Bomb()})) if plain else torch.save({"net": Bomb()}, name)
     for load in (
         lambda: make_run(["--load", "--modelpath", "run"]),
-        lambda: networks.load_networks(Path("run"), "best"),
-        lambda: networks.load_networks(Path("run"), "last"),
+        lambda: load_networks(Path("run"), "best"),
+        lambda: load_networks(Path("run"), "last"),
         lambda: read_backbone_file("run/last.pt"),  # --judge-weights, --extractor-weights
         lambda: convert.convert(Path("SRModel_l1.pth"), 4),
     ):
@@ -389,7 +403,7 @@ def test_no_loader_runs_code(args, workplace, plain):
     assert not Path("ran").exists()
 
 
-# --- kills -------------------------------------------------------------------------------------------------------------
+# --- kills ---
 
 
 def lines_of(log: Path) -> int:
@@ -401,8 +415,21 @@ def test_killed_at_random_moments(args, loss, alex_file, same_files):
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["train"])
     epochs = max(2, KILLS)
-    args = [*args, "--losses", loss, "--dp-extractors", "alexnet:conv2", "--extractor-weights", str(alex_file),
-            "--endepoch", str(epochs), "--udl-epoch", "1", "--save-every", "1"]  # fmt: skip
+    args = [
+        *args,
+        "--losses",
+        loss,
+        "--dp-extractors",
+        "alexnet:conv2",
+        "--extractor-weights",
+        str(alex_file),
+        "--endepoch",
+        str(epochs),
+        "--udl-epoch",
+        "1",
+        "--save-every",
+        "1",
+    ]
 
     def begin(*arguments):
         process = processes.Process(target=train.main, args=([*arguments],))

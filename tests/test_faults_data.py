@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 
 import configs
-import rundir
 import train
-from data import Pairs, Unreadable, read_rgb
+from data import ImageReadError, PairedDataset, read_rgb
+from runs.checkpoint import load_checkpoint
 
 
 @pytest.fixture
 def args(args, images, monkeypatch):
     """One learner, three epochs of four steps, on images of our own that are read again for each draw."""
-    monkeypatch.setitem(Pairs.__init__.__kwdefaults__, "cache_bytes", 0)
+    monkeypatch.setitem(PairedDataset.__init__.__kwdefaults__, "cache_bytes", 0)
     watch = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
     monkeypatch.setattr(watch, "__defaults__", (0.1,))  # seconds until a dead process is looked for, else 5
     shutil.copytree(images, "mine")
@@ -32,12 +32,12 @@ def args(args, images, monkeypatch):
 def whole(tiny_args, tmp_path_factory) -> Path:
     """The run to which nothing happens."""
     folder = tmp_path_factory.mktemp("whole")
-    make_run([*tiny_args, "--repeat", "2", "--losses", "L1", "--endepoch", "3", "--modelpath", str(folder)]).train()
+    make_run([*tiny_args, "--repeat", "2", "--losses", "L1", "--endepoch", "3", "--modelpath", str(folder)]).fit()
     return folder
 
 
-def make_run(args) -> train.Run:
-    return train.Run(configs.load([*args]))
+def make_run(args) -> train.Trainer:
+    return train.Trainer(configs.load([*args]))
 
 
 def torn() -> None:
@@ -62,13 +62,13 @@ def test_an_image_that_goes_bad_stops_the_run(args, images, whole, workers, spoi
         train.main([*args, "--workers", str(workers)])
     out, err = capsys.readouterr()
     assert end.value.code == 1 and err.count("\n") == 1 and "mine/coffee.png" in err and "put it back" in err
-    assert "to go on: python train.py --load --modelpath run" in out
-    step = rundir.load_state(Path("run/last.pt"))["step"]
+    assert "to resume: python train.py --load --modelpath run" in out
+    step = load_checkpoint(Path("run/last.pt"))["step"]
     assert 2 <= step < 12
     shutil.copy(images / "coffee.png", "mine")
     run = make_run(["--load", "--modelpath", "run"])
-    assert run.step == step
-    run.train()
+    assert run.state.step == step
+    run.fit()
     same_files(whole, Path("run"))
 
 
@@ -79,15 +79,15 @@ def test_a_bad_image_is_replaced_by_the_next_where_bad_ones_are_skipped(args, sa
         Path("mine/coffee.png").write_bytes(clean)
         run = make_run([*args, "--bad-images", "skip", "--workers", workers, "--modelpath", workers])
         torn()
-        run.train()
-        (note,) = run.summary()
+        run.fit()
+        (note,) = run.report.summary()
         assert note.startswith("left out: cannot read image mine/coffee.png: ")
         assert capsys.readouterr().out.count("left out from step") == 1
         entries = [json.loads(line) for line in Path(workers, "log.jsonl").read_text().splitlines()]
         assert sum("coffee.png" in entry.get("left_out", "") for entry in entries) == 1
     same_files(Path("0"), Path("2"))
-    lr, hr = run.patches[0, 2]
-    found = train.load(run.patches, [[(0, 1)]], substitute=True)
+    lr, hr = run.experiment.patches[0, 2]
+    found = train.load_batches(run.experiment.patches, [[(0, 1)]], substitute=True)
     assert torch.equal(next(found)[1][0], hr)
 
 
@@ -102,29 +102,31 @@ def test_bright_images_are_images_like_others(args, images, at_step, same_files)
     brighten("bright")
     args = [*args, "--trainpath", "bright", "--valpath", "bright", "--losses", "L1+TLW", "--endepoch", "5"]
     with warnings.catch_warnings(action="error", category=UserWarning):
-        make_run([*args, "--modelpath", "whole"]).train()
+        make_run([*args, "--modelpath", "whole"]).fit()
         at_step(9, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(SystemExit):
             train.main(args)
-        make_run(["--load", "--modelpath", "run"]).train()
+        make_run(["--load", "--modelpath", "run"]).fit()
     same_files(Path("whole"), Path("run"))
 
 
 def test_going_on_with_other_images(args, images, capsys):
     """Another number of them is refused, even where an epoch has as many steps; others are said."""
     run = make_run([*args, "--steps", "1", "--repeat", "1", "--batchsize", "3"])
-    run.train()
+    run.fit()
     names = sorted(path.name for path in Path("mine").iterdir())
     more = ["--load", "--modelpath", "run", "--steps", "2"]
     shutil.copy(Path("mine", names[0]), "mine/zebra.png")
-    with pytest.raises(ValueError, match=f"run/last.pt: is of {len(names)} training images, these are {len(names) + 1}; "):
+    with pytest.raises(
+        ValueError, match=f"run/last.pt: is of {len(names)} training images, these are {len(names) + 1}; "
+    ):
         make_run(more)
     Path("mine/zebra.png").unlink()
     another_of_its_size()
     again = make_run(more)
     wanted = f"1 of {len(names)} training images are not those of last.pt"
-    assert wanted in capsys.readouterr().out and wanted in again.summary()
-    again.train()
+    assert wanted in capsys.readouterr().out and wanted in again.report.summary()
+    again.fit()
     entries = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     assert sum(entry.get("note") == wanted for entry in entries) == 1
     shutil.copy(images / "coffee.png", "mine")
@@ -134,7 +136,7 @@ def test_what_is_left_out_from_the_beginning_is_logged(args, capsys):
     """Damaged images by name, small ones by number."""
     torn()
     Image.new("RGB", (20, 20)).save("mine/small.png")
-    make_run([*args, "--steps", "1", "--bad-images", "skip", "--skip-small"]).train()
+    make_run([*args, "--steps", "1", "--bad-images", "skip", "--skip-small"]).fit()
     text = Path("run/log.jsonl").read_text()
     assert text.count('"left_out": "cannot read image mine/coffee.png') == 1
     assert text.count('"note": "1 of 4 images are smaller than --patch') == 1
@@ -145,18 +147,18 @@ def test_no_image_left(args, workplace):
     run = make_run([*args, "--bad-images", "skip"])
     for path in Path("mine").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(Unreadable, match="cannot read image mine/.*: the file is empty; it is not what it was"):
-        run.train()
-    assert rundir.load_state(Path("run/last.pt"))["step"] == 0
+    with pytest.raises(ImageReadError, match="cannot read image mine/.*: the file is empty; it is not what it was"):
+        run.fit()
+    assert load_checkpoint(Path("run/last.pt"))["step"] == 0
 
 
 def test_a_validation_image_that_goes_bad(args, images, at_step, same_files):
     """It was read before the first step, and is kept."""
     shutil.copytree(images, "others")
     args = [*args, "--valpath", "others", "--endepoch", "2"]
-    make_run([*args, "--modelpath", "whole"]).train()
+    make_run([*args, "--modelpath", "whole"]).fit()
     at_step(6, lambda: Path("others/rocket.png").write_bytes(b""))
-    make_run(args).train()
+    make_run(args).fit()
     same_files(Path("whole"), Path("run"))
 
 
@@ -167,9 +169,9 @@ def test_a_process_that_loads_is_killed(args, whole, at_step, same_files, capsys
         train.main([*args, "--workers", "2"])
     out, err = capsys.readouterr()
     assert end.value.code == 1 and err.count("\n") == 1 and "take fewer --workers, or 0" in err
-    assert "to go on: python train.py --load --modelpath run" in out
-    assert 2 <= rundir.load_state(Path("run/last.pt"))["step"] < 12
-    make_run(["--load", "--modelpath", "run", "--workers", "0"]).train()
+    assert "to resume: python train.py --load --modelpath run" in out
+    assert 2 <= load_checkpoint(Path("run/last.pt"))["step"] < 12
+    make_run(["--load", "--modelpath", "run", "--workers", "0"]).fit()
     same_files(whole, Path("run"))
 
 
@@ -187,7 +189,7 @@ def test_a_process_that_is_killed_while_it_hands_over_a_batch(args, error, monke
         return deliver(*arguments, **options)
 
     monkeypatch.setattr(loader, "_try_get_data", fails)
-    with pytest.raises(Unreadable, match="has died .*take fewer --workers, or 0") as caught:
-        run.train()
+    with pytest.raises(ImageReadError, match="has died .*take fewer --workers, or 0") as caught:
+        run.fit()
     assert caught.traceback and multiprocessing.active_children() == []  # those that live end
-    assert rundir.load_state(Path("run/last.pt"))["step"] == run.step > 0
+    assert load_checkpoint(Path("run/last.pt"))["step"] == run.state.step > 0

@@ -11,19 +11,20 @@ import pytest
 import torch
 
 import configs
-import files
-import rundir
 import train
 import val
+from runs import atomic, checkpoint
+from runs.checkpoint import load_checkpoint, load_last, serialize
+from runs.writer import RunWriter
 
 ROOT = Path(__file__).parents[1]
 
 
-def make_run(args, *more) -> train.Run:
-    return train.Run(configs.load([*args, *more]))
+def make_run(args, *more) -> train.Trainer:
+    return train.Trainer(configs.load([*args, *more]))
 
 
-# --- killed in a save --------------------------------------------------------------------------------------------------
+# --- killed in a save ---
 
 # What a save of last.pt does, in its order. "half": within the writing itself.
 POINTS = ["half", "fsync of the file", "link", "replace previous.pt", "replace last.pt", "fsync of the folder"]
@@ -34,16 +35,16 @@ def die_at(point: str, save: int) -> None:
     saves = 0
     inside = False
     real = {name: getattr(os, name) for name in ("fsync", "link", "replace")}
-    write_whole, real_open = rundir.write_whole, open
+    write, real_open = atomic.atomic_write, open
 
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def watched(path, content, previous=None):
+    def watched(path, content, **options):
         nonlocal inside, saves
         saves += path.name == "last.pt"
         inside = path.name == "last.pt" and saves == save
-        write_whole(path, content, previous)
+        write(path, content, **options)
         inside = False
 
     def fsync(descriptor):
@@ -70,7 +71,7 @@ def die_at(point: str, save: int) -> None:
             die()
         return file
 
-    rundir.write_whole, os.fsync, os.link, os.replace, rundir.open = watched, fsync, link, replace, opened
+    checkpoint.atomic_write, os.fsync, os.link, os.replace, atomic.open = watched, fsync, link, replace, opened
 
 
 def test_killed_within_a_save(args, same_files):
@@ -80,29 +81,29 @@ def test_killed_within_a_save(args, same_files):
     torch.set_num_threads(1)  # a process forked from one with more would wait for them; and sums depend on their number
     last = None
     try:
-        make_run(args, "--modelpath", "whole").train()
+        make_run(args, "--modelpath", "whole").fit()
         for point in POINTS:
             started = Path("run/last.pt").exists()
             child = os.fork()
             if not child:
                 try:
                     die_at(point, save=2)
-                    make_run(["--load"] if started else args, "--modelpath", "run").train()
+                    make_run(["--load"] if started else args, "--modelpath", "run").fit()
                 finally:
                     os._exit(1)  # not reached where it was killed
             assert os.waitpid(child, 0)[1] == signal.SIGKILL, point
-            state, path, wrong = rundir.load_last(Path("run"))
+            state, path, wrong = load_last(Path("run"))
             assert wrong is None and path.name == "last.pt", point
             assert last is None or state["step"] > last
             last = state["step"]
-        make_run(["--load", "--modelpath", "run"]).train()
+        make_run(["--load", "--modelpath", "run"]).fit()
     finally:
         torch.set_num_threads(threads)
     same_files(Path("whole"), Path("run"))
     assert not list(Path("run").glob("*.tmp"))
 
 
-# --- a full disk -------------------------------------------------------------------------------------------------------
+# --- a full disk ---
 
 
 class Full:
@@ -134,7 +135,7 @@ def full_for(monkeypatch):
         file = open(path, mode, **options)
         return Full(file) if path.name.removesuffix(".tmp") == names[-1] else file
 
-    monkeypatch.setattr(rundir, "open", opened, raising=False)
+    monkeypatch.setattr(atomic, "open", opened, raising=False)
     return names.append
 
 
@@ -156,7 +157,7 @@ def test_no_room_for_one_file(args, full_for, capsys):
         assert name in err and "No space left on device" in err
         assert (run / name).read_bytes() == before and not list(run.glob("*.tmp"))
         if name not in ("config.yaml", "log.jsonl"):  # without those it does not begin
-            assert rundir.load_state(run / "last.pt")["step"] == 4 * endepoch
+            assert load_checkpoint(run / "last.pt")["step"] == 4 * endepoch
             endepoch += 1
     full_for(None)
     train.main(["--load", "--modelpath", "run", "--endepoch", str(endepoch)])
@@ -164,12 +165,12 @@ def test_no_room_for_one_file(args, full_for, capsys):
 
 def test_no_room_for_the_log(tmp_path, full_for, capsys):
     """The states are saved all the same, and the lines wait."""
-    run = files.Files(tmp_path)
+    run = RunWriter(tmp_path)
     full_for("log.jsonl")
     run.log(step=1)
-    run.put("last.pt", rundir.packed({"step": 1}))
+    run.queue("last.pt", serialize({"step": 1}))
     run.save()
-    assert rundir.load_last(tmp_path)[0] == {"step": 1} and run.unsaved == "log.jsonl (No space left on device)"
+    assert load_last(tmp_path)[0] == {"step": 1} and run.unsaved == "log.jsonl (No space left on device)"
     run.log(step=2)
     full_for(None)
     run.save()
@@ -184,7 +185,7 @@ def test_no_room_for_what_is_said(args):
     command = shlex.join([sys.executable, str(ROOT / "train.py"), *args, "--losses", "L1", "--modelpath", "run"])
     done = subprocess.run(["bash", "-c", f"{command} >/dev/full 2> >(true)"])
     assert done.returncode == 0
-    assert rundir.load_state(Path("run/last.pt"))["step"] == 8 and Path("run/val.csv").exists()
+    assert load_checkpoint(Path("run/last.pt"))["step"] == 8 and Path("run/val.csv").exists()
 
 
 def test_no_room_for_the_first_settings(args, full_for, capsys):

@@ -19,7 +19,9 @@ COMMANDS = re.findall(r"python ((?:train|val)\.py[^\n`]*)", README)
 def test_the_loop_trains_both_networks():
     code = re.search(r"```python\n(.*?)```", README, re.S)[1]
     assert 'LPIPS("alex")' in code and "range(100)" in code
-    code = code.replace('LPIPS("alex")', "(lambda a, b: (a - b).abs().mean((1, 2, 3)))").replace("range(100)", "range(1)")
+    code = code.replace('LPIPS("alex")', "(lambda a, b: (a - b).abs().mean((1, 2, 3)))").replace(
+        "range(100)", "range(1)"
+    )
     torch.manual_seed(0)
     net = SR_MODELS["EDSR"](scale=2, channels=8, blocks=1)
     before = [p.clone() for p in net.parameters()]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import configs
-import rundir
 import train
+from runs.checkpoint import load_checkpoint, load_networks, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +17,8 @@ def trained(tiny_args, tmp_path_factory):
     """A run of one step, L1+UDL and L1+TLW, and its last.pt's state."""
     folder = tmp_path_factory.mktemp("trained")
     argv = [*tiny_args, "--losses", "L1+TLW", "L1+UDL", "--steps", "1", "--modelpath", str(folder / "run")]
-    train.Run(configs.load(argv)).train()
-    return folder / "run", rundir.load_state(folder / "run" / "last.pt")
+    train.Trainer(configs.load(argv)).fit()
+    return folder / "run", load_checkpoint(folder / "run" / "last.pt")
 
 
 def moment(state, loss="L1+TLW", opt="opt"):
@@ -68,9 +68,9 @@ WRONG = {
     "no loss": put((*TLW, "loss"), {}),
     "a stage of two numbers": put(("learners", "L1+UDL", "loss", "_extra_state"), torch.tensor([1, 2])),
     "a stage beyond the second": put(("learners", "L1+UDL", "loss", "_extra_state"), torch.tensor(3)),
-    "a short stream": put((*TLW, "streams"), {"cpu": torch.zeros(3, dtype=torch.uint8)}),
-    "a stream of another type": put((*TLW, "streams"), {"cpu": "0"}),
-    "no stream": put((*TLW, "streams"), {}),
+    "a short stream": put((*TLW, "rng_states"), {"cpu": torch.zeros(3, dtype=torch.uint8)}),
+    "a stream of another type": put((*TLW, "rng_states"), {"cpu": "0"}),
+    "no stream": put((*TLW, "rng_states"), {}),
     "a best that is not a number": put((*TLW, "best"), float("nan")),
     "a best of words": put((*TLW, "best"), "x"),
     "three counts": put((*TLW, "skips"), [1, 2, 3]),
@@ -78,7 +78,7 @@ WRONG = {
     "a step before the first": put(("step",), -3),
     "a step that is true": put(("step",), True),
     "no step": lambda s: s.pop("step"),
-    "a number as yardstick": put(("yardstick",), 5),
+    "a number as selection_criterion": put(("selection_criterion",), 5),
     "words for validated": put(("validated",), "no"),
     "images of words": put(("images",), "all"),
 }
@@ -91,11 +91,11 @@ def test_a_state_that_does_not_fit_is_refused(trained, change):
     change(state)
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     last = before["last.pt"]
-    rundir.save_state(state, run / "last.pt")
+    save_checkpoint(state, run / "last.pt")
     (run / "previous.pt").unlink(missing_ok=True)
     try:
         with pytest.raises(ValueError, match=re.escape(f"{run / 'last.pt'}: not a ")) as error:
-            train.Run(configs.load(["--load", "--modelpath", str(run)]))
+            train.Trainer(configs.load(["--load", "--modelpath", str(run)]))
         assert "\n" not in str(error.value) and len(str(error.value)) < 300
     finally:
         (run / "last.pt").write_bytes(last)
@@ -107,26 +107,26 @@ def test_the_optimizer_s_settings_are_the_run_s(trained):
     state, last = copy.deepcopy(state), (run / "last.pt").read_bytes()
     for learner in state["learners"].values():
         learner["opt"]["param_groups"][0].update(betas=(5, 6), eps="x", fused=None)
-    rundir.save_state(state, run / "last.pt")
+    save_checkpoint(state, run / "last.pt")
     try:
-        found = train.Run(configs.load(["--load", "--modelpath", str(run)]))
+        found = train.Trainer(configs.load(["--load", "--modelpath", str(run)]))
     finally:
         (run / "last.pt").write_bytes(last)
-    group = found.learners[0].opt.param_groups[0]
+    group = found.experiment.learners[0].opt.param_groups[0]
     assert group["betas"] == found.config.betas and group["eps"] == 1e-8 and group["fused"] is True
     saved = state["learners"]["L1+TLW"]["opt"]["state"]
-    for number, entry in found.learners[0].opt.state_dict()["state"].items():
+    for number, entry in found.experiment.learners[0].opt.state_dict()["state"].items():
         assert all(torch.equal(entry[name], saved[number][name]) for name in entry)
 
 
 def test_best_of_another_type_is_no_checkpoint(trained):
     run, _ = trained
     path = run / "best_L1+TLW.pt"
-    content, state = path.read_bytes(), rundir.load_state(path)
+    content, state = path.read_bytes(), load_checkpoint(path)
     state["net"] = {name: value.mul(1000).long() for name, value in state["net"].items()}
-    rundir.save_state(state, path)
+    save_checkpoint(state, path)
     try:
         with pytest.raises(ValueError, match="not a checkpoint of EDSR"):
-            train.networks.load_networks(Path(run), "best")
+            load_networks(Path(run), "best")
     finally:
         path.write_bytes(content)

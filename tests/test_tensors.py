@@ -9,8 +9,8 @@ import shutil
 import pytest
 import torch
 
-import rundir
 from metrics.backbones import read_backbone_file
+from runs.checkpoint import load_checkpoint
 
 
 class Runs:
@@ -44,7 +44,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("load", [rundir.load_state, read_backbone_file])
+@pytest.mark.parametrize("load", [load_checkpoint, read_backbone_file])
 @pytest.mark.parametrize("name", FILES)
 def test_the_reason_is_given(tmp_path, name, load, recwarn):
     content, reason = FILES[name]

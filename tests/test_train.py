@@ -12,24 +12,35 @@ from PIL import Image
 
 import configs
 import losses.tlw
-import rundir
 import train
 from data import list_images, read_rgb
-from learner import build_learners
 from losses import Target
 from metrics.judges import JUDGES
+from runs.checkpoint import load_checkpoint
+from training.learner import build_learners
 
-SMALL_HAT = ["--model", "HAT", "--model-options", "embed=12", "depths=[2]", "heads=[2]", "window=4", "channels=8",
-             "compress_ratio=3", "squeeze_factor=6", "drop_path=0.8"]  # fmt: skip
+SMALL_HAT = [
+    "--model",
+    "HAT",
+    "--model-options",
+    "embed=12",
+    "depths=[2]",
+    "heads=[2]",
+    "window=4",
+    "channels=8",
+    "compress_ratio=3",
+    "squeeze_factor=6",
+    "drop_path=0.8",
+]
 
 
-def make_run(args, *more) -> train.Run:
-    return train.Run(configs.load([*args, *map(str, more)]))
+def make_run(args, *more) -> train.Trainer:
+    return train.Trainer(configs.load([*args, *map(str, more)]))
 
 
-def trained(args, *more) -> train.Run:
+def trained(args, *more) -> train.Trainer:
     run = make_run(args, *more)
-    run.train()
+    run.fit()
     return run
 
 
@@ -41,7 +52,7 @@ def log_of(run) -> list[dict]:
     return [json.loads(line, parse_constant=refuse) for line in lines]
 
 
-# --- Algorithm 1 -----------------------------------------------------------------------------------------------------
+# --- Algorithm 1 ---
 
 
 def naive_weights(conv, hr, sr, k, uniform):
@@ -130,16 +141,16 @@ def test_em_step_is_algorithm_1(tiny_args, squeeze_file, pixel, monkeypatch):
         assert moved > 1e-3  # so that 1e-5 says something
 
 
-# --- learners side by side ---------------------------------------------------------------------------------------------
+# --- learners side by side ---
 
 
 def test_learners_start_equal_and_see_the_same_batches(tiny_args, workplace, monkeypatch, assert_same):
     run = make_run(tiny_args, "--losses", "L1+TLW", "MSE+TLW", "L1", "MSE", "--endepoch", 2)
-    first, *others = run.learners
+    first, *others = run.experiment.learners
     for other in others:
         assert_same(other.net.state_dict(), first.net.state_dict())
         assert not {p.data_ptr() for p in other.net.parameters()} & {p.data_ptr() for p in first.net.parameters()}
-    assert_same(run.learners[1].loss.state_dict(), first.loss.state_dict())
+    assert_same(run.experiment.learners[1].loss.state_dict(), first.loss.state_dict())
 
     seen, step = {}, train.em_step
 
@@ -148,12 +159,12 @@ def test_learners_start_equal_and_see_the_same_batches(tiny_args, workplace, mon
         return step(learner, lr, target, epoch)
 
     monkeypatch.setattr(train, "em_step", spy)
-    run.train()
+    run.fit()
     assert len(seen) == 4 and [epoch for epoch, *_ in seen["L1"]] == [0, 0.5, 1, 1.5]
     for batches in seen.values():
         assert_same(batches, seen["L1"])
     assert not torch.equal(seen["L1"][0][1], seen["L1"][1][1])
-    nets = [learner.net.state_dict()["head.0.weight"] for learner in run.learners]
+    nets = [learner.net.state_dict()["head.0.weight"] for learner in run.experiment.learners]
     assert not any(torch.equal(a, b) for i, a in enumerate(nets) for b in nets[:i])
 
 
@@ -161,30 +172,30 @@ def test_alone_or_among_four_is_the_same(tiny_args, workplace, assert_same):
     among = trained(tiny_args, "--losses", "MSE", "MSE+TLW", "L1", "L1+TLW", "--steps", 3)
     alone = trained(tiny_args, "--losses", "L1+TLW", "--steps", 3)
     assert alone.folder != among.folder
-    assert_same(alone.learners[0].state(), among.learners[3].state())
+    assert_same(alone.experiment.learners[0].state_dict(), among.experiment.learners[3].state_dict())
 
 
 def test_stochastic_depth_draws_from_the_learners_own_stream(tiny_args, workplace, assert_same):
     args = [*tiny_args, *SMALL_HAT, "--patch", "16", "--judge", "lpips-squeeze", "--steps", "3"]
     among = trained(args, "--losses", "MSE", "L1")
     alone = trained(args, "--losses", "L1")
-    assert_same(alone.learners[0].state(), among.learners[1].state())
-    streams = [learner.streams["cpu"] for learner in among.learners]
-    fresh = [learner.streams["cpu"] for learner in make_run(args, "--losses", "MSE", "L1").learners]
+    assert_same(alone.experiment.learners[0].state_dict(), among.experiment.learners[1].state_dict())
+    streams = [learner.rng_states["cpu"] for learner in among.experiment.learners]
+    fresh = [learner.rng_states["cpu"] for learner in make_run(args, "--losses", "MSE", "L1").experiment.learners]
     assert not torch.equal(streams[1], fresh[1])  # it did draw
 
 
 def test_the_global_stream_is_left_alone(tiny_args, workplace):
     run = make_run(tiny_args)
     torch.manual_seed(5)
-    with run.learners[0].own_stream():
+    with run.experiment.learners[0].isolated_rng():
         inside = torch.rand(3)
     outside = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(outside, torch.rand(3)) and not torch.equal(inside, outside)
 
 
-# --- stopping and going on ---------------------------------------------------------------------------------------------
+# --- stopping and going on ---
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -193,12 +204,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_args, workplace, workers
     whole = trained(args, "--endepoch", 2, "--modelpath", "whole")
     trained(args, "--endepoch", 1, "--modelpath", "parts")
     resumed = make_run(["--load", "--modelpath", "parts", "--endepoch", "2"])
-    assert (resumed.step, resumed.end) == (2, 4)
-    resumed.train()
-    assert_same(rundir.load_state(resumed.folder / "last.pt"), rundir.load_state(whole.folder / "last.pt"))
+    assert (resumed.state.step, resumed.experiment.last_step) == (2, 4)
+    resumed.fit()
+    assert_same(load_checkpoint(resumed.folder / "last.pt"), load_checkpoint(whole.folder / "last.pt"))
     assert log_of(resumed) == log_of(whole)
     for name in ("best_L1+TLW.pt", "best_L1.pt"):
-        assert_same(rundir.load_state(resumed.folder / name), rundir.load_state(whole.folder / name))
+        assert_same(load_checkpoint(resumed.folder / name), load_checkpoint(whole.folder / name))
 
 
 def test_hat_with_stochastic_depth_resumes_exactly(tiny_args, workplace, assert_same):
@@ -206,29 +217,34 @@ def test_hat_with_stochastic_depth_resumes_exactly(tiny_args, workplace, assert_
     whole = trained(args, "--endepoch", 2, "--modelpath", "whole")
     trained(args, "--endepoch", 1, "--modelpath", "parts")
     resumed = trained(["--load", "--modelpath", "parts", "--endepoch", "2"])
-    assert_same(resumed.learners[0].state(), whole.learners[0].state())
+    assert_same(resumed.experiment.learners[0].state_dict(), whole.experiment.learners[0].state_dict())
 
 
 def test_best_and_last(tiny_args, workplace, monkeypatch, assert_same):
     lpips = {"L1": [0.5, 0.3, 0.4], "MSE": [0.2, 0.2, 0.1]}
     nets, calls = {"L1": [], "MSE": []}, {"L1": iter(lpips["L1"]), "MSE": iter(lpips["MSE"])}
 
-    def scores(net, pairs, metrics, protocol, device, label):
+    def scores(upscale, pairs, metrics, protocol, device, label, **options):
         name = label.split()[-1]
-        nets[name].append(copy.deepcopy(net.state_dict()))
+        nets[name].append(copy.deepcopy(upscale.net.state_dict()))
         value = next(calls[name])
-        return {"PSNR-Y": [30.0, 32.0], "SSIM-Y": [0.9, 0.9], "LPIPS-squeeze": [value - 0.01, value + 0.01], "LPIPS-alex": [1 - value]}
+        return {
+            "PSNR-Y": [30.0, 32.0],
+            "SSIM-Y": [0.9, 0.9],
+            "LPIPS-squeeze": [value - 0.01, value + 0.01],
+            "LPIPS-alex": [1 - value],
+        }
 
-    monkeypatch.setattr(train.val, "evaluate", scores)
+    monkeypatch.setattr(train, "evaluate", scores)
     run = make_run(tiny_args, "--losses", "L1", "MSE", "--endepoch", 3)
-    run.metrics = dict.fromkeys(("LPIPS-squeeze", "LPIPS-alex"))  # the first one chooses
-    run.train()
+    run.experiment.metrics = dict.fromkeys(("LPIPS-squeeze", "LPIPS-alex"))  # the first one chooses
+    run.fit()
     for name, epoch in (("L1", 1), ("MSE", 2)):
-        best = rundir.load_state(run.folder / f"best_{name}.pt")
+        best = load_checkpoint(run.folder / f"best_{name}.pt")
         assert (best["epoch"], best["step"]) == (epoch, 2 * epoch + 2)
         assert best["scores"]["LPIPS-squeeze"] == pytest.approx(min(lpips[name])) and best["scores"]["PSNR-Y"] == 31
         assert_same(dict(best["net"]), dict(nets[name][epoch]))
-    last = rundir.load_state(run.folder / "last.pt")
+    last = load_checkpoint(run.folder / "last.pt")
     assert last["step"] == 6
     for name in nets:
         assert_same(dict(last["learners"][name]["net"]), dict(nets[name][2]))
@@ -237,21 +253,21 @@ def test_best_and_last(tiny_args, workplace, monkeypatch, assert_same):
 
 def test_the_first_lpips_network_chooses_best(tiny_args, workplace, squeeze_file, alex_file):
     run = make_run(tiny_args, "--lpips", "alex", "squeeze", "--judge-weights", squeeze_file, alex_file)
-    assert list(run.metrics) == ["LPIPS-alex", "LPIPS-squeeze"]
-    assert list(make_run(tiny_args).metrics) == ["LPIPS-squeeze"]
+    assert list(run.experiment.metrics) == ["LPIPS-alex", "LPIPS-squeeze"]
+    assert list(make_run(tiny_args).experiment.metrics) == ["LPIPS-squeeze"]
 
 
-# --- pieces ------------------------------------------------------------------------------------------------------------
+# --- pieces ---
 
 
 def test_validation_restores_the_mode(tiny_args, workplace):
     run = make_run(tiny_args, "--losses", "L1")
-    net = run.learners[0].net
+    net = run.experiment.learners[0].net
     seen = []
     net.register_forward_hook(lambda *_: seen.append(net.training))
     for training in (True, False):
         net.train(training)
-        train.val.evaluate(net, run.validation, {}, "paper")
+        train.evaluate(train.TiledUpscaler(net, train.MEMORY), run.experiment.validation, {}, "paper")
         assert net.training == training
     assert seen == [False] * 8
 
@@ -261,7 +277,7 @@ def test_schedules():
 
     def rates(schedule, *points):
         settings = configs.dataclasses.replace(config, schedule=schedule, milestones=(4, 6))
-        return [train.learning_rate(settings, epoch, step, 8) for epoch, step in points]
+        return [train.lr_at_step(settings, epoch, step, 8) for epoch, step in points]
 
     assert rates("constant", (2, 0), (19, 8)) == [0.1, 0.1]
     assert rates("step", (2, 0), (4, 0), (5, 0), (8, 0)) == pytest.approx([0.1, 0.1, 0.05, 0.025])
@@ -274,7 +290,7 @@ def test_warm_up():
     config = configs.Config(learning_rate=0.1, warmup=4)
 
     def rates(**settings):
-        return [train.learning_rate(configs.dataclasses.replace(config, **settings), 0, step, 8) for step in (0, 1, 3, 4, 6)]
+        return [train.lr_at_step(configs.dataclasses.replace(config, **settings), 0, step, 8) for step in (0, 1, 3, 4, 6)]
 
     assert rates() == pytest.approx([0.025, 0.05, 0.1, 0.1, 0.1])
     plain = rates(schedule="cosine", warmup=0)
@@ -286,7 +302,7 @@ def test_the_schedule_reaches_both_optimizers(tiny_args, workplace):
     assert [entry["learning_rate"] for entry in log_of(run) if "loss" in entry] == pytest.approx(
         [0.005 * (1 + math.cos(math.pi * i / 4)) for i in range(4)]
     )
-    learner = run.learners[0]
+    learner = run.experiment.learners[0]
     expected = pytest.approx(0.005 * (1 + math.cos(math.pi * 0.75)))
     assert learner.opt.param_groups[0]["lr"] == expected and learner.helper_opt.param_groups[0]["lr"] == expected
     assert learner.opt.param_groups[0]["betas"] == learner.helper_opt.param_groups[0]["betas"] == (0.5, 0.999)
@@ -312,7 +328,7 @@ def test_paper_init(tiny_args, assert_same):
     assert default[0].net.head[0].weight.std().item() > 0.08
 
 
-# --- bf16 ----------------------------------------------------------------------------------------------------------------
+# --- bf16 ---
 
 
 def test_bf16_stays_close_to_fp32(tiny_args, workplace):
@@ -323,21 +339,23 @@ def test_bf16_stays_close_to_fp32(tiny_args, workplace):
                 assert a["loss"][name] == pytest.approx(b["loss"][name], rel=0.05)
         else:
             assert a["PSNR-Y"] == pytest.approx(b["PSNR-Y"], abs=0.2)
-    assert not torch.equal(full.learners[0].net.head[0].weight, half.learners[0].net.head[0].weight)
-    assert all(p.dtype == torch.float32 for p in half.learners[0].net.parameters())
+    assert not torch.equal(
+        full.experiment.learners[0].net.head[0].weight, half.experiment.learners[0].net.head[0].weight
+    )
+    assert all(p.dtype == torch.float32 for p in half.experiment.learners[0].net.parameters())
 
 
 def test_bf16_m_step_sees_the_updated_weighting_network(tiny_args, workplace):
     """Autocast may keep the bf16 copies of weights; the E-step changes them between their two uses."""
     run = make_run(tiny_args, "--losses", "L1+TLW", "--precision", "bf16", "--learning-rate", 0.01)
-    helper, calls = run.learners[0].loss.helper, []
+    helper, calls = run.experiment.learners[0].loss.helper, []
 
     def remember(module, arguments, mu):
         if len(calls) < 2:
             calls.append((copy.deepcopy(module.state_dict()), arguments, mu.detach().clone()))
 
     hook = helper.register_forward_hook(remember)
-    run.train()
+    run.fit()
     hook.remove()
     (before, *_), (after, arguments, mu) = calls
     assert not torch.equal(before["conv.0.weight"], after["conv.0.weight"])
@@ -349,7 +367,7 @@ def test_bf16_m_step_sees_the_updated_weighting_network(tiny_args, workplace):
     assert torch.allclose(mu, results[0], atol=1e-6) and not torch.allclose(mu, results[1], atol=1e-3)
 
 
-# --- the run's files and data --------------------------------------------------------------------------------------------
+# --- the run's files and data ---
 
 
 def test_the_log(tiny_args, workplace):
@@ -361,15 +379,20 @@ def test_the_log(tiny_args, workplace):
         assert entry.keys() == {"step", "epoch", "learning_rate", "loss", "WC", "k"}
         assert (entry["step"], entry["epoch"]) == (number + 1, number // 2)
         assert entry["loss"].keys() == {"L1+TLW", "L1"} and entry["WC"].keys() == entry["k"].keys() == {"L1+TLW"}
-        assert entry["k"]["L1+TLW"] == pytest.approx(0.3 + 0.6 * (1 - math.exp(-entry["epoch"]))) and entry["WC"]["L1+TLW"] > 0
+        assert (
+            entry["k"]["L1+TLW"] == pytest.approx(0.3 + 0.6 * (1 - math.exp(-entry["epoch"])))
+            and entry["WC"]["L1+TLW"] > 0
+        )
     for entry in scores:
         assert entry.keys() == {"step", "epoch", "validation", "PSNR-Y", "SSIM-Y", "LPIPS-squeeze"}
-    assert [(entry["step"], entry["validation"]) for entry in scores] == [(s, n) for s in (2, 4) for n in ("L1+TLW", "L1")]
+    assert [(entry["step"], entry["validation"]) for entry in scores] == [
+        (s, n) for s in (2, 4) for n in ("L1+TLW", "L1")
+    ]
 
 
 def test_the_log_without_a_weighting_network(tiny_args, workplace):
     run = trained(tiny_args, "--losses", "L1", "MSE", "--log-every", 100)
-    assert run.judge is None
+    assert run.experiment.judge is None
     steps = [entry for entry in log_of(run) if "loss" in entry]
     assert len(steps) == 1 and steps[0].keys() == {"step", "epoch", "learning_rate", "loss"}
 
@@ -378,7 +401,16 @@ def test_main_leaves_a_whole_run_behind(tiny_args, workplace, capsys):
     train.main(tiny_args)
     run = workplace / "checkpoints/EDSR_x4_001"
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.yaml", "log.jsonl", "last.pt", "best_L1.pt", "best_L1+TLW.pt", "val.json", "val.csv", "weights.png"}
+    assert names == {
+        "config.yaml",
+        "log.jsonl",
+        "last.pt",
+        "best_L1.pt",
+        "best_L1+TLW.pt",
+        "val.json",
+        "val.csv",
+        "weights.png",
+    }
     config = configs.load(["--config", str(run / "config.yaml")])
     assert config == configs.load(tiny_args)
     out, err = capsys.readouterr()
@@ -388,8 +420,8 @@ def test_main_leaves_a_whole_run_behind(tiny_args, workplace, capsys):
 
 def test_steps_and_start_epoch(tiny_args, workplace):
     run = make_run(tiny_args, "--startepoch", 3, "--endepoch", 7, "--steps", 3)
-    assert (run.step, run.begin, run.end) == (6, 6, 9)
-    run.train()
+    assert (run.state.step, run.experiment.first_step, run.experiment.last_step) == (6, 6, 9)
+    run.fit()
     assert [(x["epoch"], x["step"]) for x in log_of(run) if "loss" in x] == [(3, 7), (3, 8), (4, 9)]
 
 
@@ -398,7 +430,9 @@ def write_lr(images, folder, scale=4, off=0):
     folder.mkdir()
     for path in images.iterdir():
         rgb = Image.fromarray(read_rgb(path))
-        rgb.resize((rgb.width // scale, rgb.height // scale + off), Image.Resampling.BOX).save(folder / f"{path.stem}x{scale}.png")
+        rgb.resize((rgb.width // scale, rgb.height // scale + off), Image.Resampling.BOX).save(
+            folder / f"{path.stem}x{scale}.png"
+        )
     return folder
 
 
@@ -408,7 +442,7 @@ def test_training_on_given_lr_images(tiny_args, workplace, images, monkeypatch):
     levels = {tuple(x) for path in lr_folder.iterdir() for x in read_rgb(path).reshape(-1, 3)}
     seen, step = [], train.em_step
     monkeypatch.setattr(train, "em_step", lambda learner, lr, *rest: seen.append(lr) or step(learner, lr, *rest))
-    run.train()
+    run.fit()
     shown = torch.cat(seen).permute(0, 2, 3, 1).reshape(-1, 3).numpy()
     assert {tuple(x) for x in np.rint((shown + 1) * 127.5).astype(np.uint8)} <= levels
 
@@ -432,8 +466,13 @@ def test_whole_images_one_by_one(tiny_args, workplace, monkeypatch):
     sizes, step = [], train.em_step
     monkeypatch.setattr(train, "em_step", lambda *a: sizes.append(tuple(a[2].hr.shape)) or step(*a))
     run = trained(whole_images(tiny_args), "--batchsize", 1, "--losses", "L1+TLW")
-    assert sorted(sizes) == [(1, 3, 48, 60), (1, 3, 48, 72), (1, 3, 60, 48), (1, 3, 60, 60)]  # cropped to multiples of 12
-    assert run.epoch_steps == 4
+    assert sorted(sizes) == [
+        (1, 3, 48, 60),
+        (1, 3, 48, 72),
+        (1, 3, 60, 48),
+        (1, 3, 60, 60),
+    ]  # cropped to multiples of 12
+    assert run.experiment.epoch_steps == 4
 
 
 def test_whole_images_of_different_sizes_make_no_batch(tiny_args, workplace):
@@ -441,24 +480,26 @@ def test_whole_images_of_different_sizes_make_no_batch(tiny_args, workplace):
         make_run(whole_images(tiny_args))
 
 
-# --- going on with other settings, or elsewhere -------------------------------------------------------------------------
+# --- going on with other settings, or elsewhere ---
 
 
 def test_a_stream_of_another_kind_of_device_is_left_out(tiny_args, workplace):
     """A run from a GPU goes on with a CPU: its learners take over what this device has."""
-    learner = make_run(tiny_args).learners[0]
-    state = learner.state() | {"streams": {"cpu": torch.Generator().manual_seed(9).get_state(), "cuda": torch.zeros(16)}}
-    learner.load_state(state, "last.pt")
-    assert set(learner.streams) == {"cpu"} and torch.equal(learner.streams["cpu"], state["streams"]["cpu"])
+    learner = make_run(tiny_args).experiment.learners[0]
+    state = learner.state_dict() | {
+        "rng_states": {"cpu": torch.Generator().manual_seed(9).get_state(), "cuda": torch.zeros(16)}
+    }
+    learner.load_state_dict(state, "last.pt")
+    assert set(learner.rng_states) == {"cpu"} and torch.equal(learner.rng_states["cpu"], state["rng_states"]["cpu"])
 
 
 def test_best_begins_anew_with_another_yardstick(tiny_args, images, workplace, capsys):
     trained(tiny_args, "--modelpath", "run")
     same = make_run(["--load", "--modelpath", "run", "--endepoch", "2"])
-    assert all(math.isfinite(learner.best) for learner in same.learners)
+    assert all(math.isfinite(learner.best) for learner in same.experiment.learners)
     other = make_run(["--load", "--modelpath", "run", "--endepoch", "2", "--protocol", "standard"])
-    assert all(learner.best == math.inf for learner in other.learners)
-    assert "best is chosen anew" in capsys.readouterr().out
+    assert all(learner.best == math.inf for learner in other.experiment.learners)
+    assert "from now on, before by" in capsys.readouterr().out
 
 
 def test_what_a_run_keeps_for_life(tiny_args, workplace, capsys):
@@ -471,7 +512,7 @@ def test_what_a_run_keeps_for_life(tiny_args, workplace, capsys):
 
 def test_the_end_that_was_typed_wins(tiny_args, workplace):
     trained(tiny_args, "--steps", "3", "--modelpath", "run")
-    assert make_run(["--load", "--modelpath", "run", "--endepoch", "4"]).end == 8
+    assert make_run(["--load", "--modelpath", "run", "--endepoch", "4"]).experiment.last_step == 8
 
 
 def test_patches_cover_the_images_once_an_epoch(tiny_args, workplace):
@@ -479,8 +520,12 @@ def test_patches_cover_the_images_once_an_epoch(tiny_args, workplace):
     args = [word for word in tiny_args if word != "--repeat"]
     del args[args.index("--batchsize") + 2]  # the value that --repeat had
     run = make_run([*args, "--batchsize", "8", "--patch", "20"])
-    pixels = sum(height * width for height, width in run.patches.pairs.sizes)
-    assert run.epoch_steps == round(pixels / 20**2 / len(run.patches)) * len(run.patches) // 8 > 1
+    pixels = sum(height * width for height, width in run.experiment.patches.pairs.sizes)
+    assert (
+        run.experiment.epoch_steps
+        == round(pixels / 20**2 / len(run.experiment.patches)) * len(run.experiment.patches) // 8
+        > 1
+    )
 
 
 def test_a_run_validates_on_given_lr_images(tiny_args, images, workplace):
@@ -489,7 +534,7 @@ def test_a_run_validates_on_given_lr_images(tiny_args, images, workplace):
         height, width = (x // 4 for x in read_rgb(path).shape[:2])
         Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(f"lr/{path.stem}.png")
     run = make_run([*tiny_args, "--vallrpath", "lr"])
-    assert all((lr == -1).all() for lr, _ in run.validation)
+    assert all((lr == -1).all() for lr, _ in run.experiment.validation)
 
 
 def test_augmented_whole_images_that_are_not_square_need_batchsize_1(tiny_args, workplace):
@@ -507,6 +552,8 @@ def test_augmented_whole_images_that_are_not_square_need_batchsize_1(tiny_args, 
 def test_backward_and_optimizers_run_outside_autocast(tiny_args, workplace, monkeypatch):
     seen = []
     step = torch.optim.Adam.step
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (seen.append(torch.is_autocast_enabled("cpu")), step(self)))
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda self: (seen.append(torch.is_autocast_enabled("cpu")), step(self))
+    )
     trained(tiny_args, "--precision", "bf16", "--steps", "1")
     assert seen and not any(seen)

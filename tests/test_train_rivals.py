@@ -8,10 +8,10 @@ import torch
 
 import configs
 import losses
-import rundir
 import train
 from losses import LOSSES
-from models.discriminator import VGGDiscriminator
+from losses.discriminator import VGGDiscriminator
+from runs.checkpoint import load_checkpoint
 
 RIVALS = ["L1+UDL", "L1+PSPL", "MSE+PSPL", "L1+DP", "L1+DP+GAN", "L1+TLW+DP", "L1+TLW+DP+GAN"]
 
@@ -24,13 +24,20 @@ def test_no_loss_is_left_out():
 def args(tiny_args, alex_file, squeeze_file, workplace, monkeypatch):
     """A tiny run that any of the losses can be put into, the discriminator small."""
     monkeypatch.setattr(losses, "VGGDiscriminator", partial(VGGDiscriminator, channels=4))
-    return [*tiny_args, "--dp-extractors", "alexnet:conv2", "squeezenet:fire3", "--extractor-weights", str(alex_file),
-            str(squeeze_file)]  # fmt: skip
+    return [
+        *tiny_args,
+        "--dp-extractors",
+        "alexnet:conv2",
+        "squeezenet:fire3",
+        "--extractor-weights",
+        str(alex_file),
+        str(squeeze_file),
+    ]
 
 
-def trained(args, *more) -> train.Run:
-    run = train.Run(configs.load([*args, *map(str, more)]))
-    run.train()
+def trained(args, *more) -> train.Trainer:
+    run = train.Trainer(configs.load([*args, *map(str, more)]))
+    run.fit()
     return run
 
 
@@ -42,11 +49,16 @@ def test_all_losses_in_one_run(args, workplace):
     train.main([*args, "--losses", *LOSSES, "--modelpath", "run"])
     folder = workplace / "run"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.yaml", "log.jsonl", "last.pt", "val.json", "val.csv", "weights.png"} | {f"best_{x}.pt" for x in LOSSES}
+    assert names == {"config.yaml", "log.jsonl", "last.pt", "val.json", "val.csv", "weights.png"} | {
+        f"best_{x}.pt" for x in LOSSES
+    }
     steps = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()][:2]
     for entry in steps:
         assert entry["loss"].keys() == set(LOSSES) and all(0 < loss < 100 for loss in entry["loss"].values())
-        assert entry["WC"].keys() == {"L1+TLW", "MSE+TLW", "L1+TLW+DP"} and entry["k"].keys() == {*entry["WC"], "L1+TLW+DP+GAN"}
+        assert entry["WC"].keys() == {"L1+TLW", "MSE+TLW", "L1+TLW+DP"} and entry["k"].keys() == {
+            *entry["WC"],
+            "L1+TLW+DP+GAN",
+        }
         assert entry["D"].keys() == {"L1+DP+GAN"} and entry["stage"] == {"L1+UDL": 1}
         assert entry["sigma"] == {"L1+PSPL": 0.5, "MSE+PSPL": 0.5}
     judges = {name: torch.load(folder / f"best_{name}.pt")["judges"] for name in LOSSES}
@@ -59,35 +71,38 @@ def test_all_losses_in_one_run(args, workplace):
 def test_alone_or_among_others_is_the_same(args, name, assert_same):
     among = trained(args, "--losses", "L1", "L1+TLW+DP", "L1+UDL", "L1+DP+GAN", "--steps", 2)
     alone = trained(args, "--losses", name, "--steps", 2)
-    learner = next(learner for learner in among.learners if learner.name == name)
-    assert_same(alone.learners[0].state(), learner.state())
-    first = {learner.net.head[0].weight.data_ptr() for learner in among.learners}
+    learner = next(learner for learner in among.experiment.learners if learner.name == name)
+    assert_same(alone.experiment.learners[0].state_dict(), learner.state_dict())
+    first = {learner.net.head[0].weight.data_ptr() for learner in among.experiment.learners}
     assert len(first) == 4
 
 
 def test_judge_and_extractors_are_built_where_needed(args):
-    for names, judge, extractors in ((["L1+UDL", "L1+PSPL"], False, []), (["L1+TLW"], True, []),
-                                      (["L1+DP"], False, ["alexnet:conv2", "squeezenet:fire3"])):  # fmt: skip
-        run = train.Run(configs.load([*args, "--losses", *names]))
-        assert (run.judge is not None, list(run.extractors)) == (judge, extractors)
+    for names, judge, extractors in (
+        (["L1+UDL", "L1+PSPL"], False, []),
+        (["L1+TLW"], True, []),
+        (["L1+DP"], False, ["alexnet:conv2", "squeezenet:fire3"]),
+    ):
+        run = train.Trainer(configs.load([*args, "--losses", *names]))
+        assert (run.experiment.judge is not None, list(run.experiment.extractors)) == (judge, extractors)
 
 
 def test_features_of_the_reference_once_a_batch_for_all_learners(args):
-    run = train.Run(configs.load([*args, "--losses", "L1", "L1+DP", "L1+TLW+DP", "--steps", "1"]))
-    calls = {name: 0 for name in run.extractors}
-    for name, extractor in run.extractors.items():
-        against = extractor.against
+    run = train.Trainer(configs.load([*args, "--losses", "L1", "L1+DP", "L1+TLW+DP", "--steps", "1"]))
+    calls = {name: 0 for name in run.experiment.extractors}
+    for name, extractor in run.experiment.extractors.items():
+        against = extractor.with_reference
 
         def count(hr, name=name, against=against):
             calls[name] += 1
             return against(hr)
 
-        extractor.against = count
-    run.train()
+        extractor.with_reference = count
+    run.fit()
     assert set(calls.values()) == {1}
 
 
-# --- who learns --------------------------------------------------------------------------------------------------------
+# --- who learns ---
 
 
 def moved(before, module) -> set[str]:
@@ -99,13 +114,13 @@ def snapshot(module) -> dict:
 
 
 def test_udls_head_learns_with_the_network_in_stage_1_alone(args):
-    run = train.Run(configs.load([*args, "--losses", "L1+UDL", "--udl-epoch", "1", "--endepoch", "2"]))
-    (learner,) = run.learners
+    run = train.Trainer(configs.load([*args, "--losses", "L1+UDL", "--udl-epoch", "1", "--endepoch", "2"]))
+    (learner,) = run.experiment.learners
     assert learner.helper_opt is None
     states, validate = [], run.validate
     before = snapshot(learner.loss)
     run.validate = lambda epoch: (states.append(snapshot(learner.loss)), validate(epoch))
-    run.train()
+    run.fit()
     names = {name for name in before if name.startswith("head.")}
     assert {name for name in before if not torch.equal(before[name], states[0][name])} == names
     second = {name for name in before if not torch.equal(states[0][name], states[1][name])}
@@ -116,11 +131,11 @@ def test_udls_head_learns_with_the_network_in_stage_1_alone(args):
 
 def test_the_discriminator_and_the_network_alternate(args):
     config = configs.load([*args, "--losses", "L1+DP+GAN", "--pretrain-epochs", "1"])
-    run = train.Run(config)
-    (learner,) = run.learners
+    run = train.Trainer(config)
+    (learner,) = run.experiment.learners
     random = torch.Generator().manual_seed(0)
     lr, hr = (torch.rand(2, 3, size, size, generator=random) * 2 - 1 for size in (8, 32))
-    target = train.Target.judged_by(None, hr, lr, run.extractors)
+    target = train.Target.judged_by(None, hr, lr, run.experiment.extractors)
     discriminator = learner.loss.helper
     for epoch, learns in ((0.5, False), (1.0, True)):
         before = snapshot(discriminator), snapshot(learner.net)
@@ -130,19 +145,19 @@ def test_the_discriminator_and_the_network_alternate(args):
 
 
 def test_the_network_meets_the_discriminator_that_has_just_learned(args):
-    run = train.Run(configs.load([*args, "--losses", "L1+DP+GAN"]))
-    (learner,) = run.learners
+    run = train.Trainer(configs.load([*args, "--losses", "L1+DP+GAN"]))
+    (learner,) = run.experiment.learners
     gan = learner.loss.losses[2]
     seen, forward, learn = [], gan.forward, gan.helper_loss
     gan.helper_loss = lambda *a: (seen.append(snapshot(gan.helper)), learn(*a))[1]
     gan.forward = lambda *a: (seen.append(snapshot(gan.helper)), forward(*a))[1]
     hr = torch.rand(2, 3, 32, 32)
-    train.em_step(learner, torch.rand(2, 3, 8, 8), train.Target.judged_by(None, hr, None, run.extractors), 0)
+    train.em_step(learner, torch.rand(2, 3, 8, 8), train.Target.judged_by(None, hr, None, run.experiment.extractors), 0)
     assert len(seen) == 2 and any(not torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
     assert all(torch.equal(seen[1][name], p) for name, p in gan.helper.named_parameters())  # it keeps still then
 
 
-# --- going on ----------------------------------------------------------------------------------------------------------
+# --- going on ---
 
 
 @pytest.mark.parametrize(
@@ -160,7 +175,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(args, name, more, cut, assert
     whole = trained(args, "--endepoch", 3, "--modelpath", "whole")
     trained(args, "--endepoch", cut, "--modelpath", "parts")
     resumed = trained(["--load", "--modelpath", "parts", "--endepoch", "3"])
-    assert_same(rundir.load_state(resumed.folder / "last.pt"), rundir.load_state(whole.folder / "last.pt"))
+    assert_same(load_checkpoint(resumed.folder / "last.pt"), load_checkpoint(whole.folder / "last.pt"))
     assert log_of(resumed) == log_of(whole)
 
 
@@ -170,7 +185,20 @@ def test_sigma_grows_within_an_epoch(args):
 
 
 def test_the_milestones_are_counted_in_steps(args):
-    run = trained(args, "--losses", "L1", "--endepoch", 2, "--schedule", "milestones", "--milestones", 1, 3, "--learning-rate", 0.01)
+    run = trained(
+        args,
+        "--losses",
+        "L1",
+        "--endepoch",
+        2,
+        "--schedule",
+        "milestones",
+        "--milestones",
+        1,
+        3,
+        "--learning-rate",
+        0.01,
+    )
     assert [entry["learning_rate"] for entry in log_of(run) if "loss" in entry] == [0.01, 0.005, 0.005, 0.0025]
 
 

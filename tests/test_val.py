@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-import rundir
 import train
 import val
 from data import imresize, read_rgb
+from metrics.evaluate import PROTOCOLS, evaluate
 from metrics.perceptual import LPIPS
 from models import SR_MODELS
 from models.bicubic import MatlabBicubic
+from runs.checkpoint import load_checkpoint, save_checkpoint
+from training.validation import metrics_on, read_validation_set
 
 ROOT = Path(__file__).parents[1]
 DATASETS = ROOT.parent / "shared" / "datasets"
@@ -29,7 +31,7 @@ DATASETS = ROOT.parent / "shared" / "datasets"
 def run_folder(tmp_path_factory, tiny_args):
     """A run of two epochs; for reading only."""
     folder = tmp_path_factory.mktemp("run") / "small"
-    train.Run(train.configs.load([*tiny_args, "--endepoch", "2", "--modelpath", str(folder)])).train()
+    train.Trainer(train.configs.load([*tiny_args, "--endepoch", "2", "--modelpath", str(folder)])).fit()
     return folder
 
 
@@ -62,7 +64,9 @@ def slow_scores(net, folder, scale, protocol, lpips=None):
         y_sr, y_hr = rgb2ycbcr(sr)[..., 0], rgb2ycbcr(hr)[..., 0]
         if protocol == "standard":
             y_sr, y_hr = (y[scale:-scale, scale:-scale] for y in (y_sr, y_hr))
-        ssim = structural_similarity(y_hr, y_sr, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255)
+        ssim = structural_similarity(
+            y_hr, y_sr, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+        )
         distance = lpips(to_tensor(sr), to_tensor(hr)).item() if lpips else None
         scores.append((peak_signal_noise_ratio(y_hr, y_sr, data_range=255), ssim, distance))
     return [list(column) for column in zip(*scores)]
@@ -73,9 +77,9 @@ def slow_scores(net, folder, scale, protocol, lpips=None):
 def test_evaluate_against_a_slow_loop(images, squeeze_file, protocol, scale):
     torch.manual_seed(0)
     net = SR_MODELS["EDSR"](scale=scale, blocks=1, channels=8)
-    pairs = val.read_pairs([images], scale, protocol)
-    metrics = val.build_metrics(["squeeze"], (squeeze_file,))
-    scores = val.evaluate(net, pairs, metrics, protocol)
+    pairs = read_validation_set([images], scale, protocol)
+    metrics = metrics_on("cpu", ["squeeze"], (squeeze_file,))
+    scores = evaluate(net, pairs, metrics, protocol)
     expected = slow_scores(net.eval(), images, scale, protocol, LPIPS("squeeze", weights=(squeeze_file,)))
     assert list(scores) == ["PSNR-Y", "SSIM-Y", "LPIPS-squeeze"]
     for values, slow, tolerance in zip(scores.values(), expected, (2e-4, 1e-5, 1e-5)):
@@ -88,14 +92,14 @@ def test_the_bicubic_row_is_the_protocols(images):
         ("paper", lambda lr: F.interpolate(lr, scale_factor=4, mode="bicubic", align_corners=False)),
         ("standard", MatlabBicubic(4)),
     ):
-        pairs = val.read_pairs([images], 4, protocol)
-        rows[protocol] = val.evaluate(val.PROTOCOLS[protocol].bicubic(4), pairs, {}, protocol)
+        pairs = read_validation_set([images], 4, protocol)
+        rows[protocol] = evaluate(val.BICUBIC[protocol](4), pairs, {}, protocol)
         assert rows[protocol]["PSNR-Y"] == pytest.approx(slow_scores(net, images, 4, protocol)[0], abs=2e-4)
     assert abs(np.subtract(rows["paper"]["PSNR-Y"], rows["standard"]["PSNR-Y"])).min() > 0.01
 
 
 def test_protocols_crop_and_round_as_documented(images):
-    paper, standard = (val.read_pairs([images], 4, protocol) for protocol in ("paper", "standard"))
+    paper, standard = (read_validation_set([images], 4, protocol) for protocol in ("paper", "standard"))
     assert paper.sizes == [(48, 60), (48, 72), (60, 48), (60, 60)]
     assert standard.sizes == [(48, 60), (48, 72), (64, 48), (60, 60)]
     levels = [(pairs[1][0].double() + 1) * 127.5 for pairs in (paper, standard)]
@@ -104,7 +108,7 @@ def test_protocols_crop_and_round_as_documented(images):
 
 
 def test_the_standard_protocol_shaves_and_rounds_sr(images):
-    pairs = val.read_pairs([images], 4, "standard")
+    pairs = read_validation_set([images], 4, "standard")
     hr_of = {tuple(lr.flatten()[:50].tolist()): hr for lr, hr in (pairs[i] for i in range(4))}
 
     class Border(torch.nn.Module):
@@ -116,9 +120,12 @@ def test_the_standard_protocol_shaves_and_rounds_sr(images):
             sr[..., 4:-4, 4:-4] = hr[..., 4:-4, 4:-4] + 0.4 / 127.5
             return sr
 
-    assert val.evaluate(Border(), pairs, {}, "standard")["SSIM-Y"] == [1] * 4
-    hr_of = {tuple(lr.flatten()[:50].tolist()): hr for lr, hr in (val.read_pairs([images], 4, "paper")[i] for i in range(4))}
-    assert max(val.evaluate(Border(), val.read_pairs([images], 4, "paper"), {}, "paper")["PSNR-Y"]) < 30
+    assert evaluate(Border(), pairs, {}, "standard")["SSIM-Y"] == [1] * 4
+    hr_of = {
+        tuple(lr.flatten()[:50].tolist()): hr
+        for lr, hr in (read_validation_set([images], 4, "paper")[i] for i in range(4))
+    }
+    assert max(evaluate(Border(), read_validation_set([images], 4, "paper"), {}, "paper")["PSNR-Y"]) < 30
 
 
 def table_of(out: str) -> dict[tuple[str, str], list[str]]:
@@ -139,7 +146,7 @@ def test_bicubic_needs_no_checkpoint(images, workplace, capsys):
     val.main(["--model", "bicubic", "--scale", "3", "--folder", str(images), "--lpips", "--device", "cpu"])
     out, err = capsys.readouterr()
     assert err == "" and out.startswith("bicubic x3, protocol paper, cpu\n")
-    scores = val.evaluate(val.PROTOCOLS["paper"].bicubic(3), val.read_pairs([images], 3, "paper"), {}, "paper")
+    scores = evaluate(val.BICUBIC["paper"](3), read_validation_set([images], 3, "paper"), {}, "paper")
     assert table_of(out) == {("cuts", "bicubic"): [f"{np.mean(values):.4f}" for values in scores.values()]}
     assert "cuts (4)" in out and list(workplace.iterdir()) == []
 
@@ -157,8 +164,24 @@ def test_a_run_on_several_folders_with_judge_and_other(run, images, squeeze_file
     shutil.copytree(images, other)
     (other / "coffee.png").unlink()
     folders, weights = [str(images), str(other)], [str(squeeze_file), str(alex_file)]
-    val.main(["--modelpath", str(run), "--folder", *folders, "--lpips", "alex", "squeeze", "--judge-weights", *weights,
-              "--protocol", "standard", "--device", "cpu", *(["--best"] if which == "best" else [])])  # fmt: skip
+    val.main(
+        [
+            "--modelpath",
+            str(run),
+            "--folder",
+            *folders,
+            "--lpips",
+            "alex",
+            "squeeze",
+            "--judge-weights",
+            *weights,
+            "--protocol",
+            "standard",
+            "--device",
+            "cpu",
+            *(["--best"] if which == "best" else []),
+        ]
+    )
     out, err = capsys.readouterr()
     assert err == "" and f"EDSR (small, {which}) x4, protocol standard, cpu\n" in out
     header = next(line for line in out.splitlines() if line.startswith("data set"))
@@ -169,10 +192,18 @@ def test_a_run_on_several_folders_with_judge_and_other(run, images, squeeze_file
     assert list(table_of(out)) == [(dataset, loss) for dataset in ("cuts", "others") for loss in losses]
     result = json.loads((run / "val.json").read_text())
     about = {key: value for key, value in result.items() if key != "rows"}
-    assert about == {"model": "EDSR", "run": str(run), "checkpoint": which, "scale": 4, "protocol": "standard",
-                     "judge": "lpips-squeeze", "device": "cpu", "precision": "fp32"}  # fmt: skip
+    assert about == {
+        "model": "EDSR",
+        "run": str(run),
+        "checkpoint": which,
+        "scale": 4,
+        "protocol": "standard",
+        "judge": "lpips-squeeze",
+        "device": "cpu",
+        "precision": "fp32",
+    }
     net = SR_MODELS["EDSR"](scale=4, blocks=1, channels=8)
-    best, last = rundir.load_state(run / "best_L1.pt"), rundir.load_state(run / "last.pt")["learners"]["L1"]
+    best, last = load_checkpoint(run / "best_L1.pt"), load_checkpoint(run / "last.pt")["learners"]["L1"]
     net.load_state_dict((best if which == "best" else last)["net"])
     names = ["PSNR-Y", "SSIM-Y", "LPIPS-alex", "LPIPS-squeeze"]
     for row, (dataset, loss) in zip(result["rows"], table_of(out), strict=True):
@@ -182,7 +213,9 @@ def test_a_run_on_several_folders_with_judge_and_other(run, images, squeeze_file
         assert all(row[name] == pytest.approx(np.mean(row["per_image"][name])) for name in names)
         assert table_of(out)[dataset, loss] == [f"{row[name]:.4f}" for name in names]
         if loss == "L1":
-            assert row["per_image"]["PSNR-Y"] == pytest.approx(slow_scores(net.eval(), folder, 4, "standard")[0], abs=2e-4)
+            assert row["per_image"]["PSNR-Y"] == pytest.approx(
+                slow_scores(net.eval(), folder, 4, "standard")[0], abs=2e-4
+            )
 
     with open(run / "val.csv", newline="") as file:
         lines = list(csv.DictReader(file))
@@ -195,10 +228,10 @@ def test_a_run_on_several_folders_with_judge_and_other(run, images, squeeze_file
 
 def test_best_and_last_are_different_networks(run, capsys):
     rows = {}
-    last = rundir.load_state(run / "last.pt")
-    best = rundir.load_state(run / "best_L1.pt")
+    last = load_checkpoint(run / "last.pt")
+    best = load_checkpoint(run / "best_L1.pt")
     best["net"] = {name: value * 0.5 for name, value in best["net"].items()}
-    rundir.save_state(best, run / "best_L1.pt")
+    save_checkpoint(best, run / "best_L1.pt")
     for flags in ([], ["--best"]):
         val.main(["--modelpath", str(run), "--lpips", "--device", "cpu", *flags])
         rows[bool(flags)] = json.loads((run / "val.json").read_text())["rows"]
@@ -226,8 +259,23 @@ def test_only_some_losses_and_another_place_for_the_result(run, capsys):
 def test_bgr_is_marked_and_changes_lpips_alone(images, squeeze_file, workplace, capsys):
     results = []
     for flags in ([], ["--bgr"]):
-        val.main(["--model", "bicubic", "--folder", str(images), "--lpips", "squeeze", "--judge-weights", str(squeeze_file),
-                  "--device", "cpu", "--out", "r.json", *flags])  # fmt: skip
+        val.main(
+            [
+                "--model",
+                "bicubic",
+                "--folder",
+                str(images),
+                "--lpips",
+                "squeeze",
+                "--judge-weights",
+                str(squeeze_file),
+                "--device",
+                "cpu",
+                "--out",
+                "r.json",
+                *flags,
+            ]
+        )
         results.append(json.loads(Path("r.json").read_text())["rows"][0])
     assert results[0]["PSNR-Y"] == results[1]["PSNR-Y"]
     assert abs(results[0]["LPIPS-squeeze"] - results[1]["LPIPS-squeeze-BGR"]) > 1e-6
@@ -237,7 +285,21 @@ def test_bgr_is_marked_and_changes_lpips_alone(images, squeeze_file, workplace, 
 @pytest.mark.parametrize("scale, set5, set14", [(2, 33.9569, 30.3250), (3, 30.6089, 27.5664), (4, 28.5944, 25.9904)])
 def test_bicubic_rows_of_table_1(workplace, scale, set5, set14):
     folders = [str(DATASETS / name) for name in ("Set5", "Set14")]
-    val.main(["--model", "bicubic", "--scale", str(scale), "--folder", *folders, "--lpips", "--device", "cpu", "--out", "r.json"])
+    val.main(
+        [
+            "--model",
+            "bicubic",
+            "--scale",
+            str(scale),
+            "--folder",
+            *folders,
+            "--lpips",
+            "--device",
+            "cpu",
+            "--out",
+            "r.json",
+        ]
+    )
     result = json.loads(Path("r.json").read_text())
     assert result["protocol"] == "paper"
     found = {row["dataset"]: (row["files"], f"{row['PSNR-Y']:.4f}") for row in result["rows"]}
@@ -253,7 +315,9 @@ def test_bicubic_has_no_precision(images, capsys):
 def test_networks_in_bf16_are_said_and_close(run, capsys):
     rows = {}
     for precision in ("fp32", "bf16"):
-        val.main(["--modelpath", str(run), "--losses", "L1", "--lpips", "tiny", "--device", "cpu", "--precision", precision])
+        val.main(
+            ["--modelpath", str(run), "--losses", "L1", "--lpips", "tiny", "--device", "cpu", "--precision", precision]
+        )
         assert (", networks in bf16\n" in capsys.readouterr().out) == (precision == "bf16")
         results = json.loads((run / "val.json").read_text())
         assert results["precision"] == precision
@@ -264,8 +328,8 @@ def test_networks_in_bf16_are_said_and_close(run, capsys):
         assert 0 < abs(half[name] - full[name]) < most
 
 
-@pytest.mark.parametrize("protocol", val.PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_bicubic_and_the_metrics_are_fp32_whatever_the_networks(images, protocol):
-    pairs, metrics = val.read_pairs([images], 4, protocol), val.build_metrics(["tiny"])
-    net = val.PROTOCOLS[protocol].bicubic(4)
-    assert val.evaluate(net, pairs, metrics, protocol, precision="bf16") == val.evaluate(net, pairs, metrics, protocol)
+    pairs, metrics = read_validation_set([images], 4, protocol), metrics_on("cpu", ["tiny"])
+    net = val.BICUBIC[protocol](4)
+    assert evaluate(net, pairs, metrics, protocol, precision="bf16") == evaluate(net, pairs, metrics, protocol)

@@ -32,9 +32,19 @@ from data.photographs import photographs
 FILES = int(os.environ.get("DAMAGED_IMAGES", 1200))
 PART = 12  # tests that share them
 SECONDS, MEMORY = 5, 1 << 30  # of one file; the time is the process's own, for the machine may be busy
-MAGICS = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\0\x10JFIF\0", b"BM", b"RIFF\xff\xff\0\0WEBPVP8 ",
-          b"RIFF\xff\0\0\0WEBPVP8X", b"RIFF\xff\0\0\0WEBPVP8L", b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0",
-          b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n"]  # fmt: skip
+MAGICS = [
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff\xe0\0\x10JFIF\0",
+    b"BM",
+    b"RIFF\xff\xff\0\0WEBPVP8 ",
+    b"RIFF\xff\0\0\0WEBPVP8X",
+    b"RIFF\xff\0\0\0WEBPVP8L",
+    b"II*\0",
+    b"MM\0*",
+    b"II+\0\x08\0\0\0",
+    b"GIF89a",
+    b"%!PS-Adobe-3.0 EPSF-3.0\n",
+]
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +240,12 @@ def test_what_is_no_file_does_not_block(tmp_path):
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     with open(tmp_path / "huge.png", "wb") as file:
         file.truncate(1 << 40)
-    for name, words in [("pipe", "a pipe or a device"), ("zero", "a pipe or a device"), ("loop", "symbolic links"),
-                        ("huge", f"{1 << 40} bytes are more than")]:  # fmt: skip
+    for name, words in [
+        ("pipe", "a pipe or a device"),
+        ("zero", "a pipe or a device"),
+        ("loop", "symbolic links"),
+        ("huge", f"{1 << 40} bytes are more than"),
+    ]:
         assert words in read_or_reason(tmp_path / f"{name}.png")
 
 
@@ -285,8 +299,16 @@ def test_odd_but_undamaged_files(tmp_path, photograph, seed):
 
     upright = photograph[: height + 1, :width]
     # What EXIF's orientations say of where row 0 and column 0 of the file are.
-    stored = [upright, upright[:, ::-1], upright[::-1, ::-1], upright[::-1], upright.transpose(1, 0, 2),
-              np.rot90(upright, 1), upright[::-1, ::-1].transpose(1, 0, 2), np.rot90(upright, -1)]  # fmt: skip
+    stored = [
+        upright,
+        upright[:, ::-1],
+        upright[::-1, ::-1],
+        upright[::-1],
+        upright.transpose(1, 0, 2),
+        np.rot90(upright, 1),
+        upright[::-1, ::-1].transpose(1, 0, 2),
+        np.rot90(upright, -1),
+    ]
     for orientation, pixels in enumerate(stored, 1):
         exif = Image.Exif()
         exif[274] = orientation
@@ -336,6 +358,10 @@ def test_nothing_is_said_beside_the_reason(tmp_path, whole):
         for again, kind in enumerate(("cut", "flipped", "zeros", "random")):
             (tmp_path / f"{number}_{again}.png").write_bytes(damaged(random, data, kind))
     (tmp_path / "bomb.png").write_bytes(header("png", 9_460, 9_460))
-    done = subprocess.run([sys.executable, "-W", "always", "-c", SPEAKING, tmp_path], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[2])  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", SPEAKING, tmp_path],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.returncode == 0 and done.stdout == "" and done.stderr == ""

@@ -1,4 +1,4 @@
-"""Pairs, patches and batches: values, matching of files, and determinism."""
+"""PairedDataset, patches and batches: values, matching of files, and determinism."""
 
 import re
 from collections import Counter
@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data import datasets
-from data import Batches, Pairs, Patches, make_pair
+from data import PairedDataset, PatchDataset, ResumableBatchSampler, datasets, make_pair
 from data.images import read_rgb
 from data.imresize import imresize
 
@@ -63,7 +62,7 @@ def test_make_pair_errors():
 @pytest.mark.parametrize("cache_bytes", [0, 20_000, 2 << 30])
 @pytest.mark.parametrize("round_lr", [False, True])
 def test_pairs_equal_make_pair_whatever_is_cached(folder, cache_bytes, round_lr, monkeypatch, capsys):
-    pairs = Pairs([folder], 4, 12, round_lr=round_lr, cache_bytes=cache_bytes)
+    pairs = PairedDataset([folder], 4, 12, round_lr=round_lr, cache_bytes=cache_bytes)
     assert capsys.readouterr().err == ""  # no bar where there is no terminal
     assert len(pairs) == 3 and pairs.names == ["0", "1", "2"] and pairs.sizes == [(48, 60), (36, 48), (60, 36)]
     decoded = []
@@ -77,16 +76,16 @@ def test_pairs_name_the_first_bad_file(folder):
     data = (folder / "1.png").read_bytes()
     (folder / "1.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="cannot read image .*1.png: .*; remove or replace it"):
-        Pairs(folder, 4, 12)
+        PairedDataset(folder, 4, 12)
     save(folder / "1.png", (11, 40))
     with pytest.raises(ValueError, match="1.png is 11x40, smaller than multiple=12"):
-        Pairs(folder, 4, 12)
+        PairedDataset(folder, 4, 12)
     with pytest.raises(ValueError, match="multiple=3 is not divisible by scale=4; use 4"):
-        Pairs(folder, 4, 3)
+        PairedDataset(folder, 4, 3)
 
 
 def bad_folders(folder, tmp_path):
-    """Pairs with files of every kind of trouble: the good images' numbers and what is said of each of the others."""
+    """PairedDataset with files of every kind of trouble: the good images' numbers and what is said of each of the others."""
     cut = (folder / "1.png").read_bytes()[:200]
     for number in range(3, 9):
         save(folder / f"{number}.png", (40, 48))
@@ -98,24 +97,27 @@ def bad_folders(folder, tmp_path):
     save(tmp_path / "lr/5.png", (9, 12))
     (tmp_path / "lr/6.png").write_bytes(cut)
     return ["0", "2", "8"], {
-        "1": "hr/1.png: ", "3": "3.png is 11x40, smaller than multiple=12", "4": "hr/4.png: not a PNG",
-        "5": "lr/5.png, LR partner of .*hr/5.png, is 9x12; expected 10x12", "6": "cannot read image .*lr/6.png: ",
+        "1": "hr/1.png: ",
+        "3": "3.png is 11x40, smaller than multiple=12",
+        "4": "hr/4.png: not a PNG",
+        "5": "lr/5.png, LR partner of .*hr/5.png, is 9x12; expected 10x12",
+        "6": "cannot read image .*lr/6.png: ",
         "7": "hr/7.png has no LR partner; expected 7 or 7x4 in lr_folders",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 20_000, 2 << 30])
 def test_bad_images_are_skipped_and_named(folder, tmp_path, cache_bytes):
     good, bad = bad_folders(folder, tmp_path)
     settings = dict(lr_folders=tmp_path / "lr", cache_bytes=cache_bytes)
-    pairs = Pairs(folder, 4, 12, **settings, bad_images="skip")
+    pairs = PairedDataset(folder, 4, 12, **settings, bad_images="skip")
     assert pairs.names == [path.stem for path in pairs.paths] == good and len(pairs) == len(pairs.sizes) == 3
     assert {path.stem for path in pairs.skipped} == set(bad) and all(path.is_file() for path in pairs.skipped)
     for path, reason in pairs.skipped.items():
         assert re.search(bad[path.stem], reason) and "\n" not in reason
     for number in bad:  # what is left is what a folder without them gives
         (folder / f"{number}.png").unlink()
-    clean = Pairs(folder, 4, 12, **settings)
+    clean = PairedDataset(folder, 4, 12, **settings)
     assert clean.paths == pairs.paths and clean.sizes == pairs.sizes and clean.skipped == {}
     assert all(equal(a, b) for a, b in zip(pairs, clean, strict=True))
 
@@ -130,18 +132,18 @@ def test_bad_images_stop_where_they_are_not_skipped(folder, tmp_path):
             (tmp_path / "alone" / f"{number}.png").write_bytes((folder / f"{number}.png").read_bytes())
             settings = dict(lr_folders=tmp_path / "lr", bad_images=bad_images)
             if number in good:
-                assert Pairs(tmp_path / "alone", 4, 12, **settings).skipped == {}
+                assert PairedDataset(tmp_path / "alone", 4, 12, **settings).skipped == {}
                 continue
             words = "all of 1 images are bad, the first: .*" if bad_images == "skip" else ""
             with pytest.raises(ValueError, match=f"^{words}") as caught:
-                Pairs(tmp_path / "alone", 4, 12, **settings)
+                PairedDataset(tmp_path / "alone", 4, 12, **settings)
             assert re.search(bad[number].replace("hr/", "alone/"), str(caught.value))
     with pytest.raises(ValueError, match="bad_images=ignore; expected stop or skip"):
-        Pairs(folder, 4, 12, bad_images="ignore")
+        PairedDataset(folder, 4, 12, bad_images="ignore")
 
 
 def test_an_image_that_changes_its_size_in_the_meantime(folder):
-    pairs = Pairs(folder, 4, 12, cache_bytes=0)
+    pairs = PairedDataset(folder, 4, 12, cache_bytes=0)
     save(folder / "1.png", (64, 64))
     with pytest.raises(ValueError, match="1.png has changed; expected images not to change"):
         pairs[1]
@@ -150,7 +152,7 @@ def test_an_image_that_changes_its_size_in_the_meantime(folder):
 def test_names_are_unique(tmp_path):
     for name in ("one/a.png", "one/sub/b.png", "one/b.png", "one/c.png", "one/c.bmp", "two/b.png"):
         save(tmp_path / name, (8, 8))
-    pairs = Pairs([tmp_path / "one", tmp_path / "two"], 2, 2)
+    pairs = PairedDataset([tmp_path / "one", tmp_path / "two"], 2, 2)
     root = tmp_path.as_posix()
     expected = [f"{root}/one/b", f"{root}/one/c.bmp", f"{root}/one/c.png", "a", "sub/b", f"{root}/two/b"]
     assert sorted(pairs.names) == sorted(expected)
@@ -169,7 +171,7 @@ def test_lr_files_are_taken_as_they_are(folder, tmp_path, suffix, cache_bytes):
     for number in range(3):
         save_lr(folder / f"{number}.png", tmp_path / f"lr/X4/{number}{suffix}.png", 4)
         save(tmp_path / f"lr/X2/{number}x2.png", (5, 5))
-    pairs = Pairs(folder, 4, 12, lr_folders=tmp_path / "lr", cache_bytes=cache_bytes)
+    pairs = PairedDataset(folder, 4, 12, lr_folders=tmp_path / "lr", cache_bytes=cache_bytes)
     for number, (height, width) in enumerate(pairs.sizes):
         lr, hr = pairs[number]
         given = read_rgb(tmp_path / f"lr/X4/{number}{suffix}.png")[: height // 4, : width // 4]
@@ -182,32 +184,32 @@ def test_lr_matching_where_stems_collide(tmp_path):
         hr = save(tmp_path / f"{below}.png", (16, 16))
         save(tmp_path / f"lr_{below}.png", (8, 8), seed=len(below) + ord(below[0]) + ord(below[4]))
     roots = [[tmp_path / f"{prefix}{x}" for x in ("one", "two")] for prefix in ("", "lr_")]
-    pairs = Pairs(roots[0], 2, 2, lr_folders=roots[1])
+    pairs = PairedDataset(roots[0], 2, 2, lr_folders=roots[1])
     for path, (lr, _) in zip(pairs.paths, pairs):
         given = read_rgb(tmp_path / f"lr_{path.relative_to(tmp_path).as_posix()}")
         assert np.array_equal(lr.numpy(), (given / 255 * 2 - 1).astype(np.float32).transpose(2, 0, 1))
     (tmp_path / "lr_two/s/a.png").rename(tmp_path / "lr_two/s/b.png")
     with pytest.raises(ValueError, match="share the LR partner"):
-        Pairs(roots[0], 2, 2, lr_folders=roots[1])
+        PairedDataset(roots[0], 2, 2, lr_folders=roots[1])
 
 
 def test_lr_errors(folder, tmp_path):
     for number in (0, 2):
         save_lr(folder / f"{number}.png", tmp_path / f"lr/{number}x4.png", 4)
     with pytest.raises(ValueError, match="1.png has no LR partner; expected 1 or 1x4 in lr_folders"):
-        Pairs(folder, 4, 12, lr_folders=tmp_path / "lr")
+        PairedDataset(folder, 4, 12, lr_folders=tmp_path / "lr")
     save(tmp_path / "lr/1.png", (9, 13))
     with pytest.raises(ValueError, match="lr/1.png, LR partner of .*hr/1.png, is 9x13; expected 9x12 at scale=4"):
-        Pairs(folder, 4, 12, lr_folders=tmp_path / "lr")
+        PairedDataset(folder, 4, 12, lr_folders=tmp_path / "lr")
     save(tmp_path / "lr/1.bmp", (9, 12))
     with pytest.raises(ValueError, match="1.png has two LR partners"):
-        Pairs(folder, 4, 12, lr_folders=tmp_path / "lr")
+        PairedDataset(folder, 4, 12, lr_folders=tmp_path / "lr")
 
 
 @pytest.mark.parametrize("scale, cache_bytes", [(2, 0), (3, 0), (4, 0), (4, 2 << 30)])
 def test_patches_are_cut_from_the_whole_lr(folder, scale, cache_bytes):
-    pairs = Pairs(folder, scale, 12, cache_bytes=cache_bytes)
-    patches = Patches(pairs, 24, augment=False, seed=3)
+    pairs = PairedDataset(folder, scale, 12, cache_bytes=cache_bytes)
+    patches = PatchDataset(pairs, 24, augment=False, seed=3)
     corners = set()
     for epoch in range(40):
         for index in range(3):
@@ -226,8 +228,8 @@ def test_patches_are_cut_from_the_whole_lr(folder, scale, cache_bytes):
 
 @pytest.mark.parametrize("patch", [24, None])
 def test_augmentation_is_one_of_eight_and_alike_for_lr_and_hr(folder, patch):
-    pairs = Pairs(folder, 4, 12)
-    plain, augmented = (Patches(pairs, patch, augment, seed=0) for augment in (False, True))
+    pairs = PairedDataset(folder, 4, 12)
+    plain, augmented = (PatchDataset(pairs, patch, augment, seed=0) for augment in (False, True))
     seen = Counter()
     for epoch in range(60):
         lr, hr = plain[epoch, 1]
@@ -244,29 +246,29 @@ def test_augmentation_is_one_of_eight_and_alike_for_lr_and_hr(folder, patch):
 
 
 def test_patches_depend_on_seed_epoch_and_index_alone(folder):
-    pairs = Pairs(folder, 4, 12)
-    patches = Patches(pairs, 12, augment=True, seed=5)
+    pairs = PairedDataset(folder, 4, 12)
+    patches = PatchDataset(pairs, 12, augment=True, seed=5)
     first = patches[7, 2]
     patches[0, 0]
-    assert equal(first, patches[7, 2]) and equal(first, Patches(pairs, 12, augment=True, seed=5)[7, 2])
-    for other in (patches[8, 2], patches[7, 5], Patches(pairs, 12, augment=True, seed=6)[7, 2]):
+    assert equal(first, patches[7, 2]) and equal(first, PatchDataset(pairs, 12, augment=True, seed=5)[7, 2])
+    for other in (patches[8, 2], patches[7, 5], PatchDataset(pairs, 12, augment=True, seed=6)[7, 2]):
         assert not torch.equal(first[1], other[1])
 
 
 def test_patch_errors(folder):
-    pairs = Pairs(folder, 4, 12)
+    pairs = PairedDataset(folder, 4, 12)
     with pytest.raises(ValueError, match="patch=50 is not divisible by scale=4; use 48 or 52"):
-        Patches(pairs, 50, augment=True, seed=0)
+        PatchDataset(pairs, 50, augment=True, seed=0)
     words = "1.png is 36x48 after cropping, smaller than patch=40 as are 2 of 3 images; use patch=36 or skip_small"
     with pytest.raises(ValueError, match=words):
-        Patches(pairs, 40, augment=True, seed=0)
+        PatchDataset(pairs, 40, augment=True, seed=0)
     with pytest.raises(ValueError, match="smaller than patch=96 as are 3 of 3 images; use patch=36$"):
-        Patches(pairs, 96, augment=True, seed=0, skip_small=True)
+        PatchDataset(pairs, 96, augment=True, seed=0, skip_small=True)
 
 
 def test_small_images_can_be_skipped(folder):
-    pairs = Pairs(folder, 4, 12)
-    patches = Patches(pairs, 48, augment=False, seed=0, skip_small=True)
+    pairs = PairedDataset(folder, 4, 12)
+    patches = PatchDataset(pairs, 48, augment=False, seed=0, skip_small=True)
     assert patches.used == [0] and len(patches) == 1
     whole = pairs[0][1]
     cuts = [whole[:, :, left : left + 48] for left in range(0, 13, 4)]
@@ -278,7 +280,7 @@ def test_small_images_can_be_skipped(folder):
     "n, batchsize, repeat, steps", [(10, 3, 1, 3), (10, 5, 1, 2), (3, 8, 1, 1), (4, 6, 3, 2), (1, 1, 1, 1)]
 )
 def test_batches(n, batchsize, repeat, steps):
-    sampler = Batches(n, batchsize, seed=1, first_step=0, last_step=4 * steps, repeat=repeat)
+    sampler = ResumableBatchSampler(n, batchsize, seed=1, first_step=0, last_step=4 * steps, repeat=repeat)
     batches = list(sampler)
     assert sampler.steps_per_epoch == steps and len(sampler) == len(batches) == 4 * steps
     for epoch in range(4):
@@ -289,13 +291,13 @@ def test_batches(n, batchsize, repeat, steps):
     if n > 3:
         assert [i for _, i in batches[0]] != [i for _, i in batches[steps]]
     for first in range(4 * steps + 1):
-        assert list(Batches(n, batchsize, 1, first, 4 * steps, repeat)) == batches[first:]
+        assert list(ResumableBatchSampler(n, batchsize, 1, first, 4 * steps, repeat)) == batches[first:]
     if n > 3:
-        assert list(Batches(n, batchsize, 2, 0, 4 * steps, repeat)) != batches
+        assert list(ResumableBatchSampler(n, batchsize, 2, 0, 4 * steps, repeat)) != batches
 
 
 def test_batches_without_an_end_and_errors():
-    keys = iter(Batches(5, 2, seed=0))
+    keys = iter(ResumableBatchSampler(5, 2, seed=0))
     assert [next(keys)[0][0] for _ in range(5)] == [0, 0, 1, 1, 2]
     for arguments, words in [
         ((0, 1, 0), "n=0 is too small"),
@@ -303,15 +305,15 @@ def test_batches_without_an_end_and_errors():
         ((5, 2, 0, 4, 3), "first_step=4 is not within 0..last_step=3"),
     ]:
         with pytest.raises(ValueError, match=words):
-            Batches(*arguments)
+            ResumableBatchSampler(*arguments)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_any_worker_count_and_any_resume_point_see_the_same(folder):
-    patches = Patches(Pairs(folder, 4, 12, cache_bytes=20_000), 24, augment=True, seed=9)
+    patches = PatchDataset(PairedDataset(folder, 4, 12, cache_bytes=20_000), 24, augment=True, seed=9)
 
     def load(first, workers):
-        batches = Batches(len(patches), 2, seed=9, first_step=first, last_step=6, repeat=2)
+        batches = ResumableBatchSampler(len(patches), 2, seed=9, first_step=first, last_step=6, repeat=2)
         return list(DataLoader(patches, batch_sampler=batches, num_workers=workers))
 
     whole = load(0, 0)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from torch.nn.functional import interpolate
 
-from data.images import list_images, read_rgb
 from data.datasets import make_pair
+from data.images import list_images, read_rgb
 from data.imresize import imresize
 from metrics.fidelity import psnr_y
 

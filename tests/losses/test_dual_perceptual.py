@@ -8,10 +8,13 @@ from losses import DualPerceptual, Target
 
 def target(hr, second_power=2):
     """Two distances of each image to hr, of different magnitudes."""
-    return Target(hr, features={
-        "a": lambda images: (images - hr).abs().mean(dim=(-3, -2, -1)),
-        "b": lambda images: 30 * (images - hr).abs().pow(second_power).mean(dim=(-3, -2, -1)),
-    })  # fmt: skip
+    return Target(
+        hr,
+        features={
+            "a": lambda images: (images - hr).abs().mean(dim=(-3, -2, -1)),
+            "b": lambda images: 30 * (images - hr).abs().pow(second_power).mean(dim=(-3, -2, -1)),
+        },
+    )
 
 
 def images():
@@ -34,7 +37,9 @@ def test_the_second_term_is_one_in_mu_of_the_first():
     sr, hr = images()
     one = DualPerceptual(("a",))(sr, target(hr), 0)
     for mu in (0.2, 0.5, 1.0, 20.0):
-        torch.testing.assert_close(DualPerceptual(("a", "b"), mu)(sr, target(hr), 0) / one, torch.tensor(1 + 1 / mu), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            DualPerceptual(("a", "b"), mu)(sr, target(hr), 0) / one, torch.tensor(1 + 1 / mu), rtol=1e-5, atol=0
+        )
 
 
 def test_one_extractor_or_a_large_mu_is_the_single_perceptual_loss():

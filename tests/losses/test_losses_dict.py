@@ -10,8 +10,8 @@ import torch
 import losses
 from configs import Config
 from losses import LOSSES, NEEDS_EXTRACTORS, NEEDS_JUDGE, Loss, Target, WeightedSum
+from losses.discriminator import VGGDiscriminator
 from models import SR_MODELS
-from models.discriminator import VGGDiscriminator
 
 SETTINGS = Config(scale=2, patch=32, batchsize=2, dp_extractors=("a:x", "b:y"))
 
@@ -43,8 +43,12 @@ def build(name, **changes) -> Loss:
 def batch():
     """sr with its graph, its features and the target of everything."""
     lr, hr = (torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(size)) * 2 - 1 for size in (16, 32))
-    sr, features = small_net().sr_and_features(lr)
-    return sr, features, Target(hr, CountingDistance(hr), lr, {"a:x": CountingDistance(hr), "b:y": CountingDistance(hr, 2)})
+    sr, features = small_net().forward_with_features(lr)
+    return (
+        sr,
+        features,
+        Target(hr, CountingDistance(hr), lr, {"a:x": CountingDistance(hr), "b:y": CountingDistance(hr, 2)}),
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -59,8 +63,11 @@ def test_loss_is_a_scalar_with_a_gradient(name):
 def test_loss_is_called_as_the_others(name):
     loss = build(name)
     assert isinstance(loss, Loss)
-    for method in ("forward", "helper_loss", "begin_epoch", "words"):
-        assert inspect.signature(getattr(type(loss), method)).parameters.keys() == inspect.signature(getattr(Loss, method)).parameters.keys()
+    for method in ("forward", "helper_loss", "begin_epoch", "log_scalars"):
+        assert (
+            inspect.signature(getattr(type(loss), method)).parameters.keys()
+            == inspect.signature(getattr(Loss, method)).parameters.keys()
+        )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -86,7 +93,12 @@ def test_what_is_asked_of_the_target(name):
     loss.helper_loss(sr, target, 0.5)
     assert (target.distance.calls > 0) == (name in NEEDS_JUDGE)
     assert all((distance.calls == 1) == (name in NEEDS_EXTRACTORS) for distance in target.features.values())
-    bare = Target(target.hr, target.distance if name in NEEDS_JUDGE else None, None, target.features if name in NEEDS_EXTRACTORS else None)
+    bare = Target(
+        target.hr,
+        target.distance if name in NEEDS_JUDGE else None,
+        None,
+        target.features if name in NEEDS_EXTRACTORS else None,
+    )
     loss(sr, bare, 0.5, features)
     loss.helper_loss(sr, bare, 0.5)
 
@@ -108,11 +120,11 @@ def test_words(name):
     """What the log shows, before and while a helper learns; plain numbers."""
     shown = {"TLW": {"k", "WC"}, "GAN": {"D"}, "UDL": {"stage"}, "PSPL": {"sigma"}}
     expected = set().union(*(words for part, words in shown.items() if part in name))
-    words = build(name).words(0.25, 2.5)
+    words = build(name).log_scalars(0.25, 2.5)
     if name == "L1+TLW+DP+GAN":  # one number of two helpers
         expected = {"k"}
     assert set(words) == expected and all(type(value) in (int, float) for value in words.values())
-    assert set(build(name).words(None, 2.5)) == expected - {"WC", "D"}
+    assert set(build(name).log_scalars(None, 2.5)) == expected - {"WC", "D"}
     for word, value in (("WC", 0.7788008), ("D", 0.25), ("stage", 1), ("sigma", 2.5)):
         assert words.get(word, value) == pytest.approx(value)
 
@@ -151,17 +163,21 @@ def test_the_pixel_term_alone_before_the_others():
     torch.testing.assert_close(loss(sr, target, 1.9, features), 0.01 * alone)
     loss.helper_loss(sr, target, 1.9).backward()
     weighting, discriminator = loss.helper
-    assert all(p.grad is not None for p in weighting.parameters()) and all(p.grad is None for p in discriminator.parameters())
+    assert all(p.grad is not None for p in weighting.parameters()) and all(
+        p.grad is None for p in discriminator.parameters()
+    )
     assert build("L1+DP+GAN", pretrain_epochs=2.0).helper_loss(sr, target, 1.9) is None
     assert build("L1+DP+GAN", pretrain_epochs=2.0).helper_loss(sr, target, 2.0) is not None
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-@pytest.mark.parametrize("model, options", [("EDSR", {"blocks": 1}), ("VDSR", {"blocks": 1}), ("SRResNet", {"blocks": 1})], ids=str)
+@pytest.mark.parametrize(
+    "model, options", [("EDSR", {"blocks": 1}), ("VDSR", {"blocks": 1}), ("SRResNet", {"blocks": 1})], ids=str
+)
 def test_the_uncertainty_head_fits_the_backbone(model, options, scale):
     net = SR_MODELS[model](scale=scale, channels=8, **options)
     loss = LOSSES["L1+UDL"](replace(SETTINGS, scale=scale, patch=None), net)
-    sr, features = net.sr_and_features(torch.zeros(1, 3, 7, 9))
+    sr, features = net.forward_with_features(torch.zeros(1, 3, 7, 9))
     assert loss.head(features).shape == sr.shape == (1, 3, 7 * scale, 9 * scale)
 
 

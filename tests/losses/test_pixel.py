@@ -29,4 +29,4 @@ def test_zero_and_finite_where_the_images_are_equal(error):
 def test_nothing_else_learns():
     loss = PixelLoss(absolute_error)
     assert loss.helper is None and loss.helper_loss(torch.zeros(1), Target(torch.zeros(1)), 0) is None
-    assert not list(loss.parameters()) and loss.words(None, 0) == {}
+    assert not list(loss.parameters()) and loss.log_scalars(None, 0) == {}

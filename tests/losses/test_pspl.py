@@ -42,8 +42,16 @@ def test_ssim_of_single_pixels():
 
 def test_ssim_inside_is_that_of_scikit_image():
     a, b = ((x + 1) / 2 for x in images(24))
-    _, theirs = structural_similarity(a[0].numpy(), b[0].numpy(), channel_axis=0, gaussian_weights=True, sigma=1.5,
-                                      use_sample_covariance=False, data_range=1.0, full=True)  # fmt: skip
+    _, theirs = structural_similarity(
+        a[0].numpy(),
+        b[0].numpy(),
+        channel_axis=0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1.0,
+        full=True,
+    )
     np.testing.assert_allclose(ssim_map(a, b)[0, :, 5:-5, 5:-5].numpy(), theirs[:, 5:-5, 5:-5], rtol=1e-8)
 
 

@@ -11,8 +11,8 @@ import torch
 
 from losses import TLW, Target, k_schedule, weight_criterion
 from losses.tlw import paper_loss, released_loss, weigh_l1, weigh_mse
+from losses.weighting import relaxed_bernoulli
 from metrics.judges import JUDGES
-from models.weighting import relaxed_bernoulli
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = np.load(ROOT / "tests" / "golden" / "tlw_golden.npz")
@@ -159,7 +159,9 @@ def test_whole_e_step():
     torch.testing.assert_close(loss, expected)
 
 
-@pytest.mark.parametrize("epoch, k", [(0, 0.3), (100, 0.3 + 0.6 * (1 - 0.60653066)), (200, 0.3 + 0.6 * (1 - 0.36787944))])
+@pytest.mark.parametrize(
+    "epoch, k", [(0, 0.3), (100, 0.3 + 0.6 * (1 - 0.60653066)), (200, 0.3 + 0.6 * (1 - 0.36787944))]
+)
 def test_k_schedule_of_the_paper(epoch, k):
     assert k_schedule(epoch) == pytest.approx(k, abs=1e-8)
 
@@ -273,10 +275,10 @@ def test_m_step_gradient_reaches_the_image_alone():
 
 
 def test_custom_judge_equals_our_own():
-    """Any judge(a, b) -> (B,), or (B,1,1,1) as the lpips package returns it, stands in for one with `against`."""
+    """Any judge(a, b) -> (B,), or (B,1,1,1) as the lpips package returns it, stands in for one with `with_reference`."""
 
     class Ours:
-        def against(self, hr):
+        def with_reference(self, hr):
             return lambda images: pixel_judge(images, hr)
 
     hr, sr, w = example()

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from losses import UDL, Target
+from losses.uncertainty import UncertaintyHead
 from models import SR_MODELS
-from models.uncertainty import UncertaintyHead
 
 
 def parts(head="authors", **options):
@@ -69,7 +69,7 @@ def test_stage_1_is_smallest_where_s_is_the_logarithm_of_half_the_error_in_level
 def test_stage_1_teaches_the_network_and_the_head():
     net, loss = parts()
     lr, target = batch()
-    sr, features = net.sr_and_features(lr)
+    sr, features = net.forward_with_features(lr)
     loss(sr, target, 0, features).backward()
     assert all(p.grad.any() for p in loss.head.parameters())
     assert all(p.grad.any() for p in net.parameters())
@@ -77,7 +77,7 @@ def test_stage_1_teaches_the_network_and_the_head():
     # the network learns from the head too, not from its own error alone
     both = net.head[0].weight.grad.clone()
     net.zero_grad()
-    sr, features = net.sr_and_features(lr)
+    sr, features = net.forward_with_features(lr)
     loss(sr, target, 0, features.detach()).backward()
     assert not torch.allclose(both, net.head[0].weight.grad)
 
@@ -95,7 +95,7 @@ def test_stage_2(head, channels, plus_one):
     sr = net(lr)
     ours = loss(sr, target, 3.5)
     with torch.no_grad():
-        s = frozen[1](frozen[0].sr_and_features(lr)[1])
+        s = frozen[1](frozen[0].forward_with_features(lr)[1])
     assert s.shape[1] == channels
     total = 0
     for b in range(2):
@@ -162,7 +162,9 @@ def test_the_state_has_the_same_names_in_both_stages_and_brings_the_stage_back()
 
 def test_the_frozen_network_never_drops_paths():
     torch.manual_seed(0)
-    net = SR_MODELS["HAT"](scale=2, embed=12, depths=[2], heads=[2], window=4, channels=8, squeeze_factor=6, drop_path=0.9)
+    net = SR_MODELS["HAT"](
+        scale=2, embed=12, depths=[2], heads=[2], window=4, channels=8, squeeze_factor=6, drop_path=0.9
+    )
     loss = UDL(net, UncertaintyHead(8, 2), second=1).train()
     loss.begin_epoch(net, 1)
     assert loss.head.training and not any(module.training for module in loss.frozen.modules())

@@ -8,8 +8,8 @@ import torch
 
 from losses import TLW, Target, weight_criterion
 from losses.tlw import LARGEST, LEAST
+from losses.weighting import relaxed_bernoulli
 from metrics.judges import JUDGES
-from models.weighting import relaxed_bernoulli
 
 SIZE = 32
 EPSILONS = [(1e-3, None), (1e-3, LEAST), (1e-300, None), (1e300, 1e-300)]  # eps, far_eps

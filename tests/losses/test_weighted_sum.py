@@ -22,7 +22,7 @@ class Scaled(Loss):
     def forward(self, sr, target, epoch, features=None):
         return self.factor * sr.mean() + (0 if features is None else features)
 
-    def words(self, helper_loss, epoch):
+    def log_scalars(self, helper_loss, epoch):
         return {} if self.word is None else {self.word: (helper_loss, epoch)}
 
 
@@ -71,10 +71,12 @@ def test_every_term_hears_of_the_epoch():
 
 
 def test_words():
-    one = WeightedSum(Term(Scaled(1, word="x")), Term(Scaled(2, nn.Linear(1, 1), "y")), Term(Scaled(3, word="z"), since=2))
-    assert one.words(0.5, 1) == {"x": (0.5, 1), "y": (0.5, 1)} and set(one.words(0.5, 2)) == {"x", "y", "z"}
+    one = WeightedSum(
+        Term(Scaled(1, word="x")), Term(Scaled(2, nn.Linear(1, 1), "y")), Term(Scaled(3, word="z"), since=2)
+    )
+    assert one.log_scalars(0.5, 1) == {"x": (0.5, 1), "y": (0.5, 1)} and set(one.log_scalars(0.5, 2)) == {"x", "y", "z"}
     two = WeightedSum(Term(Scaled(1, nn.Linear(1, 1), "x")), Term(Scaled(2, nn.Linear(1, 1), "y")))
-    assert two.words(0.5, 1) == {"x": (None, 1), "y": (None, 1)}
+    assert two.log_scalars(0.5, 1) == {"x": (None, 1), "y": (None, 1)}
 
 
 def test_the_state_comes_back():

@@ -97,7 +97,7 @@ def test_chunks_change_nothing(batch, at_once, gradient, autocast):
     for judge in (deep(), holding(at_once)):
         x = mixtures.clone().requires_grad_(gradient)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.set_grad_enabled(gradient):
-            distance = judge.against(reference)(x)
+            distance = judge.with_reference(reference)(x)
         assert distance.shape == (2, 3, batch) and distance.dtype == torch.float32
         assert distance.requires_grad == gradient
         results.append((distance.detach(), torch.autograd.grad((weigh * distance).sum(), x)[0] if gradient else None))
@@ -113,7 +113,7 @@ def test_every_image_meets_its_own_reference():
     reference, mixtures = images(4, seed=1), images(2, 3, 4, seed=2)
     mixtures[1, 2, 3] = reference[3]
     for judge in (deep(), holding(3)):
-        together = judge.against(reference)(mixtures)
+        together = judge.with_reference(reference)(mixtures)
         assert together[1, 2, 3] < 1e-9 and (together.flatten()[:-1] > 1e-3).all()
         torch.testing.assert_close(together[0, 1, 2:3], judge(mixtures[0, 1, 2:3], reference[2:3]))
 
@@ -125,7 +125,7 @@ def test_every_image_meets_its_own_reference():
 def test_backbone_sees_no_more_than_fits(batch, at_once):
     judge, total = holding(at_once), 6 * batch
     sizes = seen_by(judge)
-    distance = judge.against(images(batch, seed=1))
+    distance = judge.with_reference(images(batch, seed=1))
     assert max(sizes) <= at_once and sum(sizes) == batch  # the reference too
     sizes.clear()
     result = distance(images(2, 3, batch, seed=2).requires_grad_())
@@ -141,7 +141,7 @@ def test_backbone_sees_no_more_than_fits(batch, at_once):
 def test_what_fits_is_done_at_once_and_never_again():
     judge = holding(6)
     sizes = seen_by(judge)
-    judge.against(images(1, seed=1))(images(2, 3, 1, seed=2).requires_grad_()).sum().backward()
+    judge.with_reference(images(1, seed=1))(images(2, 3, 1, seed=2).requires_grad_()).sum().backward()
     assert sizes == [1, 6]
 
 
@@ -149,7 +149,7 @@ def test_more_images_at_once_without_a_gradient_to_follow():
     weights, memory = [torch.ones(width) for width in WIDTHS], 2 * BYTES * SIZE[0] * SIZE[1]
     judge = DeepDistance(Convolutions(), weights, "deep", 31, (BYTES, BYTES // 3), memory)
     sizes = seen_by(judge)
-    distance = judge.against(images(6, seed=1))
+    distance = judge.with_reference(images(6, seed=1))
     distance(images(1, 6, seed=2).requires_grad_())
     with torch.no_grad():
         distance(images(1, 6, seed=2))
@@ -164,7 +164,7 @@ def test_less_memory_than_one_image_takes_is_one_image():
 
 def test_nothing_is_kept_but_the_gradients():
     """Until the way back there are no features, no copies of the reference's and no state of the random stream."""
-    distance = holding(1).against(images(1, seed=1))
+    distance = holding(1).with_reference(images(1, seed=1))
     mixtures = images(6, 1, seed=2).requires_grad_()
 
     def storages():
@@ -199,7 +199,7 @@ def test_without_a_gradient_only_one_depth_is_held_at_a_time(depths):
 def test_reference_features_are_computed_once(at_once):
     judge = holding(at_once)
     sizes = seen_by(judge)
-    distance = judge.against(images(2, seed=1))
+    distance = judge.with_reference(images(2, seed=1))
     assert sum(sizes) == 2
     for _ in range(3):
         distance(images(2, seed=2))
@@ -210,7 +210,7 @@ def test_range_is_checked_once_per_reference():
     judge, seen = deep(), []
     judge.check_range = lambda reference: seen.append(reference)
     reference = images(1, seed=1)
-    distance = judge.against(reference)
+    distance = judge.with_reference(reference)
     distance(images(2, 1, seed=2))
     assert seen == [reference]
     judge(images(1, seed=2), reference)
@@ -222,7 +222,7 @@ def test_peak_of_memory_does_not_grow_with_the_images():
     peaks = []
     for count in (4, 32):
         judge, x = holding(1).cuda(), images(count, 1, seed=2).cuda().requires_grad_()
-        distance = judge.against(images(1, seed=1).cuda())
+        distance = judge.with_reference(images(1, seed=1).cuda())
         distance(x).sum().backward()  # the first time loads kernels
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -256,7 +256,7 @@ def test_finite_gradients(backbone, widths, at_once):
     pictures.append(images(1, seed=1).sign())  # -1 and 1 alone
     for reference in pictures:
         x = torch.stack(pictures).requires_grad_()
-        distance = judge.against(reference)(x)
+        distance = judge.with_reference(reference)(x)
         distance.sum().backward()
         assert distance.isfinite().all() and (distance >= 0).all() and x.grad.isfinite().all()
         same = [i for i, picture in enumerate(pictures) if torch.equal(picture, reference)]
@@ -281,10 +281,17 @@ def flat(*values):
     return torch.cat([torch.full((1, 3, 4, 4), float(value)) for value in values])
 
 
-@pytest.mark.parametrize("low, high, remedy", [
-    (0, 255, "x / 127.5 - 1"), (10, 200, "x / 127.5 - 1"), (-2.1, 2.6, "x.clamp(-1, 1)"), (-1, 1.2, "x.clamp(-1, 1)"),
-    (-1.2, 0, "x.clamp(-1, 1)"), (float("-inf"), 0, "x.clamp(-1, 1)"),
-])
+@pytest.mark.parametrize(
+    "low, high, remedy",
+    [
+        (0, 255, "x / 127.5 - 1"),
+        (10, 200, "x / 127.5 - 1"),
+        (-2.1, 2.6, "x.clamp(-1, 1)"),
+        (-1, 1.2, "x.clamp(-1, 1)"),
+        (-1.2, 0, "x.clamp(-1, 1)"),
+        (float("-inf"), 0, "x.clamp(-1, 1)"),
+    ],
+)
 def test_values_beyond_the_range_are_an_error_at_once(low, high, remedy):
     with pytest.raises(ValueError) as caught:
         RangeCheck()(flat(low, high))
@@ -348,5 +355,5 @@ def test_judge_refuses_a_reference_out_of_range_and_only_that():
 def test_the_warning_points_at_the_caller():
     judge = deep()
     with pytest.warns(UserWarning) as caught:
-        judge.against(torch.rand(1, 3, *SIZE))
+        judge.with_reference(torch.rand(1, 3, *SIZE))
     assert caught[0].filename == __file__ != deep_features.__file__

@@ -28,12 +28,21 @@ ORACLES = {
 }
 # Where each layer is in torchvision's networks, written down from its printed architectures.
 PLACES = {
-    "vgg19:conv1_1": ["0"], "vgg19:conv3_4": ["16"], "vgg19:conv5_4": ["34"], "vgg19:conv2_2+relu2_2+relu5_1": ["7", "8", "29"],
-    "vgg16:conv5_3": ["28"], "vgg16:relu4_3": ["22"],
-    "resnet50:layer1+layer2+layer3": ["layer1", "layer2", "layer3"], "resnet50:layer4": ["layer4"],
-    "alexnet:conv2": ["3"], "alexnet:conv1+relu1+conv5": ["0", "1", "10"], "alexnet:relu5": ["11"],
-    "squeezenet:conv1": ["0"], "squeezenet:fire2+fire4": ["3", "6"], "squeezenet:fire9": ["12"],
-}  # fmt: skip
+    "vgg19:conv1_1": ["0"],
+    "vgg19:conv3_4": ["16"],
+    "vgg19:conv5_4": ["34"],
+    "vgg19:conv2_2+relu2_2+relu5_1": ["7", "8", "29"],
+    "vgg16:conv5_3": ["28"],
+    "vgg16:relu4_3": ["22"],
+    "resnet50:layer1+layer2+layer3": ["layer1", "layer2", "layer3"],
+    "resnet50:layer4": ["layer4"],
+    "alexnet:conv2": ["3"],
+    "alexnet:conv1+relu1+conv5": ["0", "1", "10"],
+    "alexnet:relu5": ["11"],
+    "squeezenet:conv1": ["0"],
+    "squeezenet:fire2+fire4": ["3", "6"],
+    "squeezenet:fire9": ["12"],
+}
 
 
 @lru_cache
@@ -72,7 +81,9 @@ def expected_distance(net: nn.Module, places: list[str], a: Tensor, b: Tensor) -
     total = 0
     for place in places:
         seen = []
-        hook = net.get_submodule(place).register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+        hook = net.get_submodule(place).register_forward_hook(
+            lambda module, inputs, output: seen.append(output.clone())
+        )
         for x in (a, b):
             net(normalize((x + 1) / 2, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]))
         hook.remove()
@@ -88,7 +99,11 @@ def test_equals_torchvision(name, random_file):
     """Value and gradient, on images at least as large as the whole network takes."""
     network = name.split(":")[0]
     size = {"alexnet": (67, 70), "vgg16": (32, 32), "vgg19": (32, 32)}.get(network, (40, 37))
-    ours, a, b = build_extractor(name, (random_file(network),)), images(2, 3, *size, seed=1), images(2, 3, *size, seed=2)
+    ours, a, b = (
+        build_extractor(name, (random_file(network),)),
+        images(2, 3, *size, seed=1),
+        images(2, 3, *size, seed=2),
+    )
     a.requires_grad_()
     distance, expected = ours(a, b), expected_distance(oracle(network), PLACES[name], a, b)
     assert distance.shape == (2,) and ours.name == name
@@ -118,7 +133,9 @@ def squeeze(random_file):
 
 def test_sums_are_sums(squeeze, random_file):
     a, b = images(2, 3, 24, 20, seed=1), images(2, 3, 24, 20, seed=2)
-    single = [build_extractor(f"squeezenet:{layer}", (random_file("squeezenet"),))(a, b) for layer in ("conv1", "fire4")]
+    single = [
+        build_extractor(f"squeezenet:{layer}", (random_file("squeezenet"),))(a, b) for layer in ("conv1", "fire4")
+    ]
     torch.testing.assert_close(squeeze(a, b), sum(single))
     swapped = build_extractor("squeezenet:fire4+conv1", (random_file("squeezenet"),))
     assert torch.equal(swapped(a, b), squeeze(a, b))
@@ -126,7 +143,7 @@ def test_sums_are_sums(squeeze, random_file):
 
 def test_against_many_samples_equals_single_calls(squeeze):
     reference, samples = images(2, 3, 20, 24, seed=1), images(3, 2, 3, 20, 24, seed=2)
-    together = squeeze.against(reference)(samples)
+    together = squeeze.with_reference(reference)(samples)
     assert together.shape == (3, 2)
     for t in range(3):
         for b in range(2):
@@ -136,7 +153,7 @@ def test_against_many_samples_equals_single_calls(squeeze):
 def test_reference_features_are_computed_once(squeeze, monkeypatch):
     seen, features = [], squeeze.features
     monkeypatch.setattr(squeeze, "features", lambda x: seen.append(len(x)) or features(x))
-    distance = squeeze.against(images(2, 3, 20, 20))
+    distance = squeeze.with_reference(images(2, 3, 20, 20))
     for _ in range(2):
         distance(images(2, 3, 20, 20))
     assert seen == [2, 2, 2]
@@ -160,7 +177,9 @@ def test_no_gradient_to_reference_or_weights(squeeze):
     assert not any(p.requires_grad for p in squeeze.parameters())
 
 
-@pytest.mark.parametrize("x", [images(1, 3, 20, 20), torch.zeros(1, 3, 20, 20), torch.ones(1, 3, 20, 20)], ids=["noise", "0", "1"])
+@pytest.mark.parametrize(
+    "x", [images(1, 3, 20, 20), torch.zeros(1, 3, 20, 20), torch.ones(1, 3, 20, 20)], ids=["noise", "0", "1"]
+)
 def test_identical_images_have_distance_zero_and_a_finite_gradient(squeeze, x):
     a = x.clone().requires_grad_()
     distance = squeeze(a, x)
@@ -176,7 +195,9 @@ def test_train_has_no_effect(random_file):
     before = extractor(a, b)
     nn.ModuleList([extractor]).train()
     assert not any(module.training for module in extractor.modules())
-    assert torch.equal(extractor(a, b), before) and torch.equal(extractor.train()(a[:1], b[:1]), extractor.eval()(a[:1], b[:1]))
+    assert torch.equal(extractor(a, b), before) and torch.equal(
+        extractor.train()(a[:1], b[:1]), extractor.eval()(a[:1], b[:1])
+    )
     assert all(torch.equal(value, state[name]) for name, value in extractor.state_dict().items())
 
 
@@ -196,15 +217,32 @@ def test_random_numbers_are_not_touched(random_file):
 # Names and sizes
 
 
-@pytest.mark.parametrize("name, last", [("vgg19:conv5_4", "34"), ("vgg19:relu1_1", "1"), ("resnet50:layer3", "layer3"),
-                                        ("alexnet:conv1+conv3", "6"), ("squeezenet:fire3+conv1", "4")])
+@pytest.mark.parametrize(
+    "name, last",
+    [
+        ("vgg19:conv5_4", "34"),
+        ("vgg19:relu1_1", "1"),
+        ("resnet50:layer3", "layer3"),
+        ("alexnet:conv1+conv3", "6"),
+        ("squeezenet:fire3+conv1", "4"),
+    ],
+)
 def test_the_network_ends_at_the_deepest_layer(name, last):
     extractor = FeatureDistance(name)
     assert [child for child, _ in extractor.net.named_children()][-1] == last
 
 
-@pytest.mark.parametrize("name, size", [("alexnet:conv1", 7), ("alexnet:relu5", 31), ("vgg19:conv5_4", 16), ("vgg16:conv1_2", 1),
-                                        ("squeezenet:fire9", 17), ("resnet50:layer4", 1)])
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        ("alexnet:conv1", 7),
+        ("alexnet:relu5", 31),
+        ("vgg19:conv5_4", 16),
+        ("vgg16:conv1_2", 1),
+        ("squeezenet:fire9", 17),
+        ("resnet50:layer4", 1),
+    ],
+)
 def test_smallest_image(name, size, random_file):
     """31, 16 and 17 are LPIPS's for the same depths. Below, the network refuses."""
     extractor = build_extractor(name, (random_file(name.split(":")[0]),))
@@ -228,18 +266,21 @@ def test_layers_are_where_their_names_say(network):
     assert len(convs) == {"vgg19": 16, "vgg16": 13, "resnet50": 4, "alexnet": 5, "squeezenet": 9}[network]
 
 
-@pytest.mark.parametrize("name, words", [
-    ("vgg9:conv5_4", ["network 'vgg9'", "did you mean vgg19?", "vgg19, vgg16, resnet50, alexnet, squeezenet"]),
-    ("ResNet50:layer3", ["did you mean resnet50?"]),
-    ("", ["network ''", "one of: vgg19"]),
-    ("vgg19", ["names no layer", "vgg19:relu5_4"]),
-    ("vgg19:conv5_5", ["layer of vgg19 'conv5_5'", "did you mean conv5_4?", "conv1_1, relu1_1"]),
-    ("vgg16:conv5_4", ["layer of vgg16 'conv5_4'"]),
-    ("resnet50:layer5", ["layer of resnet50", "layer1, layer2, layer3, layer4"]),
-    ("resnet50:layer1+", ["layer of resnet50 ''"]),
-    ("resnet50:layer1:layer2", ["'layer1:layer2'"]),
-    ("alexnet:conv1+conv1", ["twice"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("vgg9:conv5_4", ["network 'vgg9'", "did you mean vgg19?", "vgg19, vgg16, resnet50, alexnet, squeezenet"]),
+        ("ResNet50:layer3", ["did you mean resnet50?"]),
+        ("", ["network ''", "one of: vgg19"]),
+        ("vgg19", ["names no layer", "vgg19:relu5_4"]),
+        ("vgg19:conv5_5", ["layer of vgg19 'conv5_5'", "did you mean conv5_4?", "conv1_1, relu1_1"]),
+        ("vgg16:conv5_4", ["layer of vgg16 'conv5_4'"]),
+        ("resnet50:layer5", ["layer of resnet50", "layer1, layer2, layer3, layer4"]),
+        ("resnet50:layer1+", ["layer of resnet50 ''"]),
+        ("resnet50:layer1:layer2", ["'layer1:layer2'"]),
+        ("alexnet:conv1+conv1", ["twice"]),
+    ],
+)
 def test_wrong_names_are_answered_in_one_line(name, words):
     with pytest.raises(ValueError) as caught:
         build_extractor(name)
@@ -274,10 +315,23 @@ def test_whole_checkpoints_are_recognised(build, tmp_path):
     assert kind == {"vgg16": "vgg"}.get(build.__name__, build.__name__)
 
 
-@pytest.mark.parametrize("build", [
-    zoo.vgg11, zoo.vgg13, zoo.vgg11_bn, zoo.vgg16_bn, zoo.vgg19_bn, zoo.resnet18, zoo.resnet34, zoo.resnet101, zoo.resnet152,
-    zoo.wide_resnet50_2, zoo.squeezenet1_0, zoo.densenet121,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "build",
+    [
+        zoo.vgg11,
+        zoo.vgg13,
+        zoo.vgg11_bn,
+        zoo.vgg16_bn,
+        zoo.vgg19_bn,
+        zoo.resnet18,
+        zoo.resnet34,
+        zoo.resnet101,
+        zoo.resnet152,
+        zoo.wide_resnet50_2,
+        zoo.squeezenet1_0,
+        zoo.densenet121,
+    ],
+)
 def test_relatives_are_refused(build, tmp_path):
     with torch.device("meta"):
         file = shapes_file(build(), tmp_path / "file")
@@ -310,14 +364,18 @@ def test_weights_that_do_not_fit_are_refused(wrong, tmp_path):
     build_extractor("squeezenet:fire2", (tmp_path / "file",))  # which ends before the damage
 
 
-@pytest.mark.parametrize("name, backbone", [("vgg19:conv5_4", "vgg19"), ("resnet50:layer3", "resnet50"), ("alexnet:conv1", "alex")])
+@pytest.mark.parametrize(
+    "name, backbone", [("vgg19:conv5_4", "vgg19"), ("resnet50:layer3", "resnet50"), ("alexnet:conv1", "alex")]
+)
 def test_without_weights_the_error_names_address_folder_and_flag(name, backbone, squeeze_file, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError) as caught:
         build_extractor(name, (squeeze_file,))
     message = str(caught.value)
     assert message.startswith(f"{name} needs ImageNet weights") and message.endswith("--extractor-weights")
-    assert backbones.URLS[backbone] in message and str(tmp_path / "hub" / "checkpoints") in message and "\n" not in message
+    assert (
+        backbones.URLS[backbone] in message and str(tmp_path / "hub" / "checkpoints") in message and "\n" not in message
+    )
     with pytest.raises(ValueError, match="name the file with --other$"):
         build_extractor(name, flag="--other")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks.judges import untrained
-from metrics.in_tiles import REACH
-from models.within_memory import Widest
+from metrics.ops.tiles import REACH
+from models.ops.tiled import Widest
 
 
 def pair(height, width):
@@ -40,13 +40,13 @@ def test_with_a_gradient_it_runs_whole():
     torch.manual_seed(0)
     judge = untrained("tiny")
     sr, hr = pair(400, 420)
-    slopes = []
+    grads = []
     for pixels in (1 << 30, 1000):
         judge.chunk_pixels = (pixels, pixels)
         x = sr.clone().requires_grad_(True)
         judge(x, hr).sum().backward()
-        slopes.append(x.grad)
-    torch.testing.assert_close(*slopes)
+        grads.append(x.grad)
+    torch.testing.assert_close(*grads)
 
 
 def test_several_images_and_references():
@@ -55,9 +55,9 @@ def test_several_images_and_references():
     references = torch.rand(2, 3, 400, 410) * 2 - 1
     images = torch.rand(3, 2, 3, 400, 410) * 2 - 1
     with torch.no_grad():
-        whole = judge.against(references)(images)
+        whole = judge.with_reference(references)(images)
         judge.chunk_pixels = (1000, 1 << 40)
-        tiled = judge.against(references)(images)
+        tiled = judge.with_reference(references)(images)
     assert tiled.shape == (3, 2)
     torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=0)
 
@@ -66,7 +66,7 @@ def test_a_training_never_pays_for_tiles(monkeypatch):
     """Where gradients are on when the reference is given, as in a step, its features are computed once and kept."""
     judge = untrained("tiny")
     judge.chunk_pixels = (1000, 1000)
-    distance = judge.against(torch.rand(1, 3, 64, 64) * 2 - 1)
+    distance = judge.with_reference(torch.rand(1, 3, 64, 64) * 2 - 1)
     monkeypatch.setattr("metrics.deep_features.distance_in_tiles", None)
     seen = []
     judge.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))

@@ -9,10 +9,10 @@ from torch import nn
 from torchvision.models import alexnet, squeezenet1_1
 from torchvision.models.vgg import cfgs, make_layers
 
-import networks
 from losses import TLW, Target, weight_criterion
 from metrics import perceptual
 from metrics.judges import JUDGES, METRICS, metric_of
+from training.device import place_frozen
 
 SIZE = (36, 44)
 FEATURES = {
@@ -22,7 +22,14 @@ FEATURES = {
 }
 # (reference, output): identical, constant, at both ends of the range, random.
 PAIRS = (
-    "identical", "black", "white", "constants", "black and white", "constant and random", "random", "anti-correlated",
+    "identical",
+    "black",
+    "white",
+    "constants",
+    "black and white",
+    "constant and random",
+    "random",
+    "anti-correlated",
 )
 
 
@@ -42,7 +49,7 @@ def built(constructor, **options):
         for place, name in ((nn.Linear, "reset_parameters"), (nn.init, "normal_")):
             patch.setattr(place, name, lambda *_, **__: None)  # classifiers are thrown away
         judge = constructor(weights=(), memory=1 << 30, **options)
-    judge.against(images()[:1])
+    judge.with_reference(images()[:1])
     return judge
 
 
@@ -58,8 +65,13 @@ def pair(name):
     """hr and sr, (1,3,H,W)."""
     x, one = images(1, seed=1), torch.ones(1, 3, *SIZE)
     return {
-        "identical": (x, x), "black": (-one, -one), "white": (one, one), "constants": (0.3 * one, -0.6 * one),
-        "black and white": (-one, one), "constant and random": (0.3 * one, x), "random": (x, images(1, seed=2)),
+        "identical": (x, x),
+        "black": (-one, -one),
+        "white": (one, one),
+        "constants": (0.3 * one, -0.6 * one),
+        "black and white": (-one, one),
+        "constant and random": (0.3 * one, x),
+        "random": (x, images(1, seed=2)),
         "anti-correlated": (x, -x),
     }[name]
 
@@ -84,7 +96,7 @@ def test_metric_of_a_judge_is_named_as_it(name):
 def test_what_judges_share(name):
     judge = build(JUDGES, name)
     reference, mixtures = images(2, 1), images(6, 2).unflatten(0, (3, 2))
-    together = judge.against(reference)(mixtures)
+    together = judge.with_reference(reference)(mixtures)
     assert together.shape == (3, 2) and (together > 0).all()
     torch.testing.assert_close(together[1], judge(mixtures[1], reference), rtol=1e-4, atol=1e-6)
     assert (judge(reference, reference).abs() < 1e-6).all()
@@ -100,10 +112,15 @@ def test_least_size_is_enough(name):
 # The weight criterion and the E-step
 
 
-@pytest.mark.parametrize("kind, name", [
-    (kind, name) for kind in PAIRS for name in JUDGES
-    if "vgg" not in name or kind in ("identical", "constants", "random")  # VGG is slow
-])
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        (kind, name)
+        for kind in PAIRS
+        for name in JUDGES
+        if "vgg" not in name or kind in ("identical", "constants", "random")  # VGG is slow
+    ],
+)
 def test_weight_criterion_is_positive_and_the_e_step_has_a_gradient(kind, name):
     hr, sr = pair(kind)
     w = torch.rand(1, *hr.shape, generator=torch.Generator().manual_seed(4)).mul(6).sub(3).sigmoid()
@@ -134,8 +151,8 @@ def test_e_step_of_the_loss(kind, name):
 def test_placed_for_bf16_a_judge_finds_the_same(name):
     """Its weights are those that autocast would have made of them; nothing but the convolutions is in bf16."""
     kept = build(JUDGES, name)
-    placed = networks.place_frozen(copy.deepcopy(kept), torch.device("cpu"), "bf16")
-    kept = networks.place_frozen(copy.deepcopy(kept), torch.device("cpu"), "fp32")
+    placed = place_frozen(copy.deepcopy(kept), torch.device("cpu"), "bf16")
+    kept = place_frozen(copy.deepcopy(kept), torch.device("cpu"), "fp32")
     found = []
     for judge in (placed, kept):
         x = images(2, seed=3).requires_grad_()
@@ -146,5 +163,8 @@ def test_placed_for_bf16_a_judge_finds_the_same(name):
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
     dtypes = {key: tensor.dtype for key, tensor in placed.state_dict().items()}
     assert {key for key, dtype in dtypes.items() if dtype == torch.bfloat16} == {
-        f"{key}.{part}" for key, layer in placed.named_modules() if isinstance(layer, nn.Conv2d) for part in ("weight", "bias")
+        f"{key}.{part}"
+        for key, layer in placed.named_modules()
+        if isinstance(layer, nn.Conv2d)
+        for part in ("weight", "bias")
     }

@@ -112,7 +112,7 @@ def pictures():
 @pytest.mark.parametrize("reference", pictures())
 def test_identical_constant_and_black_images(reference):
     a = torch.stack(pictures()).requires_grad_()
-    distance = MSSSIM().against(reference)(a)
+    distance = MSSSIM().with_reference(reference)(a)
     distance.sum().backward()
     assert distance.isfinite().all() and (distance >= 0).all() and a.grad.isfinite().all()
     same = [torch.equal(picture, reference) for picture in pictures()]
@@ -157,7 +157,7 @@ def test_leading_dimensions():
     _, reference = pair(2, (33, 40), seed=1)
     noise = torch.randn(6, *reference.shape, generator=torch.Generator().manual_seed(3))
     mixtures = (reference + torch.linspace(0.1, 0.6, 6).view(-1, 1, 1, 1, 1) * noise).unflatten(0, (2, 3))
-    together = MSSSIM().against(reference)(mixtures)
+    together = MSSSIM().with_reference(reference)(mixtures)
     assert together.shape == (2, 3, 2)
     for s in range(2):
         for t in range(3):
@@ -189,7 +189,7 @@ def test_chunks_change_nothing(batch, at_once, gradient):
     for one in (MSSSIM(), judge):
         x = mixtures.clone().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            distance = one.against(reference)(x)
+            distance = one.with_reference(reference)(x)
         assert distance.shape == (2, 3, batch) and distance.requires_grad == gradient
         results.append((distance.detach(), torch.autograd.grad((weigh * distance).sum(), x)[0] if gradient else None))
     (whole, whole_slope), (parts, parts_slope) = results

@@ -17,15 +17,20 @@ from torchvision.models.vgg import cfgs, make_layers
 from data import read_rgb
 from metrics import backbones
 from metrics.backbones import at_hand, fill_backbone, find_backbone, read_backbone_file
-from metrics.unit_features import unit_normalise
 from metrics.judges import JUDGES
+from metrics.ops.unit_features import unit_normalise
 from metrics.perceptual import LPIPS, NETS
 
 SHARED = Path(__file__).parents[3] / "shared"
-REAL = {net: SHARED / "weights" / f"{name}_features.pth" for net, name in (("alex", "alexnet"), ("squeeze", "squeezenet1_1"))}
+REAL = {
+    net: SHARED / "weights" / f"{name}_features.pth"
+    for net, name in (("alex", "alexnet"), ("squeeze", "squeezenet1_1"))
+}
 EXAMPLES = SHARED / "reference" / "lpips"
 needs_alex = pytest.mark.skipif(not REAL["alex"].is_file(), reason="AlexNet's weights are not beside the repository")
-needs_examples = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the three example images are not beside the repository")
+needs_examples = pytest.mark.skipif(
+    not EXAMPLES.is_dir(), reason="the three example images are not beside the repository"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +139,7 @@ def test_bgr_is_the_flipped_image(random_file):
 def test_against_many_samples_equals_single_calls(heads, random_file):
     judge = LPIPS("squeeze", heads, (random_file("squeeze"),))
     reference, samples = images(2, seed=1), images(6, seed=2).unflatten(0, (3, 2))
-    together = judge.against(reference)(samples)
+    together = judge.with_reference(reference)(samples)
     assert together.shape == (3, 2)
     for t in range(3):
         for b in range(2):
@@ -145,7 +150,7 @@ def test_reference_features_are_computed_once(random_file):
     judge = LPIPS("alex", weights=(random_file("alex"),))
     seen = []
     judge.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    distance = judge.against(images(2, seed=1))
+    distance = judge.with_reference(images(2, seed=1))
     for _ in range(3):
         distance(images(2, seed=2))
     assert seen == [2, 2, 2, 2]
@@ -192,9 +197,15 @@ def test_unit_length_in_float32():
 
 def test_names(random_file):
     file = random_file("squeeze")
-    names = {(heads, bgr): LPIPS("squeeze", heads, (file,), bgr).name for heads in (True, False) for bgr in (True, False)}
-    assert names == {(True, False): "LPIPS-squeeze", (False, False): "LPIPS-squeeze-unweighted",
-                     (True, True): "LPIPS-squeeze-BGR", (False, True): "LPIPS-squeeze-unweighted-BGR"}
+    names = {
+        (heads, bgr): LPIPS("squeeze", heads, (file,), bgr).name for heads in (True, False) for bgr in (True, False)
+    }
+    assert names == {
+        (True, False): "LPIPS-squeeze",
+        (False, False): "LPIPS-squeeze-unweighted",
+        (True, True): "LPIPS-squeeze-BGR",
+        (False, True): "LPIPS-squeeze-unweighted-BGR",
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in JUDGES if "alex" in name or "squeeze" in name])
@@ -266,10 +277,14 @@ def test_bad_file_is_named_in_one_line(bad, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("write", [
-    lambda path: torch.save({"features.0.weight": Code()}, path),
-    lambda path: path.write_bytes(pickle.dumps({"features.0.weight": Code()}, protocol=2)),
-], ids=["zip", "pickle"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: torch.save({"features.0.weight": Code()}, path),
+        lambda path: path.write_bytes(pickle.dumps({"features.0.weight": Code()}, protocol=2)),
+    ],
+    ids=["zip", "pickle"],
+)
 def test_code_in_a_file_is_refused_and_not_run(write, tmp_path, monkeypatch):
     monkeypatch.setenv("TLW_TEST_FOLDER", str(tmp_path / "ran"))
     path = tmp_path / "weights.pth"
@@ -298,10 +313,16 @@ def test_the_file_of_the_right_network_is_taken(random_file):
 # The cache and the download
 
 
-@pytest.mark.parametrize("error", [
-    urllib.error.URLError("unreachable"), TimeoutError("timed out"), ConnectionResetError("reset"),
-    RuntimeError("invalid hash value"), urllib.error.HTTPError("address", 404, "Not Found", None, None),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        urllib.error.URLError("unreachable"),
+        TimeoutError("timed out"),
+        ConnectionResetError("reset"),
+        RuntimeError("invalid hash value"),
+        urllib.error.HTTPError("address", 404, "Not Found", None, None),
+    ],
+)
 def test_failed_download_names_address_folder_and_flag(error, monkeypatch, tmp_path):
     def fail(*args, **kwargs):
         raise error

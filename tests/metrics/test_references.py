@@ -6,14 +6,17 @@ import weakref
 import pytest
 import torch
 
-import val
 from metrics import fidelity, references
+from metrics.evaluate import build_metrics, evaluate
 from metrics.fidelity import Fidelity, psnr_y, ssim_y
+from models.bicubic import Bicubic
+from training.validation import read_validation_set
+from val import BICUBIC
 
 
 @pytest.fixture
 def metrics(squeeze_file):
-    return val.build_metrics(["squeeze", "ms-ssim"], (squeeze_file,))
+    return build_metrics(["squeeze", "ms-ssim"], (squeeze_file,))
 
 
 @pytest.fixture
@@ -24,12 +27,19 @@ def calls(metrics):
     return counts
 
 
+@pytest.fixture(autouse=True)
+def cache():
+    """What `scores` keeps between its calls in one test."""
+    global CACHE
+    CACHE = references.ReferenceCache()
+
+
 def scores(pairs, metrics, protocol="paper"):
-    return val.evaluate(val.PROTOCOLS[protocol].bicubic(4), pairs, metrics, protocol)
+    return evaluate(BICUBIC[protocol](4), pairs, metrics, protocol, cache=CACHE)
 
 
 def test_what_hr_needs_is_computed_once(images, metrics, calls, assert_same):
-    pairs = val.read_pairs([images], 4, "paper")
+    pairs = read_validation_set([images], 4, "paper")
     first = scores(pairs, metrics)
     assert len(calls) == 8
     assert_same(scores(pairs, metrics), first)
@@ -40,15 +50,15 @@ def test_what_hr_needs_is_computed_once(images, metrics, calls, assert_same):
 
 def upscaled(pair):
     lr, hr = (image[None] for image in pair)
-    return val.PROTOCOLS["paper"].bicubic(4)(lr).clamp(-1, 1), hr
+    return Bicubic(4)(lr).clamp(-1, 1), hr
 
 
 @pytest.mark.parametrize("kept", [0, 1_500_000])
 def test_images_beyond_the_bound_are_prepared_again(images, metrics, calls, kept, monkeypatch, assert_same):
-    pairs = val.read_pairs([images], 4, "paper")
+    pairs = read_validation_set([images], 4, "paper")
     expected = scores(pairs, metrics)
     monkeypatch.setattr(references, "KEPT_BYTES", kept)
-    again = val.read_pairs([images], 4, "paper")
+    again = read_validation_set([images], 4, "paper")
     calls.clear()
     for _ in range(2):
         assert_same(scores(again, metrics), expected)
@@ -56,7 +66,7 @@ def test_images_beyond_the_bound_are_prepared_again(images, metrics, calls, kept
 
 
 def test_other_metrics_protocols_or_images_get_their_own(images, metrics, calls):
-    pairs = val.read_pairs([images], 4, "paper")
+    pairs = read_validation_set([images], 4, "paper")
     both = scores(pairs, metrics)
     swapped = dict(zip(metrics, reversed(metrics.values())))
     assert scores(pairs, swapped)["LPIPS-squeeze"] == both["1-MS-SSIM"]
@@ -66,13 +76,15 @@ def test_other_metrics_protocols_or_images_get_their_own(images, metrics, calls)
     assert scores(pairs, {}, "standard")["PSNR-Y"] != both["PSNR-Y"]  # shaves
 
 
-def test_nothing_outlives_the_data_set(images, metrics):
-    pairs = val.read_pairs([images], 4, "paper")
+def test_the_cache_keeps_one_data_set_alone(images, metrics):
+    pairs = read_validation_set([images], 4, "paper")
     scores(pairs, metrics)
-    kept, there = weakref.ref(references._LATEST[pairs]), weakref.ref(pairs)
+    kept, there = weakref.ref(CACHE.latest), weakref.ref(pairs)
+    other = read_validation_set([images], 4, "paper")
+    scores(other, metrics)
     del pairs
     gc.collect()
-    assert kept() is None and there() is None
+    assert kept() is None and there() is None and CACHE.pairs is other
 
 
 def test_what_goes_wrong_in_reading_ahead_is_said(metrics):
@@ -95,7 +107,7 @@ def test_what_goes_wrong_in_reading_ahead_is_said(metrics):
 @pytest.mark.parametrize("strip", [1, 61 * 7, 1 << 20])
 def test_strips_change_nothing(strip, shave, monkeypatch):
     hr = torch.rand(2, 3, 45, 61, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    sr = (hr + 0.1 * torch.randn(hr.shape, generator=torch.Generator().manual_seed(1)))
+    sr = hr + 0.1 * torch.randn(hr.shape, generator=torch.Generator().manual_seed(1))
     expected = psnr_y(sr, hr, shave), ssim_y(sr, hr, shave)
     monkeypatch.setattr(fidelity, "_STRIP", strip)
     for got in (Fidelity(hr, shave)(sr), (psnr_y(sr, hr, shave), ssim_y(sr, hr, shave))):

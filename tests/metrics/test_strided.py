@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from metrics.strided import StridedConv
+from metrics.ops.strided import StridedConv
 
 KINDS = [(11, 4, 2), (3, 2, 0), (7, 2, 3), (4, 4, 0)]  # kernel, stride, padding; AlexNet's is the first
 

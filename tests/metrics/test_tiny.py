@@ -196,7 +196,7 @@ def test_shipped_weights():
 @pytest.mark.parametrize("distortion", LEVELS, ids=lambda f: f.__name__)
 def test_shipped_judge_grows_with_the_distortion(distortion):
     x, judge = patches(), Tiny(TINY_FILE)
-    distance = judge.against(x)
+    distance = judge.with_reference(x)
     steps = torch.stack([distance(distortion(x, level)) for level in (LEVELS[distortion])])
     assert (distance(x) < 1e-9).all() and (steps[0] > 1e-4).all() and (steps.diff(dim=0) > 0).all()
 
@@ -206,7 +206,7 @@ def test_shipped_judge_grows_with_the_distortion(distortion):
 def test_shipped_judge_agrees_with_lpips():
     x, judges = patches(), (Tiny(TINY_FILE), LPIPS("alex", weights=(ALEX,)))
     distorted = torch.stack([distortion(x, level) for distortion, levels in LEVELS.items() for level in levels])
-    ours, theirs = (judge.against(x)(distorted) for judge in judges)  # (levels, patches)
+    ours, theirs = (judge.with_reference(x)(distorted) for judge in judges)  # (levels, patches)
     assert spearmanr(ours.flatten(), theirs.flatten()).statistic >= 0.9
     for patch in range(len(x)):
         assert spearmanr(ours[:, patch], theirs[:, patch]).statistic >= 0.9

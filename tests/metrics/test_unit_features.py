@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from metrics import unit_features
-from metrics.unit_features import difference, unit_normalise
+from metrics.ops import unit_features
+from metrics.ops.unit_features import difference, unit_normalise
 
 
 def plain(features, reference, weight):
@@ -53,7 +53,9 @@ def test_bf16_features_are_compared_in_float32():
     features, reference, weight = example(dtype=torch.bfloat16)
     x = features.clone().requires_grad_()
     found = difference(x, reference, weight)
-    torch.testing.assert_close(found.double(), plain(features.double(), reference.double(), weight.double()), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        found.double(), plain(features.double(), reference.double(), weight.double()), rtol=1e-6, atol=0
+    )
     found.sum().backward()
     assert x.grad.dtype == torch.bfloat16 and x.grad.any() and x.grad.isfinite().all()
 

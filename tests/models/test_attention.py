@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import attention
-from models.attention import attend, windows
+from models.ops import attention
+from models.ops.attention import attend, windows
 
 
 def plain(q, k, v, bias, masks, counts):
@@ -76,10 +76,14 @@ def test_windows(height, width, window, shifted):
     rolled = x.roll((-shift, -shift), (1, 2))[..., 0]
     expected = {
         image[top : top + window, left : left + window].flatten().long().tolist()[0]: (
-            image[top : top + window, left : left + window], top, left
+            image[top : top + window, left : left + window],
+            top,
+            left,
         )
-        for image in rolled for top in range(0, height, window) for left in range(0, width, window)
-    }  # fmt: skip
+        for image in rolled
+        for top in range(0, height, window)
+        for left in range(0, width, window)
+    }
     for part, kind in zip(cut, kinds):
         wanted, top, left = expected[int(part[0, 0])]
         assert torch.equal(part, wanted)

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import val
 from data import imresize, list_images, read_rgb
+from metrics.evaluate import evaluate, mean
 from metrics.fidelity import luma, psnr_y, ssim_y
 from models.bicubic import Bicubic, MatlabBicubic, keys_kernel
+from training.validation import read_validation_set
 
 DATASETS = Path(__file__).parents[3] / "shared" / "datasets"
 needs_datasets = pytest.mark.skipif(not DATASETS.is_dir(), reason="the data sets are not beside the repository")
@@ -46,10 +47,17 @@ def field_scores(dataset: str, scale: int) -> tuple[float, float]:
 
 
 @needs_datasets
-@pytest.mark.parametrize("dataset, scale, psnr, ssim", [
-    ("Set5", 2, 33.66, 0.9299), ("Set5", 3, 30.39, 0.8682), ("Set5", 4, 28.42, 0.8104),
-    ("Set14", 2, 30.23, 0.8687), ("Set14", 3, 27.54, 0.7736), ("Set14", 4, 26.00, 0.7019),
-])
+@pytest.mark.parametrize(
+    "dataset, scale, psnr, ssim",
+    [
+        ("Set5", 2, 33.66, 0.9299),
+        ("Set5", 3, 30.39, 0.8682),
+        ("Set5", 4, 28.42, 0.8104),
+        ("Set14", 2, 30.23, 0.8687),
+        ("Set14", 3, 27.54, 0.7736),
+        ("Set14", 4, 26.00, 0.7019),
+    ],
+)
 def test_published_values(dataset, scale, psnr, ssim):
     """Other tables print up to 0.01 dB and 0.0008 more on Set14."""
     ours = field_scores(dataset, scale)
@@ -61,10 +69,10 @@ def test_published_values(dataset, scale, psnr, ssim):
 @pytest.mark.parametrize("scale, psnr, ssim", [(2, 33.6818, 0.93052), (3, 30.4047, 0.86897), (4, 28.4314, 0.81127)])
 def test_standard_protocol_on_set5(scale, psnr, ssim):
     """0.01 to 0.02 dB above the published values: SR is rounded to 8 bits in RGB, its luma not once more."""
-    pairs = val.read_pairs([DATASETS / "Set5"], scale, "standard")
-    scores = val.evaluate(MatlabBicubic(scale), pairs, {}, "standard")
-    assert val.mean(scores["PSNR-Y"]) == pytest.approx(psnr, abs=0.001)
-    assert val.mean(scores["SSIM-Y"]) == pytest.approx(ssim, abs=0.0001)
+    pairs = read_validation_set([DATASETS / "Set5"], scale, "standard")
+    scores = evaluate(MatlabBicubic(scale), pairs, {}, "standard")
+    assert mean(scores["PSNR-Y"]) == pytest.approx(psnr, abs=0.001)
+    assert mean(scores["SSIM-Y"]) == pytest.approx(ssim, abs=0.0001)
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.discriminator import VGGDiscriminator
+from losses.discriminator import VGGDiscriminator
 
 
 def small(size: int = 32) -> VGGDiscriminator:
@@ -19,7 +19,9 @@ def test_published_size_and_names():
     assert sum(p.numel() for p in net.parameters()) == 14_499_401
     convs = {f"conv{i}_{j}.weight" for i in range(5) for j in (0, 1)} | {"conv0_0.bias"}
     norms = {f"bn{i}_{j}" for i in range(5) for j in (0, 1)} - {"bn0_0"}
-    norms = {f"{n}.{e}" for n in norms for e in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    norms = {
+        f"{n}.{e}" for n in norms for e in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    }
     linears = {f"linear{i}.{e}" for i in (1, 2) for e in ("weight", "bias")}
     assert set(shapes) == convs | norms | linears
     assert shapes["conv2_0.weight"] == (256, 128, 3, 3) and shapes["conv4_1.weight"] == (512, 512, 4, 4)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import linear
-from models.linear import Linear
+from models.ops import linear
+from models.ops.linear import Linear
 
 
 @pytest.mark.parametrize("shape", [(7, 6), (2, 3, 4, 6), (6,)])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from losses.weighting import WeightingNet, relaxed_bernoulli
 from models import SR_MODELS
 from models.released import (
     from_released_tlw,
@@ -21,7 +22,6 @@ from models.released import (
     weighting_from_released,
     without_uncertainty,
 )
-from models.weighting import WeightingNet, relaxed_bernoulli
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = np.load(ROOT / "tests" / "golden" / "models_golden.npz")

@@ -10,9 +10,17 @@ from models.released import from_published_hat, scale_from_shapes
 from models.upsample import reflect_to_multiple
 
 PUBLISHED = dict(
-    embed_dim=180, depths=(6,) * 6, num_heads=(6,) * 6, window_size=16, compress_ratio=3, squeeze_factor=30,
-    conv_scale=0.01, overlap_ratio=0.5, mlp_ratio=2.0, drop_path_rate=0.1,
-)  # fmt: skip
+    embed_dim=180,
+    depths=(6,) * 6,
+    num_heads=(6,) * 6,
+    window_size=16,
+    compress_ratio=3,
+    squeeze_factor=30,
+    conv_scale=0.01,
+    overlap_ratio=0.5,
+    mlp_ratio=2.0,
+    drop_path_rate=0.1,
+)
 SMALL = dict(PUBLISHED, embed_dim=24, depths=(2, 3), num_heads=(2, 3), window_size=8, squeeze_factor=6)
 OUR_SMALL = dict(embed=24, depths=(2, 3), heads=(2, 3), window=8, squeeze_factor=6)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from losses.weighting import WeightingNet
 from models import SR_MODELS, init_paper
 from models.released import (
     from_published_hat,
@@ -12,15 +13,22 @@ from models.released import (
     scale_from_shapes,
     weighting_from_released,
 )
-from models.weighting import WeightingNet
 
 PARAMETERS = {
-    ("RCAN", 2): 15_444_643, ("RCAN", 3): 15_629_283, ("RCAN", 4): 15_887_779,
-    ("EDSR", 2): 1_369_859, ("EDSR", 3): 1_554_499, ("EDSR", 4): 1_517_571,
-    ("VDSR", 2): 372_096, ("VDSR", 3): 372_096, ("VDSR", 4): 372_096,
-    ("SRResNet", 4): 1_517_571, ("RRDBNet", 4): 16_697_987,
-    ("HAT-TLW", 4): 5_277_075, ("HAT", 4): 20_772_507,
-}  # fmt: skip
+    ("RCAN", 2): 15_444_643,
+    ("RCAN", 3): 15_629_283,
+    ("RCAN", 4): 15_887_779,
+    ("EDSR", 2): 1_369_859,
+    ("EDSR", 3): 1_554_499,
+    ("EDSR", 4): 1_517_571,
+    ("VDSR", 2): 372_096,
+    ("VDSR", 3): 372_096,
+    ("VDSR", 4): 372_096,
+    ("SRResNet", 4): 1_517_571,
+    ("RRDBNet", 4): 16_697_987,
+    ("HAT-TLW", 4): 5_277_075,
+    ("HAT", 4): 20_772_507,
+}
 SMALL = {
     "EDSR": dict(channels=8, blocks=2),
     "RCAN": dict(channels=16, groups=2, blocks=2, reduction=2),
@@ -51,11 +59,11 @@ def test_parameter_count(name, scale):
 def test_shapes(name, scale, size):
     net, lr = small(name, scale), torch.rand(2, 3, *size) * 2 - 1
     before = lr.clone()
-    sr, features = net.sr_and_features(lr)
+    sr, features = net.forward_with_features(lr)
     assert net.scale == scale
     assert sr.shape == (2, 3, scale * size[0], scale * size[1])
     assert features.shape == (2, net.feature_channels, net.feature_scale * size[0], net.feature_scale * size[1])
-    assert torch.equal(net(lr), sr) and torch.equal(net.features(lr), features)
+    assert torch.equal(net(lr), sr) and torch.equal(net.forward_features(lr), features)
     assert torch.equal(lr, before)
 
 
@@ -90,7 +98,7 @@ def test_edsr_residual_and_skips():
             for parameter in block.parameters():
                 parameter.zero_()
         lr = torch.rand(1, 3, 6, 5)
-        assert torch.equal(net.features(lr), net.head(lr))
+        assert torch.equal(net.forward_features(lr), net.head(lr))
 
 
 def test_vdsr_starts_from_bicubic():
@@ -172,22 +180,32 @@ ENTRY = torch.zeros(1)
 @pytest.mark.parametrize(
     ("convert", "message"),
     [
-        (lambda: from_released_tlw({"sf.weight": ENTRY}, "EDSR"),
-         "looks like RCAN; expected EDSR; convert it with from_released_tlw(state_dict, 'RCAN')"),
-        (lambda: from_released_tlw({"u_estimator.1.weight": ENTRY}, "HAT-TLW"),
-         "looks like UHAT; expected HAT-TLW; convert without_uncertainty(state_dict) as HAT-TLW"),
-        (lambda: from_released_tlw({"sf.weight": ENTRY}, "SwinIR"),
-         "model_name='SwinIR' was not released; use one of EDSR, RCAN, VDSR, HAT-TLW"),
+        (
+            lambda: from_released_tlw({"sf.weight": ENTRY}, "EDSR"),
+            "looks like RCAN; expected EDSR; convert it with from_released_tlw(state_dict, 'RCAN')",
+        ),
+        (
+            lambda: from_released_tlw({"u_estimator.1.weight": ENTRY}, "HAT-TLW"),
+            "looks like UHAT; expected HAT-TLW; convert without_uncertainty(state_dict) as HAT-TLW",
+        ),
+        (
+            lambda: from_released_tlw({"sf.weight": ENTRY}, "SwinIR"),
+            "model_name='SwinIR' was not released; use one of EDSR, RCAN, VDSR, HAT-TLW",
+        ),
         (lambda: from_published_hat({"net.conv_first.weight": ENTRY}), "looks like HAT-TLW; expected published HAT"),
-        (lambda: from_published_hat(small("HAT").state_dict()),
-         "looks like converted HAT; expected published HAT; load it into HAT as it is"),
+        (
+            lambda: from_published_hat(small("HAT").state_dict()),
+            "looks like converted HAT; expected published HAT; load it into HAT as it is",
+        ),
         (lambda: weighting_from_released({"conv1.0.weight": ENTRY}), "looks like VDSR; expected weighting network"),
-        (lambda: released_model_of(WeightingNet().state_dict()),
-         "looks like weighting network; expected EDSR or RCAN or VDSR or HAT-TLW; convert it with weighting"),
+        (
+            lambda: released_model_of(WeightingNet().state_dict()),
+            "looks like weighting network; expected EDSR or RCAN or VDSR or HAT-TLW; convert it with weighting",
+        ),
         (lambda: released_model_of({"fc.weight": ENTRY}), "looks like something unknown (first entry 'fc.weight')"),
         (lambda: released_model_of({}), "looks like something unknown (first entry None)"),
     ],
-)  # fmt: skip
+)
 def test_other_state_dicts_are_refused(convert, message):
     with pytest.raises(ValueError) as error:
         convert()

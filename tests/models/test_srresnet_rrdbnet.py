@@ -54,9 +54,7 @@ def test_gradients_equal_spandrel():
     ours = moved(RRDBNet(2, channels=8, blocks=1))
     theirs = architectures.ESRGANArch().load(ours.state_dict()).model.eval().requires_grad_()
     lr = torch.rand(1, 3, 6, 6) * 2 - 1
-    gradients = [
-        torch.autograd.grad(net(lr).square().mean(), list(net.parameters())) for net in (ours, theirs)
-    ]
+    gradients = [torch.autograd.grad(net(lr).square().mean(), list(net.parameters())) for net in (ours, theirs)]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -72,10 +70,14 @@ def test_names_are_basicsrs():
     convs = ["conv_first", "upconv1", "upconv2", "conv_hr", "conv_last"]
     body = [f"body.{conv}" for conv in ("conv1", "conv2")]
     ends = ("weight", "bias")
-    assert layout(srresnet) == {f"{c}.{e}": 1 for c in convs for e in ends} | {f"{c}.{e}": 16 for c in body for e in ends}
+    assert layout(srresnet) == {f"{c}.{e}": 1 for c in convs for e in ends} | {
+        f"{c}.{e}": 16 for c in body for e in ends
+    }
     convs = ["conv_first", "conv_body", "conv_up1", "conv_up2", "conv_hr", "conv_last"]
     body = [f"body.rdb{i}.conv{j}" for i in (1, 2, 3) for j in (1, 2, 3, 4, 5)]
-    assert layout(rrdbnet) == {f"{c}.{e}": 1 for c in convs for e in ends} | {f"{c}.{e}": 23 for c in body for e in ends}
+    assert layout(rrdbnet) == {f"{c}.{e}": 1 for c in convs for e in ends} | {
+        f"{c}.{e}": 23 for c in body for e in ends
+    }
     assert rrdbnet.state_dict()["body.22.rdb3.conv5.weight"].shape == (64, 192, 3, 3)
 
 
@@ -119,13 +121,20 @@ def test_small_initialisation():
     """Kaiming's deviation sqrt(2 / fan-in), times 0.1, and no bias: in RRDBNet's dense blocks, everywhere in SRResNet."""
     torch.manual_seed(0)
     rrdbnet, srresnet = RRDBNet(4, blocks=1), SRResNet(4, blocks=1)
-    for conv in (rrdbnet.body[0]["rdb1"]["conv2"], rrdbnet.body[0]["rdb3"]["conv5"], srresnet.body[0].conv1, srresnet.upconv2):
+    for conv in (
+        rrdbnet.body[0]["rdb1"]["conv2"],
+        rrdbnet.body[0]["rdb3"]["conv5"],
+        srresnet.body[0].conv1,
+        srresnet.upconv2,
+    ):
         assert conv.weight.std().item() == pytest.approx(0.1 * (2 / (conv.in_channels * 9)) ** 0.5, rel=0.05)
         assert not conv.bias.any()
     assert rrdbnet.conv_body.bias.any()
 
 
-@pytest.mark.parametrize("build", [lambda: SRResNet(2, channels=3, blocks=1), lambda: RRDBNet(2, channels=3, blocks=1, growth=2)])
+@pytest.mark.parametrize(
+    "build", [lambda: SRResNet(2, channels=3, blocks=1), lambda: RRDBNet(2, channels=3, blocks=1, growth=2)]
+)
 def test_gradient_of_the_input(build):
     """Away from the kinks of the ReLUs; an in-place activation in the wrong place would show here."""
     torch.manual_seed(1)

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from losses.uncertainty import HEADS, UncertaintyHead
 from models import SR_MODELS
 from models.released import from_released_tlw, uncertainty_from_released, without_uncertainty
-from models.uncertainty import HEADS, UncertaintyHead
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "reference" / "official"
 needs_official = pytest.mark.skipif(
@@ -46,7 +46,7 @@ def test_equals_the_released_uhat():
     net.load_state_dict(from_released_tlw(without_uncertainty(released), "HAT-TLW"), strict=False)
     head = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, "tlw").eval()
     head.load_state_dict(uncertainty_from_released(released))
-    sr, features = net.sr_and_features(lr)
+    sr, features = net.forward_with_features(lr)
     np.testing.assert_allclose(sr.flip(1).numpy(), expected_sr, rtol=0, atol=1e-4)
     np.testing.assert_allclose(head(features).numpy(), expected, rtol=0, atol=1e-4)
 
@@ -101,15 +101,21 @@ def test_gradients_reach_the_body_and_every_layer(head):
     assert all(p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
 
 
-@pytest.mark.parametrize("name, options", [
-    ("EDSR", dict(channels=8, blocks=1)), ("VDSR", dict(channels=8, blocks=1)), ("SRResNet", dict(channels=8, blocks=1)),
-    ("RRDBNet", dict(channels=8, blocks=1, growth=4)), ("RCAN", dict(channels=8, groups=1, blocks=1, reduction=2)),
-    ("HAT", dict(embed=24, depths=(2,), heads=(2,), window=4, squeeze_factor=2, channels=8)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("EDSR", dict(channels=8, blocks=1)),
+        ("VDSR", dict(channels=8, blocks=1)),
+        ("SRResNet", dict(channels=8, blocks=1)),
+        ("RRDBNet", dict(channels=8, blocks=1, growth=4)),
+        ("RCAN", dict(channels=8, groups=1, blocks=1, reduction=2)),
+        ("HAT", dict(embed=24, depths=(2,), heads=(2,), window=4, squeeze_factor=2, channels=8)),
+    ],
+)
 @torch.no_grad()
 def test_fits_every_network(name, options):
     net = SR_MODELS[name](scale=3, **options)
-    sr, features = net.sr_and_features(torch.rand(1, 3, 6, 5))
+    sr, features = net.forward_with_features(torch.rand(1, 3, 6, 5))
     s = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale)(features)
     assert s.shape == sr.shape
 

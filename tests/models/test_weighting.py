@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.weighting import WeightingNet, fixed_sum, relaxed_bernoulli
+from losses.weighting import WeightingNet, fixed_sum, relaxed_bernoulli
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "tlw_golden.npz")
 

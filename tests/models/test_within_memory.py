@@ -8,7 +8,7 @@ import torch
 
 from models import SR_MODELS
 from models.bicubic import Bicubic
-from models.within_memory import UpscaleWithin, costs, tiles
+from models.ops.tiled import TiledUpscaler, costs, tiles
 
 SMALL = {
     "EDSR": dict(channels=8, blocks=2),
@@ -39,31 +39,32 @@ def test_any_memory_gives_the_same_image(name, scale):
         expected, pixels = net(lr), 61 * 47
         whole, body, tail = costs(net, lr)
         net.forward = watched(net.forward)
-        assert torch.equal(UpscaleWithin(net, int(1 + pixels * whole))(lr), expected) and seen == [pixels]
+        assert torch.equal(TiledUpscaler(net, int(1 + pixels * whole))(lr), expected) and seen == [pixels]
         if name != "VDSR":
-            net.forward, net.reconstruct = None, watched(net.reconstruct)  # the body whole, its reconstruction not
+            net.forward, net.forward_head = None, watched(net.forward_head)  # the body whole, its reconstruction not
             seen.clear()
-            net.reach, reach = None, getattr(net, "reach", None)
+            net.receptive_radius, reach = None, getattr(net, "receptive_radius", None)
             with warnings.catch_warnings(record=True) as caught:
-                got = UpscaleWithin(net, int(min(whole - 1, 0.9 * tail) * pixels))(lr)
+                got = TiledUpscaler(net, int(min(whole - 1, 0.9 * tail) * pixels))(lr)
             averages = f"{type(net).__name__} needs about .* MiB for 61x47 pixels.*: it averages over the image"
             assert len(caught) <= 1 and all(re.match(averages, str(w.message)) for w in caught)
             assert len(seen) > 1 and max(seen) < pixels
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
-            net.reach = reach
+            net.receptive_radius = reach
         if name not in GLOBAL:
             del net.forward
             net.forward = watched(net.forward)
             seen.clear()
-            torch.testing.assert_close(UpscaleWithin(net, int(0.2 * body * pixels or 0.2 * whole * pixels))(lr), expected,
-                                       rtol=0, atol=1e-12)
+            torch.testing.assert_close(
+                TiledUpscaler(net, int(0.2 * body * pixels or 0.2 * whole * pixels))(lr), expected, rtol=0, atol=1e-12
+            )
             assert len(seen) > 1 and max(seen) < pixels
 
 
 def test_what_cannot_be_cut_runs_whole_with_a_warning():
     net, lr = build("RCAN", 2), torch.rand(1, 3, 61, 47, dtype=torch.double)
     with torch.inference_mode(), pytest.warns(UserWarning, match="RCAN needs about .* averages over the image"):
-        got = UpscaleWithin(net, 1000)(lr)
+        got = TiledUpscaler(net, 1000)(lr)
     torch.testing.assert_close(got, net(lr), rtol=0, atol=1e-12)
 
 
@@ -72,15 +73,17 @@ def test_what_cannot_be_cut_runs_whole_with_a_warning():
 def test_reach_is_how_far_a_pixel_sees(name, scale):
     net = build(name, scale)
     if name in GLOBAL:
-        assert not hasattr(net, "reach")
+        assert not hasattr(net, "receptive_radius")
         return
-    middle, size = net.reach + 2, 2 * net.reach + 5
+    middle, size = net.receptive_radius + 2, 2 * net.receptive_radius + 5
     lr = torch.zeros(1, 3, size, size, dtype=torch.double)
     lr[..., middle, middle] = torch.nan  # spreads to all that sees it
     with torch.inference_mode():
         touched = net(lr).isnan().any(dim=1)[0]
     touched = touched.unflatten(1, (size, scale)).unflatten(0, (size, scale)).any(3).any(1).nonzero()
-    assert net.reach - 1 <= (touched - middle).abs().max() <= net.reach  # no less than needed, and hardly more
+    assert (
+        net.receptive_radius - 1 <= (touched - middle).abs().max() <= net.receptive_radius
+    )  # no less than needed, and hardly more
 
 
 @pytest.mark.parametrize("reach, pixels", [(0, 1), (2, 100), (3, 400), (5, 77), (2, 10**6)])
@@ -91,13 +94,15 @@ def test_tiles_cover_every_pixel_once_and_see_as_far_as_they_must(size, reach, p
         seen[rows[1] : rows[2], columns[1] : columns[2]] += 1
         for (start, first, last, end), length in zip((rows, columns), size):
             assert start == max(0, first - reach) and end == min(length, last + reach)
-        assert (rows[3] - rows[0]) * (columns[3] - columns[0]) <= max(pixels, (3 * reach + 1) * max(3 * reach + 1, *size))
+        assert (rows[3] - rows[0]) * (columns[3] - columns[0]) <= max(
+            pixels, (3 * reach + 1) * max(3 * reach + 1, *size)
+        )
     assert (seen == 1).all()
 
 
 def test_a_network_of_unknown_inside_runs_whole():
     lr = torch.rand(1, 3, 20, 20)
-    assert torch.equal(UpscaleWithin(Bicubic(4), 1)(lr), Bicubic(4)(lr))
+    assert torch.equal(TiledUpscaler(Bicubic(4), 1)(lr), Bicubic(4)(lr))
 
 
 def test_bf16_takes_less_and_is_counted_by_itself():

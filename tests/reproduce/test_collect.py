@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import configs
-import rundir
 from configs import Config
 from reproduce import collect, report
 from reproduce.cells import CHECKPOINTS, SECONDS, TRAINED, Cell
 from reproduce.statistics import compare
+from runs.atomic import atomic_write
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "reference" / "table1.csv"
 
@@ -30,14 +30,17 @@ def cell(folder: Path, loss="L1", model="VDSR", scale=2, seed=0, **settings) -> 
 def finish(cell: Cell, scores, protocol="paper", judge="lpips-vgg", bicubic=(30, 31, 32), last=0.0, **more) -> Cell:
     """Write what a finished cell has; scores: {dataset: PSNR-Y of its images}, or of more metrics; last: added to `last`."""
     cell.folder.mkdir(parents=True)
-    rundir.write_whole(cell.folder / "config.yaml", configs.to_yaml(replace(cell.config, modelpath=None)))
+    atomic_write(cell.folder / "config.yaml", configs.to_yaml(replace(cell.config, modelpath=None)))
     (cell.folder / TRAINED).write_text("train.py")
     (cell.folder / SECONDS).write_text("60.0\n30.5\n")
     for which in CHECKPOINTS:
         rows = []
         for dataset, of in scores.items():
             of = of if isinstance(of, dict) else {"PSNR-Y": of}
-            of = {metric: [None if x is None else x + last * (which == "last") for x in values] for metric, values in of.items()}
+            of = {
+                metric: [None if x is None else x + last * (which == "last") for x in values]
+                for metric, values in of.items()
+            }
             rows.append({"dataset": dataset, "loss": "bicubic", "per_image": {"PSNR-Y": list(bicubic)}})
             rows.append({"dataset": dataset, "loss": "its label", "per_image": of})
         about = {"checkpoint": which, "protocol": protocol, "judge": judge, "rows": rows, **more}
@@ -128,7 +131,10 @@ def test_tests_holm_and_what_they_can_show(tmp_path):
     cells = []
     for seed, loss in itertools.product(range(6), ("L1+TLW", "L1")):
         better = 0.1 * (loss == "L1+TLW")
-        scores = {"PSNR-Y": (30 + better + random.normal(0, 0.01, 3)).tolist(), "LPIPS-alex": random.normal(0.3, 0.1, 3).tolist()}
+        scores = {
+            "PSNR-Y": (30 + better + random.normal(0, 0.01, 3)).tolist(),
+            "LPIPS-alex": random.normal(0.3, 0.1, 3).tolist(),
+        }
         cells.append(finish(cell(tmp_path, loss, seed=seed), {"Set5": scores, "Set14": scores}))
     results = collect.read_cells(cells)
     psnr, lpips = report.comparison_rows(results, asked())
@@ -138,7 +144,9 @@ def test_tests_holm_and_what_they_can_show(tmp_path):
     assert flipped.shape == (6, 6) and lpips["gain"] == pytest.approx(-flipped.mean())
     shown = report.text(results, asked(null="L1"), {})
     assert "With 6 trainings and 2 tests no p (Holm) can be below 0.062" in shown
-    assert "no p (Holm)" not in report.text(collect.read_cells(cells), asked(compare=[["L1+TLW", "L1"]]), {}).replace("2 tests no", "")
+    assert "no p (Holm)" not in report.text(collect.read_cells(cells), asked(compare=[["L1+TLW", "L1"]]), {}).replace(
+        "2 tests no", ""
+    )
     assert "Fewer than 6 trainings" in report.text(collect.read_cells(cells[:10]), asked(), {})
 
 

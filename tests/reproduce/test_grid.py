@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 import configs
-import locks
-import rundir
 import train
 import val
 from reproduce import budget, cells, cluster, collect, grid, holdout, running, table1
+from runs.atomic import atomic_write
+from runs.checkpoint import load_checkpoint, save_checkpoint
+from runs.lock import locked_run
 
 ROOT = Path(__file__).parents[2]
 LOSSES = ("L1+TLW", "L1")
@@ -39,9 +40,44 @@ def tests_images(images, tmp_path_factory):
 def grid_of(images, tests_images) -> list[str]:
     """A grid of two seeds of one tiny network with two losses."""
     return [
-        *("--config", str(ROOT / "configs/table1.yaml"), "--models", "VDSR[blocks=1,channels=8]", "--scales", "2", "--seeds", "2"),
-        *("--losses", *LOSSES, "--judge", "tiny", "--lpips", "tiny", "--trainpath", str(images), "--folder", str(tests_images)),
-        *("--patch", "32", "--batchsize", "2", "--repeat", "1", "--steps", "2", "--log-every", "1", "--device", "cpu", "--out", "grid"),
+        *(
+            "--config",
+            str(ROOT / "configs/table1.yaml"),
+            "--models",
+            "VDSR[blocks=1,channels=8]",
+            "--scales",
+            "2",
+            "--seeds",
+            "2",
+        ),
+        *(
+            "--losses",
+            *LOSSES,
+            "--judge",
+            "tiny",
+            "--metrics",
+            "tiny",
+            "--trainpath",
+            str(images),
+            "--folder",
+            str(tests_images),
+        ),
+        *(
+            "--patch",
+            "32",
+            "--batchsize",
+            "2",
+            "--repeat",
+            "1",
+            "--steps",
+            "2",
+            "--log-every",
+            "1",
+            "--device",
+            "cpu",
+            "--out",
+            "grid",
+        ),
     ]
 
 
@@ -77,13 +113,15 @@ def ran(monkeypatch):
             assert given == config
             folder = Path(given.modelpath)
             folder.mkdir(parents=True, exist_ok=True)
-            rundir.write_whole(folder / "config.yaml", configs.to_yaml(given))
-            rundir.save_state({"step": 2}, folder / "last.pt")
+            atomic_write(folder / "config.yaml", configs.to_yaml(given))
+            save_checkpoint({"step": 2}, folder / "last.pt")
             (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in noted.log))
             return noted.codes.get((self.cell.loss, config.seed), 0)
         found = val.parse(words)
         noted.append((Path(found.out).name, self.cell.loss, config.seed, False))
-        scores = {loss: {name: [1.0] for name in ("PSNR-Y", "SSIM-Y", *found.lpips)} for loss in ("bicubic", self.cell.loss)}
+        scores = {
+            loss: {name: [1.0] for name in ("PSNR-Y", "SSIM-Y", *found.metrics)} for loss in ("bicubic", self.cell.loss)
+        }
         rows = [val.Row(name, loss, of) for name in val.label_folders(found.folder) for loss, of in scores.items()]
         about = {"checkpoint": "best" if found.best else "last", "protocol": config.protocol, "judge": config.judge}
         val.write_results(Path(found.out), rows, **about)
@@ -110,7 +148,9 @@ def test_what_is_finished_is_skipped(args, ran, capsys):
     assert Counter(name for name, *_ in ran) == {"train.py": 4, "test_best.json": 4, "test_last.json": 4}
     shown = capsys.readouterr().out
     assert "4 cells in grid, 0 of them finished" in shown and "cell 1 of 4, 3 left, about " in shown
-    assert {"images.csv", "trainings.csv", "about.json", "tables.md", "scores.csv"} <= {path.name for path in Path("grid").iterdir()}
+    assert {"images.csv", "trainings.csv", "about.json", "tables.md", "scores.csv"} <= {
+        path.name for path in Path("grid").iterdir()
+    }
     command = (folder_of(seed=1) / cells.TRAINED).read_text()
     assert configs.load(shlex.split(command)[2:]).seed == 1
     ran.clear()
@@ -219,11 +259,16 @@ def test_a_command_that_leaves_nothing_is_not_repeated(args, ran, monkeypatch, c
 def test_a_cell_in_use_is_waited_for(args, ran, monkeypatch, capsys):
     folder = folder_of("L1+TLW")
     folder.mkdir(parents=True)
-    held = locks.locked(folder)
+    held = locked_run(folder)
     held.__enter__()
     monkeypatch.setattr(time, "sleep", lambda seconds: seconds == 1 and held.__exit__(None, None, None))
     grid.main(args)
-    assert [(loss, seed) for name, loss, seed, _ in ran if name == "train.py"] == [("L1", 0), ("L1+TLW", 1), ("L1", 1), ("L1+TLW", 0)]
+    assert [(loss, seed) for name, loss, seed, _ in ran if name == "train.py"] == [
+        ("L1", 0),
+        ("L1+TLW", 1),
+        ("L1", 1),
+        ("L1+TLW", 0),
+    ]
     assert "waiting: another process trains VDSR[blocks=1,channels=8] x2 L1+TLW seed 0" in capsys.readouterr().out
 
 
@@ -276,8 +321,23 @@ def test_null_trains_one_loss_with_twice_the_seeds(args, ran, capsys):
 def test_equal_time(args, ran, monkeypatch, capsys):
     """The dearer loss has its share of the steps, all that is counted in steps and epochs ends with them."""
     seconds, asked = {"L1": 0.1, "L1+TLW": 0.38}, []
-    monkeypatch.setattr(budget, "measure", lambda config: asked.append(config.losses) or {loss: seconds[loss] for loss in config.losses})
-    args = [*args, "--budget", "time", "--steps", "380", "--schedule", "milestones", "--milestones", "190", "285", "--k-epochs", "38"]
+    monkeypatch.setattr(
+        budget, "measure", lambda config: asked.append(config.losses) or {loss: seconds[loss] for loss in config.losses}
+    )
+    args = [
+        *args,
+        "--budget",
+        "time",
+        "--steps",
+        "380",
+        "--schedule",
+        "milestones",
+        "--milestones",
+        "190",
+        "285",
+        "--k-epochs",
+        "38",
+    ]
     grid.main(args)
     tlw, plain = (configs.from_mapping(configs.read_yaml(folder_of(loss) / "config.yaml")) for loss in LOSSES)
     assert (plain.steps, plain.milestones, plain.k_epochs, plain.udl_epoch) == (380, (190, 285), 38, 10)
@@ -289,7 +349,9 @@ def test_equal_time(args, ran, monkeypatch, capsys):
     at = args.index("L1")
     seconds |= {"L1": 0.2, "L1+TLW": 0.76, "MSE": 0.3}
     grid.main([*args[:at], "L1", "MSE", *args[at + 1 :]])  # the machine is half as fast now
-    assert budget.read(Path("grid"))["VDSR[blocks=1,channels=8] x2"] == pytest.approx({"L1": 0.1, "L1+TLW": 0.38, "MSE": 0.15})
+    assert budget.read(Path("grid"))["VDSR[blocks=1,channels=8] x2"] == pytest.approx(
+        {"L1": 0.1, "L1+TLW": 0.38, "MSE": 0.15}
+    )
     table = Path("grid/trainings.csv").read_text()
     assert "L1+TLW,0,100,0.0001" in table and "MSE,0,253,0.0001" in table and "0.38" in table
 
@@ -412,7 +474,18 @@ def test_other_settings_are_refused(args, ran, capsys):
 
 # --- real processes ----------------------------------------------------------------------------------------------------
 
-STEPS = ["--steps", "16", "--repeat", "20", "--save-every", "1", "--seeds", "1", "--losses", "L1+TLW"]  # within the first epoch
+STEPS = [
+    "--steps",
+    "16",
+    "--repeat",
+    "20",
+    "--save-every",
+    "1",
+    "--seeds",
+    "1",
+    "--losses",
+    "L1+TLW",
+]  # within the first epoch
 CELL = folder_of("L1+TLW")
 
 
@@ -423,8 +496,8 @@ def reference(images, tests_images, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("reference"))
         (cell,) = grid.prepare(args, grid.make_cells(args))
-        train.Run(configs.load(list(cell.words))).train()
-        return rundir.load_state(cell.folder / "last.pt")
+        train.Trainer(configs.load(list(cell.words))).fit()
+        return load_checkpoint(cell.folder / "last.pt")
 
 
 @pytest.fixture
@@ -449,9 +522,9 @@ def test_killed_and_started_again(args, reference, as_command, assert_same, capf
         process.kill()
         process.wait()
     wait_for(lambda: not (CELL / ".lock").exists())
-    assert 0 < rundir.load_state(CELL / "last.pt")["step"] < 16 and not (CELL / cells.TRAINED).exists()
+    assert 0 < load_checkpoint(CELL / "last.pt")["step"] < 16 and not (CELL / cells.TRAINED).exists()
     grid.main([*args, *STEPS])
-    assert_same(rundir.load_state(CELL / "last.pt"), reference)
+    assert_same(load_checkpoint(CELL / "last.pt"), reference)
     shown = capfd.readouterr().out
     assert "cell 1 of 1, 0 left" in shown and "to go on: python train.py" in shown
     results = collect.read(Path("grid"))
@@ -486,9 +559,12 @@ def test_a_preempted_job_is_queued_again_and_goes_on(args, reference, as_command
     outcomes = cluster.Jobs("local", Path("grid/submitit"), []).outcomes([cell], Preempt())
     assert list(outcomes) == [(cell, "")]
     assert preempted and cell.finished()
-    log = next(Path("grid/submitit").glob("*_log.out")).read_text() + next(Path("grid/submitit").glob("*_log.err")).read_text()
+    log = (
+        next(Path("grid/submitit").glob("*_log.out")).read_text()
+        + next(Path("grid/submitit").glob("*_log.err")).read_text()
+    )
     assert "Requeued job" in log and "stopped by SIGTERM at step" in log
-    assert_same(rundir.load_state(CELL / "last.pt"), reference)
+    assert_same(load_checkpoint(CELL / "last.pt"), reference)
 
 
 # --- Slurm, as far as it can be had without one ------------------------------------------------------------------------

@@ -8,7 +8,17 @@ import pytest
 from scipy import stats
 
 from reproduce.statistics import (
-    LEAST, bootstrap_interval, compare, error_rates, holm, interval, main, null_rates, power, sign_flip_p, simulate,
+    LEAST,
+    bootstrap_interval,
+    compare,
+    error_rates,
+    holm,
+    interval,
+    main,
+    null_rates,
+    power,
+    sign_flip_p,
+    simulate,
 )  # fmt: skip
 
 GRIDS = 2000
@@ -135,7 +145,9 @@ def test_a_loss_against_itself_in_trainings_at_hand():
     assert found["false positives"] == pytest.approx(0.05, abs=0.025) and 0.93 < found["coverage"] < 0.99
     few = null_rates({0: scores[0, :4]})
     assert math.isnan(few["false positives"]) and few["coverage"] > 0.8
-    assert math.isnan(null_rates({i: scores[i % 3, :2] for i in range(8)})["false positives"])  # a pair of each: one seed
+    assert math.isnan(
+        null_rates({i: scores[i % 3, :2] for i in range(8)})["false positives"]
+    )  # a pair of each: one seed
 
 
 # --- a true difference -------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import configs
-import rundir
 from reproduce import cells, grid, sweep
+from runs.atomic import atomic_write
 
 BICUBIC = 30.0
 
@@ -18,8 +18,33 @@ BICUBIC = 30.0
 @pytest.fixture
 def args(images, workplace):
     return [
-        *("--models", "VDSR[blocks=1,channels=8]", "--scales", "2", "--losses", "L1", "L1+TLW", "--judge", "tiny", "--seeds", "2"),
-        *("--rates", "1e-4", "2e-4", "4e-4", "--trainpath", str(images), "--patch", "32", "--batchsize", "2", "--steps", "400"),
+        *(
+            "--models",
+            "VDSR[blocks=1,channels=8]",
+            "--scales",
+            "2",
+            "--losses",
+            "L1",
+            "L1+TLW",
+            "--judge",
+            "tiny",
+            "--seeds",
+            "2",
+        ),
+        *(
+            "--rates",
+            "1e-4",
+            "2e-4",
+            "4e-4",
+            "--trainpath",
+            str(images),
+            "--patch",
+            "32",
+            "--batchsize",
+            "2",
+            "--steps",
+            "400",
+        ),
         *("--device", "cpu", "--out", "sweep"),
     ]
 
@@ -47,7 +72,7 @@ def ran(monkeypatch):
                   "tiny": tiny} for i in (0, 1)]  # fmt: skip
         lines[:0] = [{"step": i, "loss": {self.cell.loss: 1 / i}} for i in (1, 2, 3, 4)]
         folder.mkdir(parents=True)
-        rundir.write_whole(folder / "config.yaml", configs.to_yaml(config))
+        atomic_write(folder / "config.yaml", configs.to_yaml(config))
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (folder / "val.json").write_text(json.dumps({"rows": [{"loss": "bicubic", "PSNR-Y": BICUBIC}]}))
         return 0
@@ -57,7 +82,10 @@ def ran(monkeypatch):
 
 
 def rates() -> dict:
-    return {found["loss"]: (found["learning_rate"], found["edge"]) for found in json.loads(Path("sweep/rates.json").read_text())}
+    return {
+        found["loss"]: (found["learning_rate"], found["edge"])
+        for found in json.loads(Path("sweep/rates.json").read_text())
+    }
 
 
 def test_the_best_rate_is_chosen(args, ran, capsys):
@@ -90,7 +118,10 @@ def test_at_an_edge_it_goes_on(args, ran, capsys):
     ran.best = {"L1": 1.6e-3, "L1+TLW": 5e-5}
     sweep.main(args)
     tried = {loss: sorted({rate for of, rate, _ in ran if of == loss}) for loss in ran.best}
-    assert tried == {"L1": pytest.approx([1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3]), "L1+TLW": pytest.approx([2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4])}
+    assert tried == {
+        "L1": pytest.approx([1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3]),
+        "L1+TLW": pytest.approx([2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4]),
+    }
     assert rates() == {"L1": (1.6e-3, ""), "L1+TLW": (5e-5, "")}
     assert "best at the edge, going on: VDSR[blocks=1,channels=8] x2 L1 at 0.0008" in capsys.readouterr().out
     ran.clear()

@@ -34,13 +34,13 @@ def difference(features: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
 
 
 class _Difference(torch.autograd.Function):
-    """With the slopes, each image's gradient, made on the way where they will be asked for."""
+    """With the grads, each image's gradient, made on the way where they will be asked for."""
 
     @staticmethod
-    def forward(ctx, features: Tensor, reference: Tensor, weight: Tensor, with_slopes: bool) -> Tensor:
+    def forward(ctx, features: Tensor, reference: Tensor, weight: Tensor, needs_grad: bool) -> Tensor:
         pixels = features.shape[2] * features.shape[3]
         totals = torch.zeros(len(features) // len(reference), len(reference), device=features.device)
-        slopes = torch.empty_like(features) if with_slopes else None
+        grads = torch.empty_like(features) if needs_grad else None
         batches = features.unflatten(0, (-1, len(reference)))
         for sets, images, rows in _parts(batches):
             values = batches[sets, images, :, rows].movedim(2, -1).float()
@@ -49,18 +49,18 @@ class _Difference(torch.autograd.Function):
             gap = unit - reference[images, :, rows].movedim(1, -1)
             weighted = gap * weight
             totals[sets, images] += gap.mul_(weighted).sum(dim=(2, 3, 4))
-            if with_slopes:
+            if needs_grad:
                 along = (unit * weighted).sum(dim=-1, keepdim=True)
                 slope = weighted.sub_(unit.mul_(along)).mul_(length.mul_(2 / pixels))
-                slopes.view_as(batches)[sets, images, :, rows] = slope.movedim(-1, 2)
-        ctx.save_for_backward(slopes)
+                grads.view_as(batches)[sets, images, :, rows] = slope.movedim(-1, 2)
+        ctx.save_for_backward(grads)
         return totals.flatten() / pixels
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
-        (slopes,) = ctx.saved_tensors
-        return (gradient[:, None, None, None] * slopes).to(slopes.dtype), None, None, None
+        (grads,) = ctx.saved_tensors
+        return (gradient[:, None, None, None] * grads).to(grads.dtype), None, None, None
 
 
 def _room(device: torch.device) -> int:

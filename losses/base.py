@@ -33,7 +33,7 @@ class Loss(nn.Module):
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
-    def words(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
+    def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
         """What the log shows beside the loss's value, given that of the last helper_loss."""
         return {}
 

@@ -14,43 +14,54 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-RECONSTRUCTION_REACH = 2  # pixels of LR
+HEAD_RADIUS = 2  # pixels of LR
 SAMPLE = 32  # side of the image on which a network's memory is counted
 # Convolutions reorder their operands, and freed memory is not at once free: measured by benchmarks.validation.
 _SAFETY = 1.5
 
 
-class UpscaleWithin:
+class TiledUpscaler:
     """lr (B,3,h,w) -> net(lr) (B,3,s*h,s*w) with at most `memory` bytes of activations where that can be had.
 
     The network runs whole where it fits; else its body whole and its reconstruction in tiles; else both in tiles. A
-    body that does neither fit nor allow for tiles runs whole, with a warning.
+    body that does neither fit nor allow for tiles runs whole, with a warning. The network runs in eval mode; its mode
+    is restored.
     """
 
     def __init__(self, net: nn.Module, memory: int) -> None:
         self.net, self.memory = net, memory
-        self.staged = hasattr(net, "reconstruct")
-        self.reach = getattr(net, "reach", None)
+        self.staged = hasattr(net, "forward_head")
+        self.receptive_radius = getattr(net, "receptive_radius", None)
         self.whole_cost = self.body_cost = self.tail_cost = 0.0
 
     def __call__(self, lr: Tensor) -> Tensor:
+        training = self.net.training
+        self.net.eval()
+        try:
+            return self._upscale(lr)
+        finally:
+            self.net.train(training)
+
+    def _upscale(self, lr: Tensor) -> Tensor:
         pixels = lr.shape[0] * lr.shape[2] * lr.shape[3]
-        if pixels > SAMPLE**2 and (self.staged or self.reach is not None):
+        if pixels > SAMPLE**2 and (self.staged or self.receptive_radius is not None):
             self.whole_cost, self.body_cost, self.tail_cost = costs(self.net, lr)
         if pixels * self.whole_cost <= self.memory:
             return self.net(lr)
         fits = self.staged and pixels * self.body_cost <= self.memory
-        if not fits and self.reach is not None:
-            return self._tiled(self.net, (lr,), self.reach, self.memory / self.whole_cost)
+        if not fits and self.receptive_radius is not None:
+            return self._tiled(self.net, (lr,), self.receptive_radius, self.memory / self.whole_cost)
         if not fits:
             need = f"{pixels * self.body_cost / 2**20:.0f} MiB"
-            warnings.warn(f"{type(self.net).__name__} needs about {need} for {lr.shape[2]}x{lr.shape[3]} pixels, which "
-                          f"are more than {self.memory / 2**20:.0f}: it averages over the image, and is not cut",
-                          stacklevel=2)  # fmt: skip
-        features = self.net.body_features(lr)
+            warnings.warn(
+                f"{type(self.net).__name__} needs about {need} for {lr.shape[2]}x{lr.shape[3]} pixels, which "
+                f"are more than {self.memory / 2**20:.0f}: it averages over the image, and is not cut",
+                stacklevel=2,
+            )
+        features = self.net.forward_body(lr)
         extended = nn.functional.pad(lr, (0, features.shape[3] - lr.shape[3], 0, features.shape[2] - lr.shape[2]))
         left = max(self.memory - features.nbytes, self.memory // 8)
-        sr = self._tiled(self.net.reconstruct, (extended, features), RECONSTRUCTION_REACH, left / self.tail_cost)
+        sr = self._tiled(self.net.forward_head, (extended, features), HEAD_RADIUS, left / self.tail_cost)
         return sr[:, :, : lr.shape[2] * self.net.scale, : lr.shape[3] * self.net.scale]
 
     def _tiled(self, work: Callable, inputs: tuple[Tensor, ...], reach: int, pixels: float) -> Tensor:
@@ -65,6 +76,7 @@ class UpscaleWithin:
             sr[..., there_rows, there_columns] = part[..., own_rows, own_columns]
         return sr
 
+
 _COSTS: WeakKeyDictionary[nn.Module, dict[bool, tuple[float, float, float]]] = WeakKeyDictionary()
 
 
@@ -72,7 +84,7 @@ _COSTS: WeakKeyDictionary[nn.Module, dict[bool, tuple[float, float, float]]] = W
 def costs(net: nn.Module, like: Tensor) -> tuple[float, float, float]:
     """Bytes per pixel of lr that net, its body and its reconstruction take; like: of lr's dtype, on net's device.
 
-    Of a network without `reconstruct`, 0 for the last two. Counted once for each network, with and without
+    Of a network without `forward_head`, 0 for the last two. Counted once for each network, with and without
     autocast, on a small image.
     """
     known = _COSTS.setdefault(net, {})
@@ -87,9 +99,9 @@ def costs(net: nn.Module, like: Tensor) -> tuple[float, float, float]:
 
     lr = like.new_zeros(1, 3, SAMPLE, SAMPLE)
     whole, body, tail = count(net, lr)[0], 0.0, 0.0
-    if hasattr(net, "reconstruct"):
-        body, features = count(net.body_features, lr)
-        tail, _ = count(net.reconstruct, lr, features)
+    if hasattr(net, "forward_head"):
+        body, features = count(net.forward_body, lr)
+        tail, _ = count(net.forward_head, lr, features)
     known[autocast] = whole, body, tail
     return known[autocast]
 
@@ -119,8 +131,10 @@ def tiles(height: int, width: int, pixels: int, reach: int) -> Iterator[tuple[tu
         if side >= size:
             return [(0, 0, size, size)]
         own = max(1, side - 2 * reach)
-        return [(max(0, first - reach), first, min(size, first + own), min(size, first + own + reach))
-                for first in range(0, size, own)]
+        return [
+            (max(0, first - reach), first, min(size, first + own), min(size, first + own + reach))
+            for first in range(0, size, own)
+        ]
 
     for rows in cuts(height, down):
         for columns in cuts(width, across):

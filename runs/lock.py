@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class Unusable(ValueError):
+class RunFolderError(ValueError):
     """A folder that a run cannot have now."""
 
 
 def _lock(file, folder: Path, how: int) -> None:
-    """Lock the open file as fcntl.flock does; on a file system without locks do nothing. Raises Unusable."""
+    """Lock the open file as fcntl.flock does; on a file system without locks do nothing. Raises RunFolderError."""
     import fcntl  # not on Windows, where val.py needs none of this
 
     try:
@@ -21,13 +21,13 @@ def _lock(file, folder: Path, how: int) -> None:
     except BlockingIOError:
         file.seek(0)
         holder = " ".join(file.read().split()) or "another process"
-        raise Unusable(f"--modelpath {folder}: in use by {holder}; wait for it, or name another folder") from None
+        raise RunFolderError(f"--modelpath {folder}: in use by {holder}; wait for it, or name another folder") from None
     except OSError:
         pass
 
 
-def check_free(folder: Path) -> None:
-    """Raise Unusable, naming it, where a run is going on in the folder."""
+def check_unlocked(folder: Path) -> None:
+    """Raise RunFolderError, naming it, where a run is going on in the folder."""
     import fcntl
 
     try:
@@ -43,8 +43,8 @@ os.register_at_fork(after_in_child=lambda: [file.close() for file in HELD])
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Within, no other run can have the folder. Raises Unusable where one has it. A process that dies lets it go."""
+def locked_run(folder: Path) -> Iterator[None]:
+    """Within, no other run can have the folder. Raises RunFolderError where one has it. A process that dies lets it go."""
     import fcntl
 
     path = folder / ".lock"
@@ -52,14 +52,16 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             file = open(path, "a+")
         except OSError as error:
-            raise Unusable(f"--modelpath {folder}: cannot be written to ({error.strerror}); name another") from None
+            raise RunFolderError(
+                f"--modelpath {folder}: cannot be written to ({error.strerror}); name another"
+            ) from None
         try:
             _lock(file, folder, fcntl.LOCK_EX)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 break
         except FileNotFoundError:  # the one who had it has just removed it
             pass
-        except Unusable:
+        except RunFolderError:
             file.close()
             raise
         file.close()

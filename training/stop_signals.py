@@ -21,7 +21,7 @@ class Stopped(Exception):
 
 
 @contextmanager
-def heeded() -> Iterator[Callable[[], int | None]]:
+def deferred_signals() -> Iterator[Callable[[], int | None]]:
     """Within, a signal is only remembered; yields a function that returns it, or None where none has come.
 
     A SIGINT after another signal raises KeyboardInterrupt at once. Outside the main thread signals do what they did.
@@ -38,7 +38,7 @@ def heeded() -> Iterator[Callable[[], int | None]]:
 
 
 @contextmanager
-def at_once(words: str) -> Iterator[None]:
+def exit_on_signal(words: str) -> Iterator[None]:
     """Within, a signal ends the program: one line, which says `words`, and its exit code. In the main thread only."""
 
     def interrupt(number, frame):
@@ -64,7 +64,7 @@ def _handled_by(handler: Callable) -> Iterator[None]:
             signal.signal(number, old)
 
 
-def outlive_children() -> None:
+def survive_worker_death() -> None:
     """From now on a process that loads data and dies is found when its data is asked for, between two steps.
 
     torch's handler would raise its error in the middle of a step, of which half would be in what is saved then.
@@ -73,7 +73,7 @@ def outlive_children() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def leave_to_parent(worker: int = 0) -> None:
+def ignore_signals(worker: int = 0) -> None:
     """For a process that loads data: a signal to the whole group must not end it before the run's step is done.
 
     And for one of torchrun's that is about to end: torchrun's signal, as others have ended, must not change how.

@@ -5,14 +5,35 @@ so a tile that begins there and overlaps its neighbours by REACH has the whole i
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
-from models.within_memory import tiles
-
 ALIGNMENT = 16  # pixels to a feature, at the deepest
 REACH = 128  # pixels; the widest, SqueezeNet's fire9, sees 104 to each side
+
+
+def tiles(height: int, width: int, pixels: int, reach: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Tiles that cover (height,width), each of about `pixels` with its margins of `reach`, and no less than reach inside.
+
+    Yields (rows, columns), each (start, first, last, end): first to last is the tile's own part, start to end what it
+    has to see. The own parts neither overlap nor leave a gap.
+    """
+    across = min(width, max(int(pixels**0.5), 3 * reach, 1))
+    down = min(height, max(pixels // across, 3 * reach, 1))
+
+    def cuts(size: int, side: int) -> list[tuple[int, ...]]:
+        if side >= size:
+            return [(0, 0, size, size)]
+        own = max(1, side - 2 * reach)
+        return [
+            (max(0, first - reach), first, min(size, first + own), min(size, first + own + reach))
+            for first in range(0, size, own)
+        ]
+
+    for rows in cuts(height, down):
+        for columns in cuts(width, across):
+            yield rows, columns
 
 
 def distance_in_tiles(
@@ -29,7 +50,9 @@ def distance_in_tiles(
         window = tuple(slice(ends[0] * ALIGNMENT, ends[3] * ALIGNMENT) for ends in (rows, columns))
         a, b = (x[..., *window] for x in (image, reference))
         for depth, values in enumerate(maps(a, b)):
-            own = values[0, _own(rows, down, a.shape[-2], values.shape[-2]), _own(columns, across, a.shape[-1], values.shape[-1])]
+            own = values[
+                0, _own(rows, down, a.shape[-2], values.shape[-2]), _own(columns, across, a.shape[-1], values.shape[-1])
+            ]
             if depth == len(sums):
                 sums.append(0)
                 counts.append(0)

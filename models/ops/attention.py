@@ -57,8 +57,13 @@ def windows(batch: int, height: int, width: int, window: int, shift: int, device
         inner = (down - 1) * (across - 1) * batch
         counts = (inner, (down - 1) * batch, (across - 1) * batch, batch)
         beyond = torch.arange(window, device=device) >= window - shift
-        regions = torch.stack([(2 * (last_row * beyond)[:, None] + 1 * (last_column * beyond)).flatten()
-                               for last_row in (False, True) for last_column in (False, True)])
+        regions = torch.stack(
+            [
+                (2 * (last_row * beyond)[:, None] + 1 * (last_column * beyond)).flatten()
+                for last_row in (False, True)
+                for last_column in (False, True)
+            ]
+        )
         masks = -100.0 * (regions[:, :, None] != regions[:, None, :])
     order = order.flatten()
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))

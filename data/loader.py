@@ -10,11 +10,11 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from .datasets import Patches, Unreadable
+from .datasets import ImageReadError, PatchDataset
 
 
-class Batches(Sampler[list[tuple[int, int]]]):
-    """The batch sampler of `Patches`: a list of (epoch, index) keys for each step in [first_step, last_step).
+class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
+    """The batch sampler of `PatchDataset`: a list of (epoch, index) keys for each step in [first_step, last_step).
 
     n images, each drawn `repeat` times per epoch, as different patches (indices n apart). An epoch's order is fixed
     by (seed, epoch) alone, so that starting at first_step gives the tail of the whole sequence. An incomplete
@@ -23,7 +23,13 @@ class Batches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, n: int, batchsize: int, seed: int, first_step: int = 0, last_step: int = sys.maxsize, repeat: int = 1,
+        self,
+        n: int,
+        batchsize: int,
+        seed: int,
+        first_step: int = 0,
+        last_step: int = sys.maxsize,
+        repeat: int = 1,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         for name, value in (("n", n), ("batchsize", batchsize), ("repeat", repeat)):
@@ -55,13 +61,13 @@ class Batches(Sampler[list[tuple[int, int]]]):
 
 
 class Draws(Dataset):
-    """What Patches holds, and what went wrong: `draws[epoch, index]` -> lr, hr, reasons; None, None where none is left.
+    """What PatchDataset holds, and what went wrong: `draws[epoch, index]` -> lr, hr, reasons; None, None where none is left.
 
     substitute: an image that has gone bad is replaced in this draw by the next good one, counting on from its index,
     so that the draw depends on nothing but the key and which images are bad. Without it a bad one leaves no draw.
     """
 
-    def __init__(self, patches: Patches, substitute: bool):
+    def __init__(self, patches: PatchDataset, substitute: bool):
         self.patches, self.substitute = patches, substitute
 
     def __len__(self) -> int:
@@ -73,7 +79,7 @@ class Draws(Dataset):
         for number in range(index, index + (len(self) if self.substitute else 1)):
             try:
                 return *self.patches[epoch, number], reasons
-            except Unreadable as error:
+            except ImageReadError as error:
                 reasons.append(str(error))
         return None, None, reasons
 
@@ -85,9 +91,9 @@ def _collate(draws: list[tuple]) -> tuple[Tensor | None, Tensor | None, list[str
     return *default_collate([(lr, hr) for lr, hr, _ in draws]), reasons
 
 
-def load(
-    patches: Patches,
-    batches: Batches,
+def load_batches(
+    patches: PatchDataset,
+    batches: ResumableBatchSampler,
     *,
     substitute: bool = False,
     workers: int = 0,
@@ -96,14 +102,22 @@ def load(
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     """lr (B,3,h,w), hr (B,3,H,W) in [-1,1] of each batch, and a line for each image that was replaced in it.
 
-    substitute: as in Draws. begin_worker: called in each process that loads. Raises Unreadable, between two batches,
+    substitute: as in Draws. begin_worker: called in each process that loads. Raises ImageReadError, between two batches,
     where an image cannot be read any more and is not replaced, and where a process that loads has died; the others have
     ended then.
     """
-    return _watched(iter(
-        DataLoader(Draws(patches, substitute), batch_sampler=batches, num_workers=workers, pin_memory=pinned,
-                   collate_fn=_collate, worker_init_fn=begin_worker)
-    ))  # fmt: skip
+    return _watched(
+        iter(
+            DataLoader(
+                Draws(patches, substitute),
+                batch_sampler=batches,
+                num_workers=workers,
+                pin_memory=pinned,
+                collate_fn=_collate,
+                worker_init_fn=begin_worker,
+            )
+        )
+    )
 
 
 def _watched(loader: Iterator) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
@@ -119,10 +133,12 @@ def _watched(loader: Iterator) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
                     raise
                 error.__traceback__ = None  # it holds the loader too
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise Unreadable(f"a process that loads data has died ({reason}), most often for want of memory; take "
-                                 "fewer --workers, or 0") from None  # fmt: skip
+                raise ImageReadError(
+                    f"a process that loads data has died ({reason}), most often for want of memory; take "
+                    "fewer --workers, or 0"
+                ) from None
             if lr is None:
-                raise Unreadable(reasons[0])
+                raise ImageReadError(reasons[0])
             yield lr, hr, reasons
     finally:
         # Else an error's traceback keeps the processes that load, and as they don't heed SIGTERM this one cannot end.

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import heap
-import networks
+from training import malloc
+from training.device import setup_device
 
 FAULTS = """
-import resource, torch, heap
+import resource, torch
+from training import malloc
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
@@ -19,7 +20,7 @@ def faults():
         b = a + 1
         del a, b
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults(), heap.keep_freed(), faults() and faults())
+print(faults(), malloc.retain_freed_memory(), faults() and faults())
 """
 
 
@@ -31,11 +32,11 @@ def test_freed_memory_is_kept():
 
 
 def test_elsewhere_nothing_changes(monkeypatch):
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: object())  # a C library without mallopt
-    assert not heap.keep_freed()
-    monkeypatch.setattr(heap.sys, "platform", "darwin")
-    monkeypatch.setattr(heap.ctypes, "CDLL", None)
-    assert not heap.keep_freed()
+    monkeypatch.setattr(malloc.ctypes, "CDLL", lambda name: object())  # a C library without mallopt
+    assert not malloc.retain_freed_memory()
+    monkeypatch.setattr(malloc.sys, "platform", "darwin")
+    monkeypatch.setattr(malloc.ctypes, "CDLL", None)
+    assert not malloc.retain_freed_memory()
 
 
 def test_an_older_glibc_is_given_what_it_takes(monkeypatch):
@@ -47,13 +48,13 @@ def test_an_older_glibc_is_given_what_it_takes(monkeypatch):
             given.append((kind, size))
             return int(kind != -3 or size <= 32 << 20)
 
-    monkeypatch.setattr(heap.sys, "platform", "linux")
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: Older)
-    assert heap.keep_freed() and given == [(-3, 1 << 30), (-3, 32 << 20), (-1, (1 << 31) - 1)]
+    monkeypatch.setattr(malloc.sys, "platform", "linux")
+    monkeypatch.setattr(malloc.ctypes, "CDLL", lambda name: Older)
+    assert malloc.retain_freed_memory() and given == [(-3, 1 << 30), (-3, 32 << 20), (-1, (1 << 31) - 1)]
 
 
 @pytest.mark.parametrize("name", ["cpu", None])
 def test_commands_keep_it_on_the_cpu(monkeypatch, name):
     asked = []
-    monkeypatch.setattr(heap, "keep_freed", lambda: asked.append(True))
-    assert (networks.choose_device(name).type == "cpu") == bool(asked)
+    monkeypatch.setattr(malloc, "retain_freed_memory", lambda: asked.append(True))
+    assert (setup_device(name).type == "cpu") == bool(asked)

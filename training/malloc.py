@@ -13,7 +13,7 @@ _KEPT = (1 << 31) - 1  # bytes at the heap's end, the most that mallopt takes
 _OWN_PAGES = (1 << 30, 32 << 20)  # bytes from which a tensor has pages of its own still; older glibc takes the second
 
 
-def keep_freed() -> bool:
+def retain_freed_memory() -> bool:
     """Have this process's heap keep what is freed; returns whether it does: elsewhere than under glibc nothing changes."""
     if not sys.platform.startswith("linux"):
         return False

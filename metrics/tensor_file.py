@@ -9,29 +9,29 @@ from pathlib import Path
 import torch
 
 
-class OutOfReach(ValueError):
+class FileAccessError(ValueError):
     """A file that is there, and may be whole, but cannot be read now."""
 
 
-def load(path: str | Path, what: str, remedy: str = ""):
+def load_tensor_file(path: str | Path, what: str, remedy: str = ""):
     """What torch.save wrote to path, tensors and plain values, on the CPU. Errors call it `what` and give the remedy.
 
-    Raises ValueError where it is anything else or its bits are not as they were written, OutOfReach where the system
+    Raises ValueError where it is anything else or its bits are not as they were written, FileAccessError where the system
     does not let it be read.
     """
     try:
-        verify(path)
+        verify_checksums(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused the error says enough
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
         # Sizes within a damaged archive can lead before its beginning: that is EINVAL.
         refused = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EINVAL)
-        kind = OutOfReach if refused else ValueError
+        kind = FileAccessError if refused else ValueError
         raise kind(f"{path}: cannot be read as {what} ({_reason(error)}){remedy}") from None
 
 
-def verify(path: str | Path) -> None:
+def verify_checksums(path: str | Path) -> None:
     """Raise an exception where a checksum in the file is wrong. Files from before torch wrote archives have none."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

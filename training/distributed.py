@@ -19,28 +19,28 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
 
-from models.whole_batch import share
+from losses import global_batch
 
 PATIENCE, LONG_PATIENCE = timedelta(seconds=60), timedelta(minutes=30)
 
 
-def processes() -> int:
+def get_world_size() -> int:
     """How many processes train together; 1 without torchrun."""
-    return share()[1]
+    return global_batch.rank_and_world_size()[1]
 
 
-def rank() -> int:
+def get_rank() -> int:
     """The number of this process, from 0."""
-    return share()[0]
+    return global_batch.rank_and_world_size()[0]
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return rank() == 0
+    return get_rank() == 0
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Within, the processes that torchrun started are connected, and only the first prints."""
     global _between_steps
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -48,20 +48,23 @@ def joined() -> Iterator[None]:
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     _between_steps = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
-    with open(os.devnull, "w", errors="replace") as nowhere, nullcontext() if first() else redirect_stdout(nowhere):
+    with (
+        open(os.devnull, "w", errors="replace") as nowhere,
+        nullcontext() if is_main_process() else redirect_stdout(nowhere),
+    ):
         yield
     dist.destroy_process_group()  # not after an exception: with a process lost it could wait for ever
 
 
-def own_device(device: torch.device) -> torch.device:
+def local_device(device: torch.device) -> torch.device:
     """The device of this process where `device` is the run's: the GPU of its number on its machine, or the CPU.
 
     Raises ValueError where there are fewer GPUs than processes, or one is named for all.
     """
-    if processes() == 1 or device.type != "cuda":
+    if get_world_size() == 1 or device.type != "cuda":
         return device
     if device.index is not None:
-        raise ValueError(f"--device {device}: one GPU for {processes()} processes; use --device cuda")
+        raise ValueError(f"--device {device}: one GPU for {get_world_size()} processes; use --device cuda")
     number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= count:
         raise ValueError(f"--nproc-per-node: more processes than GPUs; expected at most {count}")
@@ -69,51 +72,51 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", number)
 
 
-# --- agreeing ----------------------------------------------------------------------------------------------------------
+# --- agreeing ---
 
 
-def gathered(value) -> list:
+def all_gather(value) -> list:
     """The value of every process, in the order of ranks."""
-    if processes() == 1:
+    if get_world_size() == 1:
         return [value]
-    values = [None] * processes()
+    values = [None] * get_world_size()
     dist.all_gather_object(values, value, group=_between_steps)
     return values
 
 
-def largest(*values: int) -> list[int]:
+def all_reduce_max(*values: int) -> list[int]:
     """Of each value the largest that a process has."""
-    if processes() == 1:
+    if get_world_size() == 1:
         return [*values]
     numbers = torch.tensor(values, dtype=torch.int64)
     dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_between_steps)
     return numbers.tolist()
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait until all processes are here."""
-    if processes() > 1:
+    if get_world_size() > 1:
         dist.barrier(group=_between_steps)
 
 
 @contextmanager
-def agreed() -> Iterator[None]:
+def raise_on_any_rank() -> Iterator[None]:
     """Within, an error of one process ends all, when they come to the end: the first that has one says it alone."""
-    if processes() == 1:
+    if get_world_size() == 1:
         yield
         return
     error, said = None, io.StringIO()
     try:
-        with nullcontext() if first() else redirect_stderr(said):
+        with nullcontext() if is_main_process() else redirect_stderr(said):
             yield
     except (Exception, SystemExit) as caught:  # whatever it is, the others must hear of it
         error = caught
     try:
-        codes = gathered(exit_code(error))
+        codes = all_gather(exit_code(error))
     except RuntimeError as disconnected:
         raise disconnected if error is None else error from None
     wrong = [number for number, code in enumerate(codes) if code is not None]
-    if wrong and rank() == wrong[0]:
+    if wrong and get_rank() == wrong[0]:
         sys.stderr.write(said.getvalue())
         raise error
     if wrong:
@@ -127,22 +130,22 @@ def exit_code(error: BaseException | None) -> int | None:
     return None if error is None else 2 if isinstance(error, ValueError) else 1
 
 
-def lost(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether the error says that another process does not answer any more."""
     return isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error).lower()
 
 
-def command() -> str:
+def launch_command() -> str:
     """What train.py was started with."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return "python"
     return f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
 
 
-# --- sharing the work --------------------------------------------------------------------------------------------------
+# --- sharing the work ---
 
 
-class Averaged:
+class GradientAveraged:
     """compute(*args), and the gradients of learning(*args) averaged over the processes in the backward that follows.
 
     learning: the parameters that this backward reaches, all of them. By DistributedDataParallel, which is made anew
@@ -154,7 +157,7 @@ class Averaged:
         self.parallel, self.of = None, []
 
     def __call__(self, *args):
-        parameters = self.learning(*args) if processes() > 1 else []
+        parameters = self.learning(*args) if get_world_size() > 1 else []
         if not parameters:
             return self.compute(*args)
         if list(map(id, parameters)) != self.of:
@@ -175,22 +178,22 @@ class _Part(nn.Module):
         return self.compute(*args)
 
 
-class OwnImages(Subset):
-    """Of pairs (data.Pairs) those that this process validates on: every so many-th."""
+class ImageShard(Subset):
+    """Of pairs (data.PairedDataset) those that this process validates on: every so many-th."""
 
     def __init__(self, pairs: Dataset):
-        super().__init__(pairs, range(rank(), len(pairs), processes()))
+        super().__init__(pairs, range(get_rank(), len(pairs), get_world_size()))
         self.scale = pairs.scale
 
 
-def own_images(pairs: Dataset) -> Dataset:
-    """What this process validates on: its OwnImages, or pairs where it is alone."""
-    return pairs if processes() == 1 else OwnImages(pairs)
+def shard_images(pairs: Dataset) -> Dataset:
+    """What this process validates on: its ImageShard, or pairs where it is alone."""
+    return pairs if get_world_size() == 1 else ImageShard(pairs)
 
 
-def scores_of_all(own: dict[str, list[float]] | None) -> dict[str, list[float]] | None:
+def gather_scores(own: dict[str, list[float]] | None) -> dict[str, list[float]] | None:
     """The scores of all images in their order, from those that each process has of its own; None where one has none."""
-    parts, n = gathered(own), processes()
+    parts, n = all_gather(own), get_world_size()
     if None in parts:
         return None
     count = {name: sum(len(part[name]) for part in parts) for name in own}

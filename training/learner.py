@@ -10,33 +10,33 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import configs
-import distributed
-import networks
-import states
 from configs import Config
-from losses import LOSSES, NEEDS_EXTRACTORS, NEEDS_JUDGE, Loss
-from models import init_paper
-from models.whole_batch import with_whole_batch_norm
+from losses import LOSSES, NEEDS_EXTRACTORS, NEEDS_JUDGE, Loss, global_batch
+from models import SR_MODELS, build_network, init_paper, model_id
+from runs.checkpoint import adam_state, check_counts, check_rng_states, check_weights, load_network
+
+from . import distributed
+from .device import fast_memory_format
 
 
 class Learner:
     """One SR network, its loss, their optimizers and their own stream of random numbers."""
 
     def __init__(self, name: str, net: nn.Module, loss: Loss, config: Config, device: torch.device):
-        self.name, self.device, self.of = name, device, networks.identity(config)
+        self.name, self.device, self.model_id = name, device, model_id(config.model, config.scale, config.model_options)
         self.judges = [config.judge] * (name in NEEDS_JUDGE) + [*config.dp_extractors] * (name in NEEDS_EXTRACTORS)
-        layout = networks.layout(device, config.precision)
-        net, loss = (with_whole_batch_norm(part, device) for part in (net, loss))
+        layout = fast_memory_format(device, config.precision)
+        net, loss = (global_batch.convert_global_batch_norm(part, device) for part in (net, loss))
         self.net = net.to(device, memory_format=layout).train()
         self.loss = loss.to(device, memory_format=layout).train()
-        forward = torch.compile(self.net.sr_and_features) if config.compile else self.net.sr_and_features
+        forward = torch.compile(self.net.forward_with_features) if config.compile else self.net.forward_with_features
         if config.compile and loss.helper is not None:
             loss.helper.compile()
         # The two passes of a step that gradients come back from, averaged over the processes of torchrun.
-        self.sr_and_features = distributed.Averaged(
+        self.forward_with_features = distributed.GradientAveraged(
             forward, lambda lr: [*self.net.parameters(), *self.loss.joint_parameters()]
         )
-        self.helper_loss = distributed.Averaged(
+        self.helper_loss = distributed.GradientAveraged(
             lambda sr, target, epoch: self.loss.helper_loss(sr, target, epoch),
             lambda sr, target, epoch: self.loss.helper_parameters(epoch),
         )
@@ -45,43 +45,43 @@ class Learner:
         self.helper_opt = torch.optim.Adam(loss.helper.parameters(), **adam) if loss.helper is not None else None
         self.clip_grad = config.clip_grad
         self.best = math.inf  # lowest validation LPIPS so far
-        self.bad = torch.zeros((), device=device)  # 1: something in this step is not finite
+        self.found_inf = torch.zeros((), device=device)  # 1: something in this step is not finite
         self.skips = torch.zeros(2, device=device)  # steps skipped for that: in all, and the last ones in a row
         # Of the loss's name, not of its place in the run: alone or among others, it draws the same numbers.
         seed = zlib.crc32(f"{config.seed} {name}".encode())
-        self.streams = {kind: torch.Generator(kind).manual_seed(seed).get_state() for kind in {"cpu", device.type}}
+        self.rng_states = {kind: torch.Generator(kind).manual_seed(seed).get_state() for kind in {"cpu", device.type}}
 
     @contextmanager
-    def own_stream(self):
-        """Within, torch's global random streams are this learner's."""
+    def isolated_rng(self):
+        """Swap torch's global random states for this learner's."""
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
-            torch.set_rng_state(self.streams["cpu"])
+            torch.set_rng_state(self.rng_states["cpu"])
             for device in cuda:
-                torch.cuda.set_rng_state(self.streams["cuda"], device)
+                torch.cuda.set_rng_state(self.rng_states["cuda"], device)
             yield
-            self.streams["cpu"] = torch.get_rng_state()
+            self.rng_states["cpu"] = torch.get_rng_state()
             for device in cuda:
-                self.streams["cuda"] = torch.cuda.get_rng_state(device)
+                self.rng_states["cuda"] = torch.cuda.get_rng_state(device)
 
     @contextmanager
-    def skipping(self):
-        """Within, one step: if a loss or gradient is not finite, nothing of it stays, and it is counted.
+    def skip_non_finite(self):
+        """Undo the step inside if a loss or gradient is not finite, and count it.
 
-        The optimizers skip by themselves (see check); here go back the helper, which has learned before the SR
-        network's loss is known, and BatchNorm's statistics. Never waits for the device.
+        The optimizers skip by themselves (see _guard). What has changed before is restored here: the helper, which
+        learns before the SR network's loss is known, and BatchNorm's statistics. Never waits for the device.
         """
-        self.bad = torch.zeros_like(self.bad)
-        before = {id(x): x.detach().clone() for x in self._moved_by_a_step()}
+        self.found_inf = torch.zeros_like(self.found_inf)
+        before = {id(x): x.detach().clone() for x in self._changed_by_a_step()}
         yield
         with torch.no_grad():
-            for x in self._moved_by_a_step():
+            for x in self._changed_by_a_step():
                 old = before.get(id(x), torch.zeros_like(x))  # Adam's moments begin as zeros, in its first step
-                x.copy_(torch.where(self.bad > 0, old, x))
+                x.copy_(torch.where(self.found_inf > 0, old, x))
             total, row = self.skips
-            self.skips = torch.stack([total + self.bad, (row + self.bad) * self.bad])
+            self.skips = torch.stack([total + self.found_inf, (row + self.found_inf) * self.found_inf])
 
-    def _moved_by_a_step(self) -> list[Tensor]:
+    def _changed_by_a_step(self) -> list[Tensor]:
         norms = [m for part in (self.net, self.loss) for m in part.modules() if isinstance(m, _BatchNorm)]
         tensors = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         if self.helper_opt:
@@ -89,59 +89,71 @@ class Learner:
             tensors += [x for moments in self.helper_opt.state.values() for x in moments.values()]
         return tensors
 
-    def check(self, opt: torch.optim.Optimizer, loss: Tensor) -> None:
-        """Clip the gradients that opt is about to follow; unless they and the loss are finite, have it stay."""
+    def backward_and_step(self, opt: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+        """Take one step of opt down the gradient of loss; return the global batch's loss, on its device."""
+        opt.zero_grad(set_to_none=True)
+        with torch.autocast(loss.device.type, enabled=False):  # backward keeps the forward's types by itself
+            loss.backward()
+            loss = global_batch.all_reduce_mean(loss.detach())
+            self._guard(opt, loss)
+            opt.step()
+        opt.zero_grad(set_to_none=True)  # else every network's gradients would be held through the others' steps
+        return loss
+
+    def _guard(self, opt: torch.optim.Optimizer, loss: Tensor) -> None:
+        """Clip the gradients that opt is about to follow; unless they and the loss are finite, have it skip."""
         params = [p for group in opt.param_groups for p in group["params"] if p.grad is not None]
         if self.clip_grad is not None:
             norm = nn.utils.clip_grad_norm_(params, self.clip_grad)
         else:
             norm = nn.utils.get_total_norm([p.grad for p in params])
         finite = loss.detach().isfinite() & norm.isfinite()
-        self.bad = torch.where(finite, self.bad, 1.0)
-        opt.found_inf = self.bad  # as under torch.amp's GradScaler: a fused Adam reads it on its device
+        self.found_inf = torch.where(finite, self.found_inf, 1.0)
+        opt.found_inf = self.found_inf  # as under torch.amp's GradScaler: a fused Adam reads it on its device
 
     def set_learning_rate(self, rate: float) -> None:
         for opt in filter(None, (self.opt, self.helper_opt)):
             for group in opt.param_groups:
                 group["lr"] = rate
 
-    def learned(self) -> dict:
+    def model_state(self) -> dict:
         """What the learner has learned, what network it is and the judges and extractors it learned from."""
         weights = {"net": self.net.state_dict(), "loss": self.loss.state_dict()}
-        return weights | {"of": self.of, "judges": self.judges}
+        return weights | {"model_id": self.model_id, "judges": self.judges}
 
-    def state(self) -> dict:
-        """All that is needed to go on; load_state takes it back."""
-        return self.learned() | {
+    def state_dict(self) -> dict:
+        """All that is needed to resume; load_state_dict takes it back."""
+        return self.model_state() | {
             "opt": self.opt.state_dict(),
             "helper_opt": self.helper_opt.state_dict() if self.helper_opt else None,
-            "streams": self.streams,
+            "rng_states": self.rng_states,
             "best": self.best,
             "skips": [int(count) for count in self.skips],
         }
 
-    def load_state(self, state: dict, source: str) -> None:
-        """Take up what `state` has given; source: its file. Raises ValueError where something of it does not fit."""
-        states.check_numbers(state, source)
-        states.check_streams(state["streams"], self.streams, source)
-        networks.fill_network(self.net, state, source, self.of)
-        states.check_weights(self.loss, state["loss"], source, f"the loss {self.name}")
+    def load_state_dict(self, state: dict, source: str) -> None:
+        """Take up what `state_dict` returned; source: its file. Raises ValueError where something of it does not fit."""
+        check_counts(state, source)
+        check_rng_states(state["rng_states"], self.rng_states, source)
+        load_network(self.net, state, source, self.model_id)
+        check_weights(self.loss, state["loss"], source, f"the loss {self.name}")
         self.loss.load_state_dict(state["loss"])
-        self.opt.load_state_dict(states.moments(self.opt, state["opt"], source))
+        self.opt.load_state_dict(adam_state(self.opt, state["opt"], source))
         if self.helper_opt:
-            self.helper_opt.load_state_dict(states.moments(self.helper_opt, state["helper_opt"], source))
+            self.helper_opt.load_state_dict(adam_state(self.helper_opt, state["helper_opt"], source))
         self.best = state["best"]
-        self.skips = torch.tensor(state.get("skips", [0, 0]), dtype=torch.float32, device=self.device)
+        self.skips = torch.tensor(state["skips"], dtype=torch.float32, device=self.device)
         # A run that moves to another kind of device begins that device's stream.
-        self.streams |= {kind: stream for kind, stream in state["streams"].items() if kind in self.streams}
+        self.rng_states |= {kind: stream for kind, stream in state["rng_states"].items() if kind in self.rng_states}
 
 
 def build_learners(config: Config, device: torch.device) -> list[Learner]:
     """One learner per loss: SR networks start equal, weighting networks too. Raises ValueError on a wrong name."""
     for name in config.losses:
         configs.choose(name, LOSSES, "loss")
+    configs.choose(config.model, SR_MODELS, "model")
     torch.manual_seed(config.seed)
-    net = networks.build_network(config)
+    net = build_network(config.model, config.scale, config.model_options)
     if config.init == "paper":
         init_paper(net)
     learners = []

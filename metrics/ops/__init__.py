@@ -1,0 +1,1 @@
+"""Fast kernels of the judges, and distances in tiles."""

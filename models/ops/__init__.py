@@ -1,0 +1,1 @@
+"""Fast kernels of the SR networks, and inference in tiles."""

@@ -1,0 +1,217 @@
+"""Checkpoints: save them, load them, and validate them before anything of them is used.
+
+A checkpoint is the zip archive that torch.save writes; its CRC-32 of every entry is the checksum that loading verifies.
+Fused Adam reads out of bounds when a moment has the wrong shape, so shapes and types are checked first.
+"""
+
+import io
+import math
+import os
+import shlex
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import configs
+from metrics.tensor_file import FileAccessError, load_tensor_file, verify_checksums
+from models import build_network, model_id
+
+from .atomic import atomic_write
+
+
+def serialize(state: dict) -> bytes:
+    """The file of a state."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def is_valid_checkpoint(path: Path) -> bool:
+    """Whether path is a file with the right checksums."""
+    try:
+        verify_checksums(path)
+        return zipfile.is_zipfile(path)
+    except Exception:  # whatever zipfile makes of a damaged one
+        return False
+
+
+def save_checkpoint(state: dict, path: Path) -> None:
+    """Write state to path so that path holds, at any moment, the old state or the new one, whole."""
+    atomic_write(path, serialize(state))
+
+
+def write_last(folder: Path, content: bytes) -> None:
+    """Write last.pt of a run; the one before stays as previous.pt unless it is damaged. Raises OSError."""
+    last, previous = folder / "last.pt", folder / "previous.pt"
+
+    def keep_previous() -> None:
+        if not is_valid_checkpoint(last):
+            return
+        link = previous.with_name(previous.name + ".tmp")
+        link.unlink(missing_ok=True)
+        try:
+            os.link(last, link)
+            os.replace(link, previous)
+        except OSError:  # a file system without hard links: for a moment there is previous.pt alone
+            os.replace(last, previous)
+
+    atomic_write(last, content, before_replace=keep_previous)
+
+
+def load_checkpoint(path: Path) -> dict:
+    """A state of tensors and plain values, on the CPU; raises what tensors.load does.
+
+    Bits that are not as they were written are an error too.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint")
+    state = load_tensor_file(path, "a checkpoint of tensors")
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: expected a checkpoint, found a {type(state).__name__}")
+    return state
+
+
+def load_last(run: Path) -> tuple[dict, Path, str | None]:
+    """The state to go on from, its file, and what is wrong with last.pt where that is previous.pt (else None).
+
+    Raises ValueError where neither can be read, or last.pt is out of reach: it may be whole and the later one.
+    """
+    last, previous = run / "last.pt", run / "previous.pt"
+    try:
+        return load_checkpoint(last), last, None
+    except FileAccessError as error:
+        raise ValueError(f"{error}; make it readable") from None
+    except ValueError as error:
+        if not previous.exists():
+            raise
+        wrong = str(error)
+    try:
+        return load_checkpoint(previous), previous, wrong
+    except ValueError as error:
+        raise ValueError(f"{wrong}; nor can the one before: {error}; begin anew in another folder") from None
+
+
+def learner_states(state: dict, path: Path) -> dict[str, dict]:
+    """The states by loss in the state of a last.pt, read from path. Raises ValueError where it is no such thing."""
+    states = state.get("learners")
+    if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
+        raise ValueError(f"{path}: expected a run's last.pt, with a state for each of its losses")
+    return states
+
+
+def expect(fits: bool, source: str, what: str) -> None:
+    """Raise ValueError unless it fits; what: which part of the state in the file `source` is wrong."""
+    if not fits:
+        raise ValueError(f"{source}: not a state of this run ({what})")
+
+
+def is_count(value: object) -> bool:
+    """Whether value is a whole number from 0 on."""
+    return type(value) is int and value >= 0
+
+
+def kind(value: object) -> tuple | None:
+    """What has to be the same of two tensors; None where value is no tensor."""
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else None
+
+
+def check_weights(module: nn.Module, weights: object, source: str, wanted: str) -> None:
+    """Raise ValueError unless weights is a state dict with exactly the module's names, shapes and types.
+
+    wanted: what it should be of, in words.
+    """
+    own = module.state_dict()
+    kinds = {name: kind(value) for name, value in weights.items()} if isinstance(weights, dict) else {}
+    wrong = [name for name in own if name not in kinds or kinds[name] != kind(own[name])]
+    wrong += [name for name in kinds if name not in own]
+    if wrong:
+        raise ValueError(f"{source}: not a checkpoint of {wanted} ({len(wrong)} entries do not fit, as {wrong[0]})")
+
+
+def adam_state(opt: torch.optim.Adam, saved: object, source: str) -> dict:
+    """The state dict for opt: Adam's moments of its parameters as saved, its settings as they are.
+
+    Raises ValueError unless each is of its parameter's shape and type.
+    """
+    found = saved.get("state") if isinstance(saved, dict) else None
+    expect(isinstance(found, dict), source, "an optimizer without moments")
+    parameters = [p for group in opt.param_groups for p in group["params"]]
+    for number, entry in found.items():
+        expect(is_count(number) and number < len(parameters), source, f"moments of a parameter {number!r}")
+        expect(
+            isinstance(entry, dict) and entry.keys() == {"step", "exp_avg", "exp_avg_sq"},
+            source,
+            f"other moments than Adam's of parameter {number}",
+        )
+        fits = all(kind(entry[name]) == kind(parameters[number]) for name in ("exp_avg", "exp_avg_sq"))
+        expect(fits and kind(entry["step"]) == ((), torch.float32), source, f"moments of parameter {number}")
+    return {"state": found, "param_groups": opt.state_dict()["param_groups"]}
+
+
+def check_rng_states(saved: object, needed: dict[str, Tensor], source: str) -> None:
+    """Raise ValueError unless saved holds states of the CPU's stream and of those of `needed` that it has."""
+    expect(isinstance(saved, dict) and "cpu" in saved, source, "no stream of random numbers")
+    for device in saved.keys() & needed.keys():
+        try:
+            torch.Generator(device).set_state(saved[device])
+        except (RuntimeError, TypeError):
+            expect(False, source, f"the stream of random numbers of {device}")
+
+
+def check_counts(state: dict, source: str) -> None:
+    """Raise ValueError unless a learner's best score and counts of skipped steps are such."""
+    best, skips = state["best"], state["skips"]
+    expect(isinstance(best, float) and not math.isnan(best), source, f"the best score {best!r}")
+    expect(isinstance(skips, list) and len(skips) == 2 and all(map(is_count, skips)), source, "counts of skipped steps")
+
+
+def check_progress(state: dict, source: str) -> None:
+    """Raise ValueError unless a run's place, which is in its last.pt beside its learners, is one."""
+    expect(is_count(state["step"]), source, f"step {state['step']!r}")
+    expect(isinstance(state["validated"], bool), source, "whether it is validated")
+    images = state["images"]
+    expect(isinstance(images, list) and all(map(is_count, images)), source, "its images' checksums")
+    names = state["selection_criterion"]
+    expect(isinstance(names, list) and all(isinstance(name, str) for name in names), source, "what best is measured by")
+
+
+def load_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
+    """Load state["net"] into net after checking that every name, shape and type fits and that state["model_id"] is `wanted`.
+
+    source: the state's file; wanted: net's identity. Raises ValueError, net untouched.
+    """
+    if state.get("model_id") != wanted:
+        raise ValueError(f"{source}: a checkpoint of {state.get('model_id')}; expected one of {wanted}")
+    check_weights(net, state.get("net"), source, wanted)
+    net.load_state_dict(state["net"])
+
+
+def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], list[str]]:
+    """The settings of a run, its SR networks by loss (all, or those named), and what judges and extractors they had.
+
+    which: "best" (each loss's epoch of the lowest LPIPS) or "last". Raises ValueError.
+    """
+    if not (run / "config.yaml").is_file():
+        released = sorted(run.glob("SRModel_*.pth"))
+        convert = f"convert the released files with: python convert.py {shlex.quote(str(run))}"
+        remedy = convert if released else "expected a run's folder"
+        raise ValueError(f"--modelpath {run}: no config.yaml there; {remedy}")
+    config = configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
+    nets, judges = {}, []
+    last = {}
+    if which == "last":
+        state, path, wrong = load_last(run)
+        last = learner_states(state, path)
+        if wrong:
+            print(f"{wrong}; {path.name} of step {state.get('step')} stands in for it")
+    for loss in [configs.choose(loss, config.losses, f"loss in {run}") for loss in losses or config.losses]:
+        if which == "last" and loss not in last:
+            raise ValueError(f"{run / 'last.pt'}: holds no network of {loss}; add --best")
+        state = load_checkpoint(run / f"best_{loss}.pt") if which == "best" else last[loss]
+        net = build_network(config.model, config.scale, config.model_options)
+        load_network(net, state, f"{run} ({which}, {loss})", model_id(config.model, config.scale, config.model_options))
+        nets[loss] = net
+        judges += [judge for judge in state.get("judges", ()) if judge not in judges]
+    return config, nets, judges

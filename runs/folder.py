@@ -1,0 +1,72 @@
+"""A run's folder: what is in it, and which folder a run gets.
+
+    checkpoints/RUN/config.yaml     every setting
+                    log.jsonl       a line every few steps and after each epoch
+                    last.pt         all that is needed to go on
+                    previous.pt     the last.pt before that
+                    best_LOSS.pt    the networks of one loss at their best epoch
+                    val.json        written by val.py
+                    .lock           names the process that trains here, while it does
+
+A state is the zip archive that torch.save writes; its CRC-32 of every entry is the checksum that loading verifies.
+"""
+
+import os
+import re
+from pathlib import Path
+
+CHECKPOINTS = Path("checkpoints")
+
+
+def next_run_dir(model: str, scale: int, root: Path = CHECKPOINTS) -> Path:
+    """The folder that a new run gets when none is named: CHECKPOINTS/MODEL_xSCALE_NUMBER, the number not taken yet."""
+    stem = f"{model}_x{scale}_"
+    taken = [int(m[1]) for p in root.glob(stem + "*") if (m := re.fullmatch(re.escape(stem) + r"(\d+)", p.name))]
+    return root / f"{stem}{max(taken, default=0) + 1:03d}"
+
+
+def make_run_dir(run: Path, model: str, scale: int) -> Path:
+    """Make the folder `run`, a number of next_run_dir's, or the next one that no other run has made in the meantime."""
+    while True:
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            run = next_run_dir(model, scale, run.parent)
+
+
+def checkpoint_stamp(run: Path) -> tuple[int, int] | None:
+    """What tells one last.pt in the folder from another; None where there is none."""
+    try:
+        stat = (run / "last.pt").stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def newest_run_dir(root: Path = CHECKPOINTS) -> Path:
+    """The run that was last written to. Raises ValueError where there is none."""
+    runs = [path.parent for name in ("last", "previous", "best_*") for path in root.glob(f"*/{name}.pt")]
+    if not runs:
+        raise ValueError(f"no run in {root.resolve()}; train one with train.py, or name a folder with --modelpath")
+    return max(runs, key=lambda run: max(path.stat().st_mtime_ns for path in run.glob("*.pt")))
+
+
+def check_new_run(run: Path, aborted: bool = False) -> None:
+    """Raise ValueError where run cannot be the folder of a new run: there is one, or files are in the way.
+
+    aborted: its settings and log are of a run that ended before it saved anything, and may be written over.
+    """
+    try:
+        held = any(run.glob("*.pt"))
+        others = [] if aborted else [name for name in ("config.yaml", "log.jsonl") if (run / name).exists()]
+    except OSError as error:
+        raise ValueError(f"--modelpath {run}: cannot be a folder ({error.strerror}); name another") from None
+    if held:
+        raise ValueError(f"--modelpath {run}: holds a run; add --load to go on with it, or name another")
+    if others:
+        remedy = "name another folder, or move it away"
+        raise ValueError(f"--modelpath {run}: holds a {others[0]} that a run would write over; {remedy}")
+    existing = next(path for path in (run, *run.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"--modelpath {run}: {existing} is no folder that can be written to; name another")

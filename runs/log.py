@@ -1,0 +1,39 @@
+"""A run's log: a line of JSON every few steps and after each validation."""
+
+import json
+import math
+from pathlib import Path
+
+from .atomic import atomic_write
+
+
+def json_safe(value):
+    """The same nested dicts, lists and numbers with None for what JSON does not know: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def trim_log(path: Path, step: int, validated: bool = True) -> None:
+    """Drop what was logged after `step` (not validated: the scores of `step` too), for it will be logged again.
+
+    A last line that was cut off goes with it, and so do lines that the log of a run does not have.
+    """
+
+    def stays(line: str) -> bool:
+        try:
+            entry = json.loads(line)
+            return line.endswith("\n") and entry["step"] < step + (validated or "validation" not in entry)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return False
+
+    if path.exists():
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        atomic_write(path, "".join(filter(stays, lines)).encode())
+
+
+def log_line(entry: dict) -> bytes:
+    """A line of JSON for the log."""
+    return (json.dumps(json_safe(entry)) + "\n").encode()

@@ -1,0 +1,126 @@
+"""What a run writes while it trains, whatever happens to its disk."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import configs
+from configs import Config
+
+from .atomic import atomic_append, atomic_write, fsync_path
+from .checkpoint import write_last
+from .folder import checkpoint_stamp, make_run_dir
+from .lock import RunFolderError, locked_run
+from .log import log_line, trim_log
+
+
+class RunWriter:
+    """What a run writes while it trains. A full disk or a folder that cannot be written to does not end it.
+
+    What could not be written waits in memory, in order, for the next save; said once, and again when it is written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.log_lines = b""  # of the log
+        self.step = 0  # of its last line
+        self.queued: dict[str, bytes] = {}  # by file name; last.pt comes after the best that it knows of
+        self.last_error: str | None = None
+        self.notes: list[str] = []  # what the run's summary shall say
+
+    @contextmanager
+    def acquired(self, config: Config, stamp: tuple[int, int] | None) -> Iterator[None]:
+        """Make and lock the run's folder. Raises RunFolderError if it cannot be had or its last.pt has changed.
+
+        stamp: the `checkpoint_stamp` of the last.pt that the run resumes from, None for a new run.
+        """
+        try:
+            if config.modelpath:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            else:
+                self.folder = make_run_dir(self.folder, config.model, config.scale)
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunFolderError(f"--modelpath {self.folder}: cannot be made ({reason}); name another") from None
+        with locked_run(self.folder):
+            if checkpoint_stamp(self.folder) != stamp:
+                raise RunFolderError(f"--modelpath {self.folder}: another run has just gone on with it; start again")
+            yield
+
+    def write_settings(self, config: Config, step: int, validated: bool) -> None:
+        """Write config.yaml, and drop what the log has beyond `step`, where a resumed run goes on. Raises OSError."""
+        atomic_write(self.folder / "config.yaml", configs.to_yaml(replace(config, load=False, modelpath=None)))
+        trim_log(self.folder / "log.jsonl", step if config.load else -1, validated)
+
+    def log(self, **entry) -> None:
+        """Add one line of JSON to the log."""
+        self.step = entry["step"]
+        self.log_lines += log_line(entry)
+        with self._report_errors():
+            self._write_log()
+
+    def queue(self, name: str, content: bytes) -> None:
+        """Have a state written at the next save, instead of one of that name that still waits."""
+        self.queued.pop(name, None)
+        self.queued[name] = content
+
+    def save(self) -> None:
+        """Write all that waits; the states even where the log cannot be written."""
+        with self._report_errors():
+            self._write_log()
+            if (self.folder / "log.jsonl").exists():
+                fsync_path(self.folder / "log.jsonl")
+        with self._report_errors():
+            for name in [*self.queued]:
+                if name == "last.pt":
+                    write_last(self.folder, self.queued[name])
+                else:
+                    atomic_write(self.folder / name, self.queued[name])
+                del self.queued[name]
+            if self.last_error and not self.unsaved:
+                note, self.last_error = f"saved again after: {self.last_error}", None
+                print(f"\n{note}", flush=True)
+                self.log(step=self.step, note=note)
+
+    @property
+    def unsaved(self) -> str | None:
+        """What is not in the folder and why; None where all is."""
+        names = ["log.jsonl"] * bool(self.log_lines) + [*self.queued]
+        return f"{', '.join(names)} ({self.last_error})" if names else None
+
+    def _write_log(self) -> None:
+        if self.log_lines:
+            atomic_append(self.folder / "log.jsonl", self.log_lines)
+            self.log_lines = b""
+
+    @contextmanager
+    def _report_errors(self) -> Iterator[None]:
+        """An OSError is said and remembered."""
+        try:
+            yield
+        except OSError as error:
+            if not self.last_error:
+                self.last_error = error.strerror or str(error)
+                self.notes.append(f"a save failed: {self.last_error}")
+                print(f"\nnot saved: {self.unsaved}; training goes on, the next save tries again", flush=True)
+
+
+class NullWriter(RunWriter):
+    """The writer of a process that leaves writing to another."""
+
+    @contextmanager
+    def acquired(self, config: Config, stamp: tuple[int, int] | None) -> Iterator[None]:
+        yield
+
+    def write_settings(self, config: Config, step: int, validated: bool) -> None:
+        pass
+
+    def log(self, **entry) -> None:
+        pass
+
+    def queue(self, name: str, content: bytes) -> None:
+        pass
+
+    def save(self) -> None:
+        pass

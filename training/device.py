@@ -1,0 +1,60 @@
+"""The device of a run, and the memory formats in which networks are fastest on it."""
+
+import torch
+from torch import nn
+
+import configs
+
+from . import malloc
+
+
+def setup_device(name: str | None) -> torch.device:
+    """The device called `name`, or the best one this machine has. Raises ValueError where it is not there.
+
+    From then on fp32 means fp32 on a GPU too: its convolutions would round to TF32, and metrics with them. On the CPU
+    freed memory is kept for the next tensors.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"--device {name}: not available here ({reason}); use --device cpu, or leave it out") from None
+    configs.expect(device.type in ("cpu", "cuda"), "device", name, "cpu or cuda")
+    if device.type == "cpu":
+        malloc.retain_freed_memory()
+    return device
+
+
+def fast_memory_format(device: torch.device, precision: str) -> torch.memory_format:
+    """The memory format in which networks train fastest.
+
+    channels_last, but for fp32 on CPUs without AVX-512: there the gradients of the weights take twice as long in it.
+    """
+    slow = device.type == "cpu" and precision == "fp32" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    return torch.contiguous_format if slow else torch.channels_last
+
+
+def place_frozen(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
+    """module, which does not learn (a judge, a network to evaluate), on the device in the layout of its fast kernels.
+
+    Under bf16 its convolutions hold the weights that autocast would make of them anew at each use: the same values.
+    """
+    module.to(device, memory_format=torch.channels_last)
+    if precision == "bf16":
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.to(torch.bfloat16)
+    return module
+
+
+def check_compile(device: torch.device) -> None:
+    """Raise ValueError where torch.compile does not work on the device, as without a C++ compiler."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever it is, of torch's or of the compiler's own
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"--compile: torch.compile does not work here ({reason}); leave it out") from None

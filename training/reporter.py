@@ -1,0 +1,90 @@
+"""What a run prints and logs while it trains, and at its end."""
+
+import math
+import shlex
+from collections.abc import Iterable, Mapping
+
+from tqdm import tqdm
+
+from metrics.evaluate import mean
+from runs.checkpoint import serialize
+from runs.writer import RunWriter
+
+from . import distributed
+from .experiment import Experiment
+from .learner import Learner
+from .state import TrainingState
+
+
+class Reporter:
+    """Reports an experiment at its state: on the screen, and through the writer in log.jsonl."""
+
+    def __init__(self, experiment: Experiment, state: TrainingState, writer: RunWriter):
+        self.experiment, self.state, self.writer = experiment, state, writer
+
+    def start(self) -> str:
+        """What the run is about to do."""
+        config, e = self.experiment.config, self.experiment
+        return (
+            f"run: {self.writer.folder}, {config.model} x{config.scale} on {e.device}, steps {self.state.step} to "
+            f"{e.last_step}, {e.epoch_steps} an epoch\ntraining on {len(e.patches)} images of "
+            f"{' '.join(config.trainpath)}, validating on {len(e.validation)} of {' '.join(config.valpath)}"
+        )
+
+    def log_notes(self) -> None:
+        """Print and log what the run leaves out and notes from its start on."""
+        for reason in self.experiment.left_out:
+            print(f"left out: {reason}")
+            self.writer.log(step=self.state.step, left_out=reason)
+        for note in self.writer.notes:
+            self.writer.log(step=self.state.step, note=note)
+
+    def left_out(self, reasons: Iterable[str]) -> None:
+        """Print and log once for each image why it is replaced from now on."""
+        for reason in dict.fromkeys(reasons):
+            self.experiment.left_out.append(reason)
+            print(f"\nleft out from step {self.state.step + 1} on: {reason}", flush=True)
+            self.writer.log(step=self.state.step + 1, left_out=reason)
+
+    def losses(self, bar: tqdm, values: Mapping, epoch: float, rate: float) -> None:
+        """Show the losses of a step and their scalars on the bar, and log them; values: what train_step returned."""
+        entry = {"step": self.state.step, "epoch": math.floor(epoch), "learning_rate": rate, "loss": {}}
+        text = []
+        for learner in self.experiment.learners:
+            helper_loss, loss = (None if value is None else value.item() for value in values[learner.name])
+            scalars = learner.loss.log_scalars(helper_loss, epoch)
+            entry["loss"][learner.name] = loss
+            for name, value in scalars.items():
+                entry.setdefault(name, {})[learner.name] = value
+            text.append(" ".join([f"{learner.name} {loss:.4f}", *(f"{name} {x:.3g}" for name, x in scalars.items())]))
+            if (skipped := int(learner.skips[0])) > 0:
+                entry.setdefault("skipped", {})[learner.name] = skipped
+        bar.set_postfix_str(" | ".join(text))
+        self.writer.log(**entry)
+
+    def scores(self, learner: Learner, epoch: int, scores: dict[str, list[float]]) -> None:
+        """Print and log a learner's scores of the validation images; queue its checkpoint if it was never better."""
+        means = {name: mean(values) for name, values in scores.items()}
+        decisive = means[next(iter(self.experiment.metrics))]
+        better = decisive < learner.best
+        if better:
+            learner.best = decisive
+            best = learner.model_state() | {"epoch": epoch, "step": self.state.step, "scores": means}
+            self.writer.queue(f"best_{learner.name}.pt", serialize(best))
+        shown = "  ".join(f"{name} {score:.4f}" for name, score in means.items())
+        width = max(len(each.name) for each in self.experiment.learners) + 2
+        print(f"  epoch {epoch}  {learner.name:{width}}{shown}{'  best' if better else ''}")
+        self.writer.log(step=self.state.step, epoch=epoch, validation=learner.name, **means)
+
+    def summary(self) -> list[str]:
+        """What did not go as it should: skipped, retried, fallen back to."""
+        counts = {learner.name: int(learner.skips[0]) for learner in self.experiment.learners}
+        skipped = [f"{name}: {n} steps skipped, their loss or gradient not finite" for name, n in counts.items() if n]
+        return [f"left out: {line}" for line in self.experiment.left_out] + skipped + self.writer.notes
+
+    def resume_command(self) -> str:
+        """The command that resumes a run that has ended early."""
+        folder = self.writer.folder
+        if not (folder / "last.pt").exists():
+            return "nothing was saved yet"
+        return f"to resume: {distributed.launch_command()} train.py --load --modelpath {shlex.quote(str(folder))}"

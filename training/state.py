@@ -1,0 +1,82 @@
+"""How far a run is: what last.pt holds, and resuming from it."""
+
+import math
+from pathlib import Path
+
+from runs.checkpoint import check_progress, learner_states, load_last
+
+from .experiment import Experiment
+
+
+class TrainingState:
+    """The step a run is at, whether the validation due there is done, and all that its learners know."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.step = experiment.first_step
+        self.validated = True
+
+    @property
+    def epoch(self) -> float:
+        """The age of the training in epochs: 2.5 is half way through the third."""
+        return self.step / self.experiment.epoch_steps
+
+    def state_dict(self) -> dict:
+        """All that is needed to resume from here."""
+        return {
+            "step": self.step,
+            "epoch_steps": self.experiment.epoch_steps,
+            "selection_criterion": self.experiment.selection_criterion,
+            "images": self.experiment.patches.checksums(),
+            "validated": self.validated,
+            "learners": {learner.name: learner.state_dict() for learner in self.experiment.learners},
+        }
+
+    def resume(self, folder: Path) -> list[str]:
+        """Load the folder's last checkpoint; return notes on what differs. Raises ValueError if it does not fit."""
+        state, path, wrong = load_last(folder)
+        notes = self.load_state_dict(state, path)
+        if wrong:
+            notes.append(f"{wrong}; resumed from {path.name}, step {self.step}")
+        return notes
+
+    def load_state_dict(self, state: dict, path: Path) -> list[str]:
+        """Load what `state_dict` returned, read from path; return notes on what differs. Raises ValueError."""
+        e = self.experiment
+        saved = learner_states(state, path)
+        if sorted(saved) != sorted(e.config.losses) or state.get("epoch_steps") != e.epoch_steps:
+            images = f"; put an image in the place of the one left out: {e.left_out[0]}" if e.left_out else ""
+            raise ValueError(
+                f"{path}: is of losses {' '.join(saved)} with {state.get('epoch_steps')} steps an epoch; "
+                f"these settings give {' '.join(e.config.losses)} with {e.epoch_steps}{images}"
+            )
+        try:
+            for learner in e.learners:
+                learner.load_state_dict(saved[learner.name], str(path))
+            check_progress(state, str(path))
+        except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"{path}: not a state of this run ({type(error).__name__}: {reason})") from None
+        self.step, self.validated = state["step"], state["validated"]
+        if self.step > e.last_step:
+            raise ValueError(f"{path}: is at step {self.step}, beyond {e.last_step}; raise --endepoch or --steps")
+        notes = self._compare_images(state["images"], path)
+        if state["selection_criterion"] != e.selection_criterion:
+            print(
+                f"best is chosen by {' '.join(e.selection_criterion)} from now on, "
+                f"before by {' '.join(state['selection_criterion'])}"
+            )
+            for learner in e.learners:
+                learner.best = math.inf
+        return notes
+
+    def _compare_images(self, before: list[int], path: Path) -> list[str]:
+        """Notes if training images changed since the checkpoint in path. Raises ValueError if their number did."""
+        now, left_out = self.experiment.patches.checksums(), self.experiment.left_out
+        if before == now:
+            return []
+        if len(before) != len(now):
+            remedy = f"put an image in the place of the one left out: {left_out[0]}" if left_out else "take those"
+            raise ValueError(f"{path}: is of {len(before)} training images, these are {len(now)}; {remedy}")
+        changed = sum(a != b for a, b in zip(before, now))
+        return [f"{changed} of {len(now)} training images are not those of {path.name}"]

@@ -1,0 +1,24 @@
+"""What a run is validated on, and val.py evaluates on: images under a protocol, and perceptual metrics."""
+
+import torch
+
+import configs
+from data import PairedDataset
+from metrics.evaluate import MEMORY, PROTOCOLS, Metric, build_metrics
+from metrics.judges import METRICS
+
+from .device import place_frozen
+
+
+def read_validation_set(folders, scale: int, protocol: str, lr_folders=()) -> PairedDataset:
+    """The images of folders with the LR that the protocol asks for, or with that of lr_folders."""
+    p = PROTOCOLS[protocol]
+    return PairedDataset(folders, scale, p.multiple or scale, lr_folders=lr_folders or None, round_lr=p.eight_bit)
+
+
+def metrics_on(device, nets, weights: tuple = (), bgr: bool = False, memory: int = MEMORY) -> dict[str, Metric]:
+    """Build the perceptual metrics `nets` on the device, as `metrics.evaluate.build_metrics` does."""
+    for net in nets:
+        configs.choose(net, METRICS, "perceptual metric")
+    metrics = build_metrics(nets, weights, bgr, memory)
+    return {name: place_frozen(metric, torch.device(device), "fp32") for name, metric in metrics.items()}
