@@ -83,8 +83,10 @@ def in_equal_time(config: Config, seconds: float, least: float) -> dict:
     config: those of the cheapest, with steps. What is counted in steps or epochs ends with the run.
     """
     share = least / seconds
-    scaled = {name: max(1, round(config.steps * share)) if name == "steps" else getattr(config, name) * share
-              for name in ("steps", *EPOCHS)}  # fmt: skip
+    scaled = {
+        name: max(1, round(config.steps * share)) if name == "steps" else getattr(config, name) * share
+        for name in ("steps", *EPOCHS)
+    }
     for name in ("step_epochs", "udl_epoch"):
         scaled[name] = max(1, round(scaled[name]))
     milestones = sorted({max(1, round(step * share)) for step in config.milestones})

@@ -29,8 +29,18 @@ TRAINED, DIVERGED, SECONDS = "trained.txt", "diverged.txt", "seconds.txt"
 CHECKPOINTS = ("best", "last")  # of a training: at its best validation, and at its end
 PATIENCE = 60  # seconds that a training may take to finish its step and save; Slurm grants submitit's jobs 90
 # Settings that say where and how a run is done, not what: cells may differ in them.
-PLACEMENT = {"modelpath", "load", "device", "workers", "judge_memory", "judge_weights", "extractor_weights",
-             "log_every", "save_every", "save_minutes"}  # fmt: skip
+PLACEMENT = {
+    "modelpath",
+    "load",
+    "device",
+    "workers",
+    "judge_memory",
+    "judge_weights",
+    "extractor_weights",
+    "log_every",
+    "save_every",
+    "save_minutes",
+}
 
 
 class Failed(Exception):
@@ -66,10 +76,10 @@ def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def has_diverged(folder: Path, code: int) -> bool:
+def gave_up(folder: Path, code: int) -> bool:
     """Whether a training that ended with this exit code did so because nothing was finite any more.
 
-    Its last validation was not finite, or it was given up (exit code 1) among losses that were not.
+    Either its last validation was not finite, or train.py stopped it (exit code 1) among losses that were not.
     """
     log = read_log(folder)
     losses = [value for entry in log if "loss" in entry for value in entry["loss"].values()]
@@ -86,8 +96,12 @@ def in_a_file_name(text: str) -> str:
 class Cell:
     """One training, of one network with one loss, and its evaluations.
 
-    config: its settings; words: the flags of train.py that give them; folders: the data sets to evaluate it on (none:
-    it is only trained); bgr: whether LPIPS sees them in the authors' channel order; label: what it is called by (the loss).
+    Args:
+        config: its settings.
+        words: the flags of train.py that give them.
+        folders: the data sets to evaluate it on; without any it is only trained.
+        bgr: LPIPS sees them in the authors' channel order.
+        label: the name that it is shown by, instead of its loss.
     """
 
     config: Config
@@ -140,7 +154,7 @@ class Cell:
         return set(self.config.metrics) <= set(map(word_of, metrics)) and orders <= {self.bgr}
 
     def finished(self) -> bool:
-        """Whether it is trained and evaluated; of one without data sets to evaluate, whether it is trained or given up."""
+        """Whether nothing is left to do: it is trained and evaluated; if nothing is to be evaluated, or given up."""
         if not self.folders:
             return any((self.folder / name).exists() for name in (TRAINED, DIVERGED))
         return (self.folder / TRAINED).exists() and all(map(self.evaluated, CHECKPOINTS))
@@ -221,7 +235,7 @@ class Work:
             code = yield from self.run(command, asked)
             if program == "train.py" and cell.folder.exists():
                 atomic_append(cell.folder / SECONDS, f"{time.monotonic() - began:.1f}\n".encode())
-                if has_diverged(cell.folder, code):
+                if code in (0, 1) and gave_up(cell.folder, code):
                     atomic_write(cell.folder / DIVERGED, (shlex.join(command) + "\n").encode())
                     continue
             if code:

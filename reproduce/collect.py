@@ -28,8 +28,20 @@ PAPER_FILE = Path(__file__).with_name("table1_paper.csv")
 RISING = ("PSNR-Y", "SSIM-Y")  # metrics of which more is better; of all others, less
 SAME = 1e-3  # by how much the bicubic rows of one image may differ between devices, in dB
 # Settings in which the cells of a grid may differ; equal time changes the last ones.
-OWN = {"model", "model_options", "scale", "seed", "losses", "learning_rate", "steps", "milestones", "step_epochs",
-       "k_epochs", "udl_epoch", "pretrain_epochs"}  # fmt: skip
+OWN = {
+    "model",
+    "model_options",
+    "scale",
+    "seed",
+    "losses",
+    "learning_rate",
+    "steps",
+    "milestones",
+    "step_epochs",
+    "k_epochs",
+    "udl_epoch",
+    "pretrain_epochs",
+}
 KEYS = ("network", "scale", "loss", "seed", "checkpoint", "dataset")
 
 
@@ -84,8 +96,10 @@ def read_cells(
                 if evaluation.get(key, default) != of_first[which].get(key, default):
                     names = [f"{key} of test_{which}.json"]
         if names:
-            raise ValueError(f"{cell.folder}: differs from {first.folder} in {', '.join(names)}; one table is of one "
-                             "set-up, name them apart with --models, --scales and --seeds")  # fmt: skip
+            raise ValueError(
+                f"{cell.folder}: differs from {first.folder} in {', '.join(names)}; one table is of one "
+                "set-up, name them apart with --models, --scales and --seeds"
+            )
     if not found:
         return None
     labels = label_folders(folders)
@@ -93,8 +107,9 @@ def read_cells(
     every = dict.fromkeys(name for names in sets for name in names if not labels or name in labels)
     common = [name for name in every if all(name in names for names in sets)]
     if not common:
-        raise ValueError(f"no data set that all {len(found)} finished cells were evaluated on; start the grid again "
-                         "with --folder")  # fmt: skip
+        raise ValueError(
+            f"no data set that all {len(found)} finished cells were evaluated on; start the grid again with --folder"
+        )
     scores = {}
     for cell, config, evaluations in found:
         for which, evaluation in evaluations.items():
@@ -109,15 +124,27 @@ def read_cells(
                     scores.setdefault(key, new)
     config = found[0][1]
     judges = dict.fromkeys(judge for *_, of in found for judge in of["best"]["judge"].split())
-    about = {"protocol": found[0][2]["best"]["protocol"], "judges": list(judges), "set-up": _set_up(config),
-             "validation": " ".join(config.valpath), "left out": [name for name in every if name not in common],
-             "lacking": [str(cell) for cell in cells if cell not in [one for one, *_ in found]]}  # fmt: skip
+    about = {
+        "protocol": found[0][2]["best"]["protocol"],
+        "judges": list(judges),
+        "set-up": _set_up(config),
+        "validation": " ".join(config.valpath),
+        "left out": [name for name in every if name not in common],
+        "lacking": [str(cell) for cell in cells if cell not in [one for one, *_ in found]],
+    }
     trainings = [
-        {"network": cell.network, "scale": c.scale, "loss": cell.loss, "seed": c.seed, "steps": c.steps or "",
-         "learning_rate": c.learning_rate, "seconds": round(cell.seconds(), 1),
-         "seconds_per_step": seconds_per_step.get(cell.block, {}).get(cell.loss, "")}
+        {
+            "network": cell.network,
+            "scale": c.scale,
+            "loss": cell.loss,
+            "seed": c.seed,
+            "steps": c.steps or "",
+            "learning_rate": c.learning_rate,
+            "seconds": round(cell.seconds(), 1),
+            "seconds_per_step": seconds_per_step.get(cell.block, {}).get(cell.loss, ""),
+        }
         for cell, c, _ in found
-    ]  # fmt: skip
+    ]
     sizes = {key.dataset: len(next(iter(of.values()))) for key, of in scores.items()}
     names = {name: _image_names(labels.get(name), size) for name, size in sizes.items()}
     return Results(scores, trainings, names, about)
@@ -133,14 +160,20 @@ def _image_names(folder: str | None, size: int) -> list[str]:
 
 def _check_images(key: Key, new: dict[str, np.ndarray], scores: dict, cell: Cell) -> None:
     """Raise ValueError where a data set's name stood for different images in different cells."""
-    sizes = {len(values) for other, of in [*scores.items(), (key, new)] if other.dataset == key.dataset
-             for values in of.values()}  # fmt: skip
+    sizes = {
+        len(values)
+        for other, of in [*scores.items(), (key, new)]
+        if other.dataset == key.dataset
+        for values in of.values()
+    }
     same = len(sizes) == 1
     if same and key.loss == "bicubic" and key in scores:
         same = np.allclose(scores[key]["PSNR-Y"], new["PSNR-Y"], atol=SAME, equal_nan=True)
     if not same:
-        raise ValueError(f"{key.dataset} x{key.scale}: bicubic scores of {cell} and of a cell before it differ: other "
-                         "images under the same name; evaluate all on the same")  # fmt: skip
+        raise ValueError(
+            f"{key.dataset} x{key.scale}: bicubic scores of {cell} and of a cell before it differ: other "
+            "images under the same name; evaluate all on the same"
+        )
 
 
 def _set_up(c: Config) -> str:
@@ -194,8 +227,12 @@ def read(folder: Path) -> Results:
     scores = {key: {metric: np.array(values) for metric, values in of.items()} for key, of in lists.items()}
     with open(folder / "trainings.csv", newline="") as file:
         trainings = list(csv.DictReader(file))
-    return Results(scores, trainings, {name: list(of) for name, of in names.items()},
-                   json.loads((folder / "about.json").read_text()))  # fmt: skip
+    return Results(
+        scores,
+        trainings,
+        {name: list(of) for name, of in names.items()},
+        json.loads((folder / "about.json").read_text()),
+    )
 
 
 # --- two losses against each other -----------------------------------------------------------------------------------
@@ -239,8 +276,11 @@ def gains(
     one, other = (by_seed(results, loss, metric, checkpoint) for loss in pair)
     sign = 1 if metric in RISING else -1
     both = {cell: [seed for seed in one[cell] if seed in other.get(cell, {})] for cell in one}
-    return {cell: sign * np.array([one[cell][seed] - other[cell][seed] for seed in seeds])
-            for cell, seeds in both.items() if seeds}  # fmt: skip
+    return {
+        cell: sign * np.array([one[cell][seed] - other[cell][seed] for seed in seeds])
+        for cell, seeds in both.items()
+        if seeds
+    }
 
 
 def read_paper(path: Path = PAPER_FILE) -> dict[tuple[str, int, str, str], dict[str, float]]:

@@ -16,7 +16,6 @@ stopped by a signal.
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from training.learner import build_learners
 from . import budget, collect, holdout, report
 from .cells import Cell, in_a_file_name
 from .cluster import Jobs
-from .running import run_all
+from .running import cores, exit_if_failed, run_all, threads_of_a_job
 
 OURS = {"model", "scale", "seed", "modelpath", "load"}  # settings that the grid gives each cell
 
@@ -51,7 +50,7 @@ class Preset:
 
 
 def add_cell_flags(parser, preset: Preset, seeds: int, seeds_help: str) -> None:
-    """The flags that say which trainings there are and where they run."""
+    """Add the flags that say which trainings there are and where they run."""
     parser.add_argument(
         "--models",
         nargs="+",
@@ -59,16 +58,33 @@ def add_cell_flags(parser, preset: Preset, seeds: int, seeds_help: str) -> None:
         metavar="MODEL",
         help=f'networks, options in brackets: "EDSR[blocks=8,channels=32]" (default: {" ".join(preset.models)})',
     )
-    parser.add_argument("--scales", nargs="+", type=int, default=list(preset.scales), choices=(2, 3, 4),
-                        help=f"(default: {' '.join(map(str, preset.scales))})")  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=seeds, metavar="N", help=f"seeds 0 to N-1{seeds_help} (default: "
-                        "%(default)s)")  # fmt: skip
-    parser.add_argument("--config", default=preset.config, metavar="FILE", help="settings of train.py for all cells "
-                        f"(default: {preset.config}); flags below win")  # fmt: skip
-    parser.add_argument("--holdout", type=float, default=0.05, metavar="SHARE", help="of the training images, to "
-                        "validate on instead, unless --valpath is given (default: 0.05)")  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the cells (default: checkpoints/, then "
-                        "--config's name)")  # fmt: skip
+    parser.add_argument(
+        "--scales",
+        nargs="+",
+        type=int,
+        default=list(preset.scales),
+        choices=(2, 3, 4),
+        help=f"(default: {' '.join(map(str, preset.scales))})",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=seeds, metavar="N", help=f"seeds 0 to N-1{seeds_help} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--config",
+        default=preset.config,
+        metavar="FILE",
+        help=f"settings of train.py for all cells (default: {preset.config}); flags below win",
+    )
+    parser.add_argument(
+        "--holdout",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="of the training images, to validate on instead, unless --valpath is given (default: 0.05)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the cells (default: checkpoints/, then --config's name)"
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once, here (default: 1)")
     parser.add_argument(
         "--executor",
@@ -95,8 +111,13 @@ def parse(argv: list[str] | None, preset: Preset = Preset()):
     parser = configs.OneLineParser(prog=preset.program, description="Train, evaluate and compare losses.")
     add_cell_flags(parser, preset, 3, "; no test below six trainings of a loss")
     parser.add_argument("--folder", nargs="+", default=[], metavar="DIR", help="test sets")
-    parser.add_argument("--rates", nargs="+", default=[], metavar="LOSS=RATE", help="a learning rate for each loss, or "
-                        "the rates.json of reproduce.sweep (default: --learning-rate for all)")  # fmt: skip
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        default=[],
+        metavar="LOSS=RATE",
+        help="a learning rate for each loss, or the rates.json of reproduce.sweep (default: --learning-rate for all)",
+    )
     parser.add_argument(
         "--budget",
         choices=("steps", "time"),
@@ -105,8 +126,9 @@ def parse(argv: list[str] | None, preset: Preset = Preset()):
         "have alike: the steps, or the time that --steps take the cheapest (default: steps)",
     )
     parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the paper's code does")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="folder of the tables and of all scores as CSV "
-                        "(default: --out)")  # fmt: skip
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="folder of the tables and of all scores as CSV (default: --out)"
+    )
     report.add_flags(parser)
     parser.add_argument("--collect", action="store_true", help="only make the tables of the cells that are finished")
     add_settings(parser, OURS)
@@ -114,7 +136,7 @@ def parse(argv: list[str] | None, preset: Preset = Preset()):
 
 
 def as_words(settings: dict) -> list[str]:
-    """Parsed flags as a command line again."""
+    """Turn parsed flags into a command line again."""
     words = []
     for name, value in settings.items():
         flag = configs.flag_of(name)
@@ -138,7 +160,7 @@ def common_config(args) -> Config:
 
 
 def network_words(text: str) -> list[str]:
-    """ "EDSR[blocks=4,depths=[6,6]]" as flags of train.py. Raises ValueError."""
+    """Turn "HAT[embed=60,depths=[6,6]]" into flags of train.py. Raises ValueError."""
     name, bracket, options = text.partition("[")
     words = ["--model", configs.choose(name, SR_MODELS, "model")]
     if not bracket:
@@ -155,7 +177,7 @@ def network_words(text: str) -> list[str]:
 
 
 def read_rates(args) -> Callable[[str, int, str], list[str]]:
-    """The flags of the learning rate by network, scale and loss, from --rates. Raises ValueError."""
+    """Read --rates; returns the flags of the learning rate of a network, scale and loss. Raises ValueError."""
     if not args.rates:
         return lambda network, scale, loss: []
     table, path = {}, Path(args.rates[0])
@@ -177,7 +199,7 @@ def read_rates(args) -> Callable[[str, int, str], list[str]]:
 
 
 def split_images(args, config: Config, out: Path) -> dict[str, dict]:
-    """Training and held-out images by the names of their settings; empty where validation images are given."""
+    """Training and held-out images by the names of their settings; none if validation images are given."""
     if "valpath" in vars(args) or config.valpath != Config().valpath:
         return {}
     configs.expect(not config.lrpath, "lrpath", " ".join(config.lrpath), "--valpath and --vallrpath beside it")
@@ -196,7 +218,7 @@ def timed_losses(args) -> tuple[str, ...]:
 
 
 def base_cells(args, more: Iterable[str] = ()) -> list[Cell]:
-    """A cell for each network, scale, loss and seed, the first seed of all first, without a folder or rate of its own.
+    """A cell for each network, scale, loss and seed, without a folder or rate of its own; all of seed 0 first.
 
     more: further flags of train.py. Raises ValueError or exits like train.py.
     """
@@ -256,11 +278,10 @@ def make_cells(args) -> list[Cell]:
 
 
 def check(cells: list[Cell], args) -> None:
-    """Raise ValueError where a cell could not be trained or evaluated as far as can be told without training."""
+    """Raise ValueError if a cell could not be trained or evaluated, as far as can be told without training."""
     config, out = cells[0].config, folder_of(args)
     common = common_config(args)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    configs.expect(0 < args.jobs <= cores, "jobs", args.jobs, f"1 to {cores}, as many as there are cores")
+    configs.expect(0 < args.jobs <= cores(), "jobs", args.jobs, f"1 to {cores()}, as many as there are cores")
     configs.expect(args.executor != "none" or not args.slurm, "slurm", " ".join(args.slurm), "--executor slurm too")
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     configs.expect(existing.is_dir() and os.access(existing, os.W_OK), "out", out, "a folder that can be written to")
@@ -287,12 +308,14 @@ def check(cells: list[Cell], args) -> None:
 
 
 def prepare(args, cells: list[Cell]) -> list[Cell]:
-    """Link the images, and measure where --budget time asks for it; returns the cells as they are to be trained."""
+    """Link the images, and measure if --budget time asks for it; returns the cells as they are to be trained."""
     out = folder_of(args)
     for name, images in split_images(args, common_config(args), out).items():
         holdout.link(images, out / "images" / name[:-4])
     if getattr(args, "budget", "steps") == "time":
         losses = timed_losses(args)
+        if args.jobs > 1:
+            torch.set_num_threads(threads_of_a_job(args.jobs))
         for cell in cells:
             if cell.config.seed == 0 and cell.loss == cells[0].loss:
                 seconds = budget.measured(out, cell.block, replace(cell.config, losses=losses))
@@ -308,7 +331,7 @@ def prepare(args, cells: list[Cell]) -> list[Cell]:
 
 
 def make_tables(cells: list[Cell], args, preset: Preset) -> None:
-    """Print the tables of the cells that are finished, and write them. Raises ValueError where none is."""
+    """Print the tables of the cells that are finished, and write them. Raises ValueError if none is."""
     out = folder_of(args)
     results = collect.read_cells(cells, args.folder, budget.read(out))
     if results is None:
@@ -336,10 +359,7 @@ def main(argv: list[str] | None = None, preset: Preset = Preset()) -> None:
     if any(cell.finished() for cell in cells):
         with configs.one_line_errors(preset.program):
             make_tables(cells, args, preset)
-    if failed:
-        print(f"\n{preset.program}: error: {len(failed)} of {len(cells)} cells failed; the same command tries them again:\n"
-              + "\n".join(f"  {cell}: {wrong}" for cell, wrong in failed.items()), file=sys.stderr)  # fmt: skip
-        raise SystemExit(1)
+    exit_if_failed(preset.program, failed, len(cells))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,10 @@ def split(folders: Iterable[str], share: float) -> tuple[dict[Path, Path], dict[
         raise ValueError(f"--trainpath {' '.join(folders)}: one image, so none can be held out; give --valpath")
     order = sorted(places, key=lambda path: (zlib.crc32(places[path].as_posix().encode()), places[path]))
     held = set(order[: min(max(1, round(share * len(order))), len(order) - 1)])
-    return ({path: place for path, place in places.items() if path not in held},
-            {path: place for path, place in places.items() if path in held})  # fmt: skip
+    return (
+        {path: place for path, place in places.items() if path not in held},
+        {path: place for path, place in places.items() if path in held},
+    )
 
 
 def roots(images: Mapping[Path, Path], folder: Path) -> list[str]:
@@ -43,8 +45,10 @@ def link(images: Mapping[Path, Path], folder: Path) -> None:
     wanted = {folder / place: path for path, place in images.items()}
     for path in folder.rglob("*"):
         if path.is_symlink() and (path not in wanted or path.readlink() != wanted[path]):
-            raise ValueError(f"--trainpath, --holdout: {path} is none of these training images; take those that the "
-                             "grid was begun with, or another --out")  # fmt: skip
+            raise ValueError(
+                f"--trainpath, --holdout: {path} is none of these training images; take those that the "
+                "grid was begun with, or another --out"
+            )
     for path, image in wanted.items():
         if not path.is_symlink():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,5 +64,7 @@ def check_disjoint(sets: Mapping[str, Iterable[Path]]) -> None:
             key = len(content), zlib.crc32(content)
             before, other = seen.setdefault(key, (name, path))
             if before != name:
-                raise ValueError(f"{name}: {path} is {other} of {before} again; what is reported must be chosen and "
-                                 "learned on other images, leave it out of one of them")  # fmt: skip
+                raise ValueError(
+                    f"{name}: {path} is {other} of {before} again; what is reported must be chosen and "
+                    "learned on other images, leave it out of one of them"
+                )

@@ -24,12 +24,25 @@ CITED = "arXiv 2301.10575"
 
 def add_flags(parser) -> None:
     """The flags that say what is compared."""
-    parser.add_argument("--compare", nargs=2, action="append", default=[], metavar=("LOSS", "OTHER"), help="these "
-                        "instead of each loss against what it builds on; may be given again")  # fmt: skip
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which networks are compared: "
-                        "those of the best validation, or of the end (default: best)")  # fmt: skip
-    parser.add_argument("--null", metavar="LOSS", help="this loss against itself under other seeds: the first half of "
-                        "its seeds against the second")  # fmt: skip
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("LOSS", "OTHER"),
+        help="these instead of each loss against what it builds on; may be given again",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="which networks are compared: those of the best validation, or of the end (default: best)",
+    )
+    parser.add_argument(
+        "--null",
+        metavar="LOSS",
+        help="this loss against itself under other seeds: the first half of its seeds against the second",
+    )
 
 
 def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:
@@ -49,15 +62,27 @@ def score_rows(results: Results, paper: dict) -> list[dict]:
 
     def place(group) -> tuple:
         dataset, scale, network, loss, checkpoint = group
-        return (datasets.index(dataset), scale, networks.index(network) if network else len(networks),
-                losses.index(loss), checkpoint)  # fmt: skip
+        return (
+            datasets.index(dataset),
+            scale,
+            networks.index(network) if network else len(networks),
+            losses.index(loss),
+            checkpoint,
+        )
 
     rows = []
     for group in sorted(groups, key=place):
         dataset, scale, network, loss, checkpoint = group
         of = [results.scores[key] for key in groups[group]]
-        row = {"dataset": dataset, "images": len(results.names[dataset]), "scale": scale, "network": network,
-               "loss": loss, "checkpoint": checkpoint, "seeds": len(of) if checkpoint else None}  # fmt: skip
+        row = {
+            "dataset": dataset,
+            "images": len(results.names[dataset]),
+            "scale": scale,
+            "network": network,
+            "loss": loss,
+            "checkpoint": checkpoint,
+            "seeds": len(of) if checkpoint else None,
+        }
         for metric in results.metrics:
             if all(metric in scores for scores in of):
                 row[metric], row[f"{metric} sd"] = mean_and_deviation(scores[metric].mean() for scores in of)
@@ -151,8 +176,14 @@ def scores_table(results: Results, rows: list[dict], style: str) -> str:
         headers += [_header(results, metric), *["paper"] * (metric in beside)]
     lines = []
     for row in rows:
-        line = [f"{row['dataset']} ({row['images']})", f"×{row['scale']}", row["network"], row["loss"],
-                row["checkpoint"], str(row["seeds"] or "")]  # fmt: skip
+        line = [
+            f"{row['dataset']} ({row['images']})",
+            f"×{row['scale']}",
+            row["network"],
+            row["loss"],
+            row["checkpoint"],
+            str(row["seeds"] or ""),
+        ]
         for metric in results.metrics:
             line.append(_number(row.get(metric), row.get(f"{metric} sd")))
             line += [_number(row.get(f"{metric} paper"))] * (metric in beside)
@@ -169,15 +200,24 @@ def costs_table(results: Results, style: str) -> str:
     for (network, scale, loss), of in groups.items():
         seconds, _ = mean_and_deviation(float(training["seconds"]) for training in of)
         per_step = of[0]["seconds_per_step"]
-        lines.append([network, f"×{scale}", loss, str(of[0]["steps"]), str(of[0]["learning_rate"]), f"{seconds:.0f}",
-                      f"{float(per_step):.3g}" if per_step else ""])  # fmt: skip
+        lines.append(
+            [
+                network,
+                f"×{scale}",
+                loss,
+                str(of[0]["steps"]),
+                str(of[0]["learning_rate"]),
+                f"{seconds:.0f}",
+                f"{float(per_step):.3g}" if per_step else "",
+            ]
+        )
     return _table(lines, ["network", "scale", "loss", "steps", "rate", "seconds", "s/step, measured"], 3, style)
 
 
 def _shown(row: dict) -> list[str]:
     """Gain, interval, wins and p of a comparison."""
     bounds = "" if math.isnan(row["low"]) else f"{row['low']:+.2g} to {row['high']:+.2g}"
-    won = f"{row['won']} of {row['pairs']}" if row["seeds"] > 1 else ""
+    won = "" if math.isnan(row["p"]) else f"{row['won']} of {row['pairs']}"
     return [f"{row['gain']:+.3g}", bounds, won, "" if math.isnan(row["p"]) else f"{row['p']:.2g}"]
 
 
@@ -188,21 +228,47 @@ def comparison_table(results: Results, rows: list[dict], style: str) -> str:
         scale = row["scale"] if row["scale"] == "all" else f"×{row['scale']}"
         other = next(name for name in row if name.startswith("gain "))
         p = "" if math.isnan(row["p Holm"]) else f"{row['p Holm']:.2g}"
-        lines.append([f"{row['loss']} against {row['against']}", _header(results, row["metric"]), row["network"], scale,
-                      *_shown(row), p, f"{row[other]:+.3g}"])  # fmt: skip
+        lines.append(
+            [
+                f"{row['loss']} against {row['against']}",
+                _header(results, row["metric"]),
+                row["network"],
+                scale,
+                *_shown(row),
+                p,
+                f"{row[other]:+.3g}",
+            ]
+        )
     at = rows[0]["checkpoint"]
     other = "last" if at == "best" else "best"
-    headers = ["loss", "metric", "network", "scale", f"gain ({at})", "95 % interval", "trainings won", "p", "p (Holm)",
-               f"gain ({other})"]  # fmt: skip
+    headers = [
+        "loss",
+        "metric",
+        "network",
+        "scale",
+        f"gain ({at})",
+        "95 % interval",
+        "trainings won",
+        "p",
+        "p (Holm)",
+        f"gain ({other})",
+    ]
     return _table(lines, headers, 4, style)
 
 
 def null_table(results: Results, rows: list[dict], style: str) -> str:
-    """A loss against itself: what was found, and of random pairings how often p is below 5 % and the interval misses 0."""
-    lines = [[f"{row['loss']} against itself", _header(results, row["metric"]), *_shown(row),
-              "" if math.isnan(row["false positives"]) else f"{row['false positives']:.1%}", f"{row['coverage']:.1%}"]
-             for row in rows]  # fmt: skip
-    headers = ["loss", "metric", "gain", "95 % interval", "trainings won", "p", "p < 5 %", "interval holds 0"]
+    """A loss against itself: one comparison, and what random pairings find."""
+    lines = [
+        [
+            f"{row['loss']} against itself",
+            _header(results, row["metric"]),
+            *_shown(row),
+            "" if math.isnan(row["false positives"]) else f"{row['false positives']:.1%}",
+            f"{row['coverage']:.1%}",
+        ]
+        for row in rows
+    ]
+    headers = ["loss", "metric", "gain", "95 % interval", "trainings won", "p", "p ≤ 5 %", "interval holds 0"]
     return _table(lines, headers, 2, style)
 
 
@@ -214,8 +280,10 @@ def notes(results: Results, rows: list[dict], tests: list[dict], null: list[dict
         f"best: the epoch of the best validation, on {about['validation']}, none of them a test image; last: the end."
     ]
     if any(row.get(f"{metric} paper") is not None for row in rows for metric in results.metrics):
-        lines.append(f"paper: Table I of {CITED}, one run of each network, 100 epochs on T91, BSDS200 and General100, its "
-                     "best chosen on Set5.")  # fmt: skip
+        lines.append(
+            f"paper: Table I of {CITED}, one run of each network, 100 epochs on T91, BSDS200 and General100, its "
+            "best chosen on Set5."
+        )
     if about["left out"]:
         lines.append(f"Left out, for some of the cells were not evaluated on it: {', '.join(about['left out'])}.")
     if tests:
@@ -228,7 +296,7 @@ def notes(results: Results, rows: list[dict], tests: list[dict], null: list[dict
         lines += _what_is_missing(tests)
     if null:
         lines.append(
-            "Nothing is there to be found: p should be below 5 % in at most 5 % of all pairings, and the interval "
+            "Nothing is there to be found: p should be at most 5 % in at most 5 % of all pairings, and the interval "
             "should hold 0 in 95 %. The percentages are of random pairings of these trainings, which is more than "
             "one comparison says and less than as many independent ones."
         )
@@ -242,16 +310,21 @@ def _what_is_missing(tests: list[dict]) -> list[str]:
     if not tested:
         return [f"Fewer than {LEAST} trainings of a loss: the interval alone, no test; add --seeds."]
     least = len(tested) * 2 / 2 ** max(tested)
-    return [f"With {max(tested)} trainings and {len(tested)} tests no p (Holm) can be below {least:.2g}; add --seeds, or "
-            "--compare what was meant to be compared alone."] if least > 0.05 else []  # fmt: skip
+    if least <= 0.05:
+        return []
+    found = f"With {max(tested)} trainings and {len(tested)} tests no p (Holm) can be below {least:.2g}"
+    return [f"{found}; add --seeds, or --compare only what the question is."]
 
 
 def text(results: Results, args, paper: dict, style: str = "simple") -> str:
     """All tables with what must be known to read them, for the terminal or (style github) as Markdown."""
     rows, tests = score_rows(results, paper), comparison_rows(results, args)
     null = null_rows(results, args) if args.null else []
-    parts = [f"Protocol {results.about['protocol']}; {results.about['set-up']}", scores_table(results, rows, style),
-             costs_table(results, style)]  # fmt: skip
+    parts = [
+        f"Protocol {results.about['protocol']}; {results.about['set-up']}",
+        scores_table(results, rows, style),
+        costs_table(results, style),
+    ]
     parts += [comparison_table(results, tests, style)] if tests else []
     parts += [null_table(results, null, style)] if null else []
     found = notes(results, rows, tests, null)
@@ -262,7 +335,7 @@ def text(results: Results, args, paper: dict, style: str = "simple") -> str:
 
 
 def write(results: Results, args, paper: dict, folder: Path) -> list[Path]:
-    """The tables in folder as tables.md, scores.csv and comparisons.csv, each whole or not at all; returns their paths."""
+    """Write the tables in folder as tables.md, scores.csv and comparisons.csv; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "tables.md", folder / "scores.csv"]
     atomic_write(paths[0], (text(results, args, paper, "github") + "\n").encode())

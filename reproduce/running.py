@@ -11,6 +11,16 @@ from .cells import Cell, Failed, Work
 from .cluster import Jobs
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of_a_job(jobs: int) -> int:
+    """How many threads each of `jobs` trainings at once has, unless OMP_NUM_THREADS says."""
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, cores() // jobs))
+
+
 def here(cells: list[Cell], asked: Callable[[], int | None], jobs: int = 1) -> Iterator[tuple[Cell, str]]:
     """Run the cells here, `jobs` at once; yields each with what went wrong ("": nothing).
 
@@ -18,7 +28,7 @@ def here(cells: list[Cell], asked: Callable[[], int | None], jobs: int = 1) -> I
     stopped, with all saved, and no more is yielded.
     """
     if jobs > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_a_job(jobs)))
     left, under_way, said = list(cells), {}, False
     while under_way or (left and not asked()):
         while len(under_way) < jobs and not asked():
@@ -99,3 +109,12 @@ def run_all(program: str, cells: list[Cell], jobs: int, cluster: Jobs | None = N
         print(f"\nstopped by {stop_signals.signal.Signals(asked()).name}{jobs_go_on}; the same command goes on")
         raise SystemExit(128 + asked())
     return failed
+
+
+def exit_if_failed(program: str, failed: dict[Cell, str], of: int) -> None:
+    """End with exit code 1 if any of the cells failed, saying which and why."""
+    if failed:
+        reasons = "\n".join(f"  {cell}: {wrong}" for cell, wrong in failed.items())
+        words = f"{len(failed)} of {of} cells failed; the same command tries them again"
+        print(f"\n{program}: error: {words}:\n{reasons}", file=sys.stderr)
+        raise SystemExit(1)

@@ -29,9 +29,13 @@ def interval(d: np.ndarray, cell: np.ndarray, level: float = 0.95) -> tuple[np.n
 
     Student's t on the variance of two crossed samples: the pairs, compared within their cells, and the images. The
     variance of the mean is V_pairs + max(0, V_images - V_rest): in the first, what a pair has of its own (its seed); in
-    the second, what an image does to all pairs alike; both hold the rest, which counts once. Degrees of freedom:
-    Satterthwaite's. It is never shorter than that of the pairs alone. Of cells with a single pair the spread between cells is taken for that of trainings, which makes
-    the interval too wide rather than too narrow. A bootstrap of so few units is too short, see `coverage`.
+    the second, what an image does to all pairs alike; both hold the rest, which counts once. Degrees of freedom are
+    Satterthwaite's. The interval is never shorter than that of the pairs alone. If a cell has a single pair, the spread
+    between cells stands in for that of trainings: too wide rather than too short.
+
+    Simulated (`python -m reproduce.statistics`), it holds the true difference in 95 % (a cell of 2 or 3 seeds) to 98 %
+    (4 cells of 2 seeds) of all grids; a percentile bootstrap over trainings, images within, in 66 % (2 seeds), 77 % (3)
+    and 90 % (4 cells of 3).
     """
     pairs, images = d.shape[-2:]
     member = (cell[:, None] == np.unique(cell)).astype(float)  # (pairs, cells)
@@ -82,6 +86,7 @@ def sign_flip_p(d: np.ndarray, seed: int = 0) -> np.ndarray:
     """Two-sided p (...) of the sign-flip permutation test on the pairs' mean differences.
 
     Exact under "the two losses are one": then each pair's difference is as likely with either sign, whatever its cell.
+    Other trainings are what it speaks of, on these images; of other images too speaks the interval.
     Up to EXACT pairs all flips are tried, beyond that DRAWS random ones and the one observed.
     """
     means = d.mean(-1)
@@ -101,7 +106,7 @@ def sign_flip_p(d: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p (..., tests): below a level anywhere with at most that probability if all differences are nil."""
+    """Adjust p (..., tests) by Holm: if nothing differs, any is at most 5 % in at most 5 % of all tables."""
     order = np.argsort(p, axis=-1)
     factors = np.arange(p.shape[-1], 0, -1)
     adjusted = np.maximum.accumulate(np.take_along_axis(p, order, -1) * factors, axis=-1).clip(max=1)
@@ -157,9 +162,18 @@ def null_rates(scores: dict, draws: int = 1000, level: float = 0.05, seed: int =
 
 
 def simulate(
-    repetitions: int, cells: int, seeds: int, images: int = 19, *, effect: float = 0.0, of_images: float = 0.0,
-    noise: float = 1.0, unequal: bool = False, metrics: int = 1, seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    repetitions: int,
+    cells: int,
+    seeds: int,
+    images: int = 19,
+    *,
+    effect: float = 0.0,
+    of_images: float = 0.0,
+    noise: float = 1.0,
+    unequal: bool = False,
+    metrics: int = 1,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
     """Differences d (repetitions, metrics, pairs, images) of a loss with its like, and their cells.
 
     Every training has a random effect of its own (by which seeds differ) and random noise on each image, so that a
@@ -205,7 +219,7 @@ def error_rates(layouts: Sequence[tuple[int, int]], repetitions: int, metrics: i
 
 
 def power(effects: Sequence[float], layouts: Sequence[tuple[int, int]], repetitions: int, tests: int = 1) -> list[dict]:
-    """How often p is at most 5 % / tests for each layout (cells, seeds), by the true difference in deviations of a pair.
+    """How often p is at most 5 % / tests, for each layout (cells, seeds) and effect in deviations of a pair.
 
     tests: in how many tests the one must be found by Holm's first step.
     """
@@ -230,23 +244,26 @@ def main(argv: list[str] | None = None) -> None:
     layouts = [(1, 2), (1, 3), (2, 3), (4, 2), (3, 3), (4, 3), (6, 3), (6, 6)]
 
     def show(title: str, rows: list[dict]) -> None:
-        shown = [{name: x if name in ("cells", "seeds") else "" if x is None else f"{x:.1%}" for name, x in row.items()}
-                 for row in rows]  # fmt: skip
+        shown = [
+            {name: x if name in ("cells", "seeds") else "" if x is None else f"{x:.1%}" for name, x in row.items()}
+            for row in rows
+        ]
         print(f"\n{title}\n" + tabulate(shown, "keys", stralign="right"))
 
     noise = 1.96 * math.sqrt(0.05 * 0.95 / args.repetitions)
     print(f"{args.repetitions} grids of every layout; 5 % is within {0.05 - noise:.1%} and {0.05 + noise:.1%}")
     for unequal in (False, True):
         show(
-            f"No difference{', cells of unequal spread' * unequal} ({args.tests} tests): how often the interval holds 0, "
-            "p is at most 5 %, any p (Holm) is",
+            f"No difference{', cells of unequal spread' * unequal}: how often the interval holds 0, p is at most 5 %, "
+            f"any of {args.tests} p (Holm) is",
             error_rates(layouts, args.repetitions, args.tests, unequal=unequal),
         )
     effects = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
     tested = [layout for layout in layouts if layout[0] * layout[1] >= LEAST]
     for tests in dict.fromkeys((1, args.tests)):
         show(
-            f"A difference, in standard deviations of a pair: how often it is found{f' among {tests} tests' * (tests > 1)}",
+            "A difference, in standard deviations of a pair: how often it is found"
+            f"{f' among {tests} tests' * (tests > 1)}",
             power(effects, tested, args.repetitions, tests),
         )
 

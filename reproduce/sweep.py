@@ -7,7 +7,7 @@ Warm-up and clipping are on unless --warmup and --clip-grad say otherwise: witho
 score is the mean over seeds at the end of the training; a rate at which a seed diverged is not chosen. Where the best
 rate lies at the edge, the next one beyond is tried too. A training has diverged if
 - its loss or validation was not finite at the end (train.py gave up);
-- a loss in its log was more than 100 times the first one;
+- a loss in its log was above 100 and 100 times the first one (images lie in [-1, 1]);
 - it ended more than 1 dB (PSNR-Y, validation) below its own best epoch, or
 - more than 3 dB below bicubic, with no lower loss in the last quarter than in the first.
 It writes rates.json, which reproduce.grid --rates reads, sweep.csv and sweep.png. Exit codes: as reproduce.grid's.
@@ -15,7 +15,6 @@ It writes rates.json, which reproduce.grid --rates reads, sweep.csv and sweep.pn
 
 import io
 import json
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,11 +30,11 @@ from .cells import DIVERGED, Cell, read_log
 from .cluster import Jobs
 from .collect import RISING
 from .report import mean_and_deviation, without_repeats
-from .running import run_all
+from .running import exit_if_failed, run_all
 
 PROGRAM = "reproduce.sweep"
 RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
-EXPLODED, FALLEN, BELOW_BICUBIC = 100, 1.0, 3.0  # times the first loss; dB; dB
+EXPLODED, FALLEN, BELOW_BICUBIC = 100.0, 1.0, 3.0  # loss, and times the first one; dB; dB
 
 
 class Point(NamedTuple):
@@ -53,7 +52,7 @@ def has_diverged(log: list[dict], bicubic: float | None) -> bool:
     if not psnrs or None in psnrs[-1:] + losses[-1:]:
         return True
     finite = [loss for loss in losses if loss is not None]
-    exploded = max(map(abs, finite)) > EXPLODED * abs(finite[0])
+    exploded = max(map(abs, finite)) > EXPLODED * max(1, abs(finite[0]))
     fallen = psnrs[-1] < max(psnr for psnr in psnrs if psnr is not None) - FALLEN
     poor = bicubic is not None and psnrs[-1] < bicubic - BELOW_BICUBIC
     quarter = -(-len(finite) // 4)
@@ -62,11 +61,11 @@ def has_diverged(log: list[dict], bicubic: float | None) -> bool:
 
 
 def read_point(cell: Cell) -> Point | None:
-    """What came of a cell; None where it is neither finished nor diverged."""
+    """What came of a cell; None if it is not finished."""
     c, log = cell.config, read_log(cell.folder)
-    gave_up = (cell.folder / DIVERGED).exists()
-    if not (cell.finished() or gave_up):
+    if not cell.finished():
         return None
+    gave_up = (cell.folder / DIVERGED).exists()
     scores = next((entry for entry in reversed(log) if "validation" in entry), {})
     scores = {name: value for name, value in scores.items() if name not in ("step", "epoch", "validation")}
     bicubic = None
@@ -97,7 +96,7 @@ def choose(points: list[Point], metric: str) -> tuple[float | None, str]:
 
 
 def beyond(points: list[Point], metric: str, bounds: list[float]) -> float | None:
-    """The rate to try next for a loss: beyond the edge at which the best lies, as far as the bounds allow; else None."""
+    """The rate to try next for a loss, beyond the edge at which the best lies; None if there is none in bounds."""
     _, edge = choose(points, metric)
     rates = sorted({point.rate for point in points})
     ratio = rates[1] / rates[0] if len(rates) > 1 else 2.0
@@ -108,12 +107,25 @@ def beyond(points: list[Point], metric: str, bounds: list[float]) -> float | Non
 def parse(argv: list[str] | None):
     parser = configs.OneLineParser(prog=PROGRAM, description="The learning rate of each loss, on validation images.")
     grid.add_cell_flags(parser, grid.Preset(PROGRAM), 2, "")
-    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), metavar="RATE", help="(default: "
-                        f"{' '.join(f'{rate:g}' for rate in RATES)})")  # fmt: skip
-    parser.add_argument("--bounds", nargs=2, type=float, default=[1e-6, 1e-1], metavar=("LOW", "HIGH"), help="how far "
-                        "to go on beyond the edges (default: 1e-6 0.1)")  # fmt: skip
-    parser.add_argument("--by", metavar="METRIC", help="metric that chooses, such as PSNR-Y (default: the one that "
-                        "chooses `best`)")  # fmt: skip
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        type=float,
+        default=list(RATES),
+        metavar="RATE",
+        help=f"(default: {' '.join(f'{rate:g}' for rate in RATES)})",
+    )
+    parser.add_argument(
+        "--bounds",
+        nargs=2,
+        type=float,
+        default=[1e-6, 1e-1],
+        metavar=("LOW", "HIGH"),
+        help="how far to go on beyond the edges (default: 1e-6 0.1)",
+    )
+    parser.add_argument(
+        "--by", metavar="METRIC", help="metric that chooses, such as PSNR-Y (default: the one that chooses `best`)"
+    )
     parser.add_argument("--collect", action="store_true", help="only show what is finished")
     grid.add_settings(parser, grid.OURS | {"learning_rate"})
     return parser.parse_args(argv)
@@ -124,10 +136,18 @@ def make_cells(args, wanted: dict[tuple[str, str], list[float]] | None = None) -
     common = grid.common_config(args)
     given = {"warmup": common.warmup, "clip_grad": common.clip_grad}
     steady = {"warmup": min(500, max(1, (common.steps or 2000) // 20)), "clip_grad": 1.0}
-    more = [word for name, value in steady.items() if not given[name] and name not in vars(args)
-            for word in (configs.flag_of(name), str(value))]  # fmt: skip
-    configs.expect(len(set(args.rates)) == len(args.rates) and min(args.rates) > 0, "rates",
-                   " ".join(map(str, args.rates)), "rates above 0, each once")  # fmt: skip
+    more = [
+        word
+        for name, value in steady.items()
+        if not given[name] and name not in vars(args)
+        for word in (configs.flag_of(name), str(value))
+    ]
+    configs.expect(
+        len(set(args.rates)) == len(args.rates) and min(args.rates) > 0,
+        "rates",
+        " ".join(map(str, args.rates)),
+        "rates above 0, each once",
+    )
     cells = []
     for cell in grid.base_cells(args, more):
         for rate in sorted(args.rates) if wanted is None else wanted.get((cell.block, cell.loss), []):
@@ -146,7 +166,7 @@ def read_points(cells: list[Cell]) -> dict[tuple[str, str], list[Point]]:
 
 
 def metric_that_chooses(points: dict[tuple[str, str], list[Point]], args) -> str:
-    """--by, or the first of the metrics after PSNR-Y and SSIM-Y. Raises ValueError where there is none of them."""
+    """--by, or the first of the metrics after PSNR-Y and SSIM-Y. Raises ValueError if there is none of them."""
     names = next((list(point.scores) for of in points.values() for point in of if point.scores), None)
     if names is None:
         raise ValueError("no training came to a validation: every rate diverged, or none is finished; lower --rates")
@@ -171,7 +191,7 @@ def table(points: dict[tuple[str, str], list[Point]], metric: str) -> str:
 
 
 def draw(points: dict[tuple[str, str], list[Point]], metric: str, path: Path) -> None:
-    """The curve of every loss: a panel for each network and scale; diverged trainings are crosses on the upper rim."""
+    """Draw each loss's curve, a panel for each network and scale; diverged trainings are crosses on the rim."""
     blocks = list(dict.fromkeys(block for block, _ in points))
     figure = Figure(figsize=(5 * len(blocks), 4), layout="constrained")
     for axes, block in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks):
@@ -204,7 +224,7 @@ def draw(points: dict[tuple[str, str], list[Point]], metric: str, path: Path) ->
 
 
 def conclude(cells: list[Cell], args) -> None:
-    """Print the table and the rates, and write the files. Raises ValueError where nothing is finished."""
+    """Print the table and the rates, and write the files. Raises ValueError if nothing is finished."""
     points, out = read_points(cells), grid.folder_of(args)
     metric = metric_that_chooses(points, args)
     print("\n" + table(points, metric))
@@ -216,30 +236,41 @@ def conclude(cells: list[Cell], args) -> None:
             print(f"{block} {loss}: every rate diverged, down to {min(point.rate for point in of):g}; lower --bounds")
         else:
             rates.append({"network": network, "scale": scale, "loss": loss, "learning_rate": best, "edge": edge})
-        rows += [{"network": network, "scale": scale, "loss": loss, "learning_rate": point.rate,
-                  "diverged": int(point.diverged), **point.scores} for point in of]  # fmt: skip
+        rows += [
+            {
+                "network": network,
+                "scale": scale,
+                "loss": loss,
+                "learning_rate": point.rate,
+                "diverged": int(point.diverged),
+                **point.scores,
+            }
+            for point in of
+        ]
     atomic_write(out / "rates.json", (json.dumps(rates, indent=1) + "\n").encode())
     collect.write_csv(out / "sweep.csv", rows)
     draw(points, metric, out / "sweep.png")
-    print(f"\nA rate's score is the mean of its seeds on the validation images at the end ({metric}); one at which a seed "
-          f"diverged is not chosen.\nwritten: {out / 'rates.json'}, sweep.csv, sweep.png")  # fmt: skip
+    print(
+        f"\nA rate's score is the mean of its seeds on the validation images at the end ({metric}).\n"
+        f"A rate at which a seed diverged is not chosen.\nwritten: {out / 'rates.json'}, sweep.csv, sweep.png"
+    )
     c = cells[0].config
     print(
-        f"next: python -m reproduce.grid --rates {out / 'rates.json'} --warmup {c.warmup} --clip-grad {c.clip_grad} ... "
-        "--folder DIR    (the same networks, losses and settings)"
+        f"next: python -m reproduce.grid --rates {out / 'rates.json'} --warmup {c.warmup} --clip-grad {c.clip_grad} "
+        "--folder DIR ...    (the same networks, losses and settings)"
     )
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    cluster, failed = None, {}
     with configs.one_line_errors(PROGRAM):
         cells = make_cells(args)
         if not args.collect:
             grid.check(cells, args)
             grid.prepare(args, cells)
-            executor = args.executor != "none"
-            cluster = Jobs(args.executor, grid.folder_of(args) / "submitit", args.slurm) if executor else None
-    failed = {}
+            if args.executor != "none":
+                cluster = Jobs(args.executor, grid.folder_of(args) / "submitit", args.slurm)
     while True:
         failed |= {} if args.collect else run_all(PROGRAM, cells, args.jobs, cluster)
         with configs.one_line_errors(PROGRAM):
@@ -257,10 +288,7 @@ def main(argv: list[str] | None = None) -> None:
         cells += more
     with configs.one_line_errors(PROGRAM):
         conclude(cells, args)
-    if failed:
-        print(f"\n{PROGRAM}: error: {len(failed)} trainings failed; the same command tries them again:\n"
-              + "\n".join(f"  {cell}: {wrong}" for cell, wrong in failed.items()), file=sys.stderr)  # fmt: skip
-        raise SystemExit(1)
+    exit_if_failed(PROGRAM, failed, len(cells))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train and evaluate the cells of the TLW paper's Table I, and make the table: reproduce.grid with the paper's networks.
+"""Table I of the TLW paper: reproduce.grid with the paper's networks, settings and numbers.
 
     python -m reproduce.table1 --models RCAN VDSR EDSR --scales 2 3 4 --seeds 3 --trainpath DIR ... --folder Set5 ...
     python -m reproduce.table1 --collect --seeds 3 --folder Set5 ...     the table of what is finished

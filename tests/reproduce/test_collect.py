@@ -98,7 +98,7 @@ def test_means_pairs_and_files(tmp_path):
     assert every["low"] == compare(gains).low and math.isnan(every["p"])
 
     shown = report.text(results, asked(), paper)
-    for words in ("36.5000 ± 0.7071", "37.2049", "+1", "1 of 2", "One seed: chance between trainings is unknown", "90 ",
+    for words in ("36.5000 ± 0.7071", "37.2049", "+1", "One seed: chance between trainings is unknown", "90 ",
                   "0.25", "held/T91", "Not there yet, 1 of the grid's cells: EDSR x2 L1+TLW seed 1"):  # fmt: skip
         assert words in shown, words
     collect.write(results, tmp_path / "out")
