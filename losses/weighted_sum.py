@@ -23,6 +23,8 @@ class WeightedSum(Loss):
         helpers = [term.loss.helper for term in terms if term.loss.helper is not None]
         super().__init__(nn.ModuleList(helpers) if helpers else None)
         self.losses = nn.ModuleList(term.loss for term in terms)
+        self.needs_judge = any(term.loss.needs_judge for term in terms)
+        self.extractors = tuple(dict.fromkeys(name for term in terms for name in term.loss.extractors))
         self.terms = terms
 
     @property
@@ -37,6 +39,10 @@ class WeightedSum(Loss):
     def begin_epoch(self, net: nn.Module, epoch: float) -> None:
         for loss in self.losses:
             loss.begin_epoch(net, epoch)
+
+    def begin_step(self, step: int) -> None:
+        for loss in self.losses:
+            loss.begin_step(step)
 
     def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor | None:
         losses = [term.loss.helper_loss(sr, target, epoch) for term in self.acting(epoch)]

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import configs
 from runs.checkpoint import check_progress, learner_states, load_last
 
 from .experiment import Experiment
@@ -44,18 +45,19 @@ class TrainingState:
         """Load what `state_dict` returned, read from path; return notes on what differs. Raises ValueError."""
         e = self.experiment
         saved = learner_states(state, path)
-        if sorted(saved) != sorted(e.config.losses) or state.get("epoch_steps") != e.epoch_steps:
+        names = [learner.name for learner in e.learners]
+        if sorted(saved) != sorted(names) or state.get("epoch_steps") != e.epoch_steps:
             images = f"; put an image in the place of the one left out: {e.left_out[0]}" if e.left_out else ""
             raise ValueError(
                 f"{path}: is of losses {' '.join(saved)} with {state.get('epoch_steps')} steps an epoch; "
-                f"these settings give {' '.join(e.config.losses)} with {e.epoch_steps}{images}"
+                f"these settings give {' '.join(names)} with {e.epoch_steps}{images}"
             )
         try:
             for learner in e.learners:
                 learner.load_state_dict(saved[learner.name], str(path))
             check_progress(state, str(path))
         except (AttributeError, KeyError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = configs.one_line(str(error), 160)
             raise ValueError(f"{path}: not a state of this run ({type(error).__name__}: {reason})") from None
         self.step, self.validated = state["step"], state["validated"]
         if self.step > e.last_step:
