@@ -17,11 +17,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import configs
+from runs.folder import newest_run_dir
+from runs.output import ignore_output_errors
+
+if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+    ignore_output_errors()
+    configs.check_command_line(newest_run_dir)
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import configs
 import val
 from configs import Config
 from data import ImageReadError, ResumableBatchSampler, load_batches
@@ -33,7 +40,6 @@ from runs.atomic import write_or_report
 from runs.checkpoint import serialize
 from runs.folder import check_new_run, checkpoint_stamp, next_run_dir
 from runs.lock import check_unlocked
-from runs.output import ignore_output_errors
 from runs.writer import NullWriter, RunWriter
 from training import distributed, stop_signals
 from training.device import fast_memory_format
@@ -366,7 +372,7 @@ def main(argv: list[str] | None = None) -> None:
     with distributed.process_group():
         with stop_signals.exit_on_signal("nothing was begun, nor written"):
             with distributed.raise_on_any_rank(), configs.one_line_errors("train.py"):
-                trainer = Trainer(configs.load(argv))
+                trainer = Trainer(configs.load(argv, newest_run_dir))
             print(trainer.report.start())
         code, is_main = run_training(trainer), distributed.is_main_process()
     if code == 0 and is_main:
@@ -376,5 +382,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    ignore_output_errors()
     main()

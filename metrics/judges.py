@@ -1,27 +1,33 @@
 """The judges and the perceptual metrics by name.
 
-A judge maps a, b (B,3,H,W), RGB in [-1,1], to distances (B,), with a gradient; `with_reference(b)` gives the distance to b
-with b's part computed once; `min_size` is the least height and width it takes.
+A judge maps a, b (B,3,H,W), RGB in [-1,1], to distances (B,), with a gradient; `with_reference(b)` gives the distance to
+b with b's part computed once; `min_size` is the least height and width it takes.
 """
 
 from collections.abc import Iterable
 from functools import partial
 
 from .ms_ssim import MSSSIM
-from .perceptual import LPIPS, NETS
+from .perceptual import LPIPS
 from .tiny import Tiny
 
 # Called as METRICS[name](weights=files, **options).
 METRICS = {
-    **{net: partial(LPIPS, net) for net in NETS},
+    "alex": partial(LPIPS, "alex"),
+    "vgg": partial(LPIPS, "vgg"),
+    "squeeze": partial(LPIPS, "squeeze"),
     "tiny": lambda weights=(), **options: Tiny(**options),
     "ms-ssim": lambda weights=(), **options: MSSSIM(**options),
 }
 # Called likewise. `lpips-alex` judges with LPIPS's trained heads, `lpips-alex-unweighted` (the form that the released
 # TLW code trains against) sums the squared differences of the unit-normalised features.
 JUDGES = {
-    **{f"lpips-{net}": METRICS[net] for net in NETS},
-    **{f"lpips-{net}-unweighted": partial(LPIPS, net, heads=False) for net in NETS},
+    "lpips-vgg": METRICS["vgg"],
+    "lpips-alex": METRICS["alex"],
+    "lpips-squeeze": METRICS["squeeze"],
+    "lpips-vgg-unweighted": partial(LPIPS, "vgg", heads=False),
+    "lpips-alex-unweighted": partial(LPIPS, "alex", heads=False),
+    "lpips-squeeze-unweighted": partial(LPIPS, "squeeze", heads=False),
     "tiny": METRICS["tiny"],
     "ms-ssim": METRICS["ms-ssim"],
 }
