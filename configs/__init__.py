@@ -19,11 +19,13 @@ from .command_line import (
 from .config import RESUMABLE, Config, from_mapping, is_of_a_run, to_yaml
 from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
 from .reading import expand_path, parse_pairs, read_yaml
+from .variants import Variant
 
 __all__ = [
     "RESUMABLE",
     "Config",
     "OneLineParser",
+    "Variant",
     "add_settings",
     "check_command_line",
     "check_known",

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from . import catalogue
-from .config import KIND_NAMES, RESUMABLE, Config, canonical, from_mapping, kind_of, shown
+from .config import RESUMABLE, Config, canonical, from_mapping
 from .errors import OneLineParser, choose, flag_of, one_line_errors
 from .habits import ALIASES
 from .reading import expand_path, has_commas, parse_pairs, read_yaml
+from .setting import KIND_NAMES, kind_of, shown
 
 EXAMPLES = """\
 examples:

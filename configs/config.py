@@ -1,19 +1,17 @@
 """Every setting of a run: its default, its bounds, its help text."""
 
 import dataclasses
-import os
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import NamedTuple, get_args, get_origin
 
 import yaml
 
-from .errors import choose, expect, flag_of
+from .errors import choose, expect
 from .habits import ALIASES
-from .reading import expand_path, has_commas, read_yaml
+from .reading import read_yaml
+from .setting import Bounds, convert, setting, shown, value_kind
+from .variants import Variant, variants_of
 
 # What --load may change; all else a run keeps for life.
 RESUMABLE = {
@@ -47,39 +45,6 @@ RESUMABLE = {
     "max_skipped",
     "on_divergence",
 }
-KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
-
-
-class Bounds(NamedTuple):
-    """The least and the largest value of a number; `above` and `below` are out of reach themselves."""
-
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-    def __contains__(self, value) -> bool:
-        if self.least is not None and not self.least <= value or self.above is not None and not self.above < value:
-            return False
-        return value <= self.most if self.most is not None else value < self.below
-
-    def __str__(self) -> str:
-        low = f"from {self.least:.15g}" if self.least is not None else f"above {self.above:.15g}"
-        return f"{low} to {self.most:.15g}" if self.most is not None else f"{low}, below {self.below:.15g}"
-
-
-def setting(default, help: str, choices: tuple = (), *, bounds: Bounds | None = None, names="", path="", group=""):
-    """A field of Config.
-
-    Args:
-        choices: its values, if they are few and fixed.
-        bounds: of a number, or of each number; no number is without.
-        names: the kind of configs.names that it is, if it is one.
-        path: "DIR" or "FILE" if it is one: ~ and ${VAR} are replaced.
-        group: the heading in --help of this field and those after it.
-    """
-    about = {"help": help, "choices": choices, "bounds": bounds, "names": names, "path": path, "group": group}
-    return dataclasses.field(default=default, metadata=about)
 
 
 def _from(least: float, most: float) -> Bounds:
@@ -103,7 +68,9 @@ class Config:
     model: str = setting("EDSR", "SR network", names="model", group="what is trained, on what, and where to")
     scale: int = setting(4, "super-resolution factor", (2, 3, 4), bounds=_from(2, 4))
     losses: tuple[str, ...] = setting(
-        ("L1+TLW", "MSE+TLW", "L1", "MSE"), "losses to train with, one network each", names="loss"
+        ("L1+TLW", "MSE+TLW", "L1", "MSE"),
+        "losses to train with, one network each; with settings of its own 'L1+TLW[weights=uniform,label=NAME]'",
+        names="loss",
     )
     judge: str = setting("lpips-vgg", "judge of TLW; tiny needs no download", names="judge")
     trainpath: tuple[str, ...] = setting(
@@ -188,6 +155,23 @@ class Config:
     k_end: float = setting(0.9, "k that the schedule tends to", bounds=_SHARE)
     k_epochs: float = setting(200.0, "epochs until k has gone 1 - 1/e of its way", bounds=_above(0, 10**9))
     m_step: str = setting("paper", "M-step: Eq. 13, or the released code's log-mean-exp", ("paper", "released"))
+    weights: str = setting(
+        "learned",
+        "TLW, M-step: the paper's weights, or a control: k everywhere, the learned map with its pixels permuted, or "
+        "the most weight where that has the least",
+        ("learned", "uniform", "shuffled", "inverted"),
+    )
+    wc: str = setting(
+        "sum",
+        "TLW, M-step: WC as in the paper's Eq. 13, divided by its mean over batch and samples, or 1 in its place",
+        ("sum", "normalised", "one"),
+    )
+    e_every: int = setting(1, "TLW: steps from one E-step to the next (the paper's: 1)", bounds=_from(1, 10**6))
+    reuse_mu: bool = setting(False, "TLW: the M-step takes the E-step's mu, of before its update, and saves a forward")
+    weighting_scale: int = setting(
+        1, "TLW: weighting network at full resolution (the paper's) or half", (1, 2), bounds=_from(1, 2)
+    )
+    weighting_channels: int = setting(64, "TLW: width of the weighting network", bounds=_from(1, 4096))
     # other losses
     udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins", bounds=_EPOCHS, group="other losses")
     udl_head: str = setting("authors", "UDL: a head for each colour channel, or TLW's for all", ("authors", "tlw"))
@@ -241,10 +225,18 @@ class Config:
         expect(pairs, "vallrpath", " ".join(self.vallrpath), "one folder for each of --valpath")
         expect(self.modelpath != "", "modelpath", '""', "a folder; leave it out for a new one in checkpoints/")
         expect(len(self.losses) > 0, "losses", self.losses, "at least one loss")
-        expect(len(set(self.losses)) == len(self.losses), "losses", " ".join(self.losses), "each loss once")
+        expected = f"sum or one beside --m-step {self.m_step}, which divides by the sum of WC already"
+        expect(self.m_step == "paper" or self.wc != "normalised", "wc", self.wc, expected)
+        names = {name.lower() for name in self.variants}  # on some disks a.pt and A.pt are one file
+        expect(len(names) == len(self.losses), "losses", " ".join(self.losses), "each loss once, or label=NAME in it")
         if self.patch is not None and self.patch % self.scale:
             near = max(self.patch - self.patch % self.scale, self.scale)
             raise ValueError(f"patch={self.patch} is not divisible by scale={self.scale}; use {near}")
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """The losses by their names, each with the settings that it trains with. Raises ValueError."""
+        return variants_of(self, convert)
 
 
 def canonical(values: Mapping, source: str = "settings") -> dict:
@@ -262,7 +254,7 @@ def from_mapping(values: Mapping, source: str = "settings") -> Config:
     """A Config from the names and values of a YAML file or of parsed flags; ValueError names what does not fit."""
     known = {field.name: field for field in dataclasses.fields(Config)}
     values = canonical(values, source)
-    return Config(**{name: _convert(known[name], value) for name, value in values.items()})
+    return Config(**{name: convert(known[name], value) for name, value in values.items()})
 
 
 def to_yaml(config: Config) -> bytes:
@@ -277,67 +269,3 @@ def is_of_a_run(path: Path) -> bool:
         return path.read_bytes() == to_yaml(from_mapping(read_yaml(path)))
     except (OSError, ValueError):
         return False
-
-
-def kind_of(annotation) -> tuple[type, bool]:
-    """The type of one value, and whether there may be many: tuple[str, ...] -> (str, True)."""
-    if get_origin(annotation) is tuple:
-        return get_args(annotation)[0], True
-    if isinstance(annotation, UnionType):
-        return get_args(annotation)[0], False
-    return annotation, False
-
-
-def shown(value) -> str:
-    """A value as it is typed behind its flag."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def value_kind(field) -> str:
-    """What one value of the field is, in words."""
-    return KIND_NAMES[kind_of(field.type)[0]]
-
-
-def _convert(field, value):
-    """value as the field's type, paths expanded; ValueError if it is of another."""
-    kind, many = kind_of(field.type)
-    if value is None and field.default is None:
-        return None
-    if many:
-        values = value if isinstance(value, (list, tuple)) else [value]
-        for text in values:
-            _refuse_commas(field, text)
-        return tuple(_convert_one(field, kind, v) for v in values)
-    return _convert_one(field, kind, value)
-
-
-def _refuse_commas(field, text) -> None:
-    """Raise ValueError if text is a list with commas. A path may have some, if it exists or its parts do not."""
-    if not isinstance(text, str) or not has_commas(text):
-        return
-    parts = text.replace(",", " ").split()
-    if field.metadata["path"]:
-        together, *alone = (os.path.exists(expand_path(path)) for path in (text, *parts))
-        if together or not alone or not all(alone):
-            return
-    flag = flag_of(field.name)
-    raise ValueError(f"{flag} {text}: separate with spaces, {flag} {' '.join(parts)} (in YAML: [{', '.join(parts)}])")
-
-
-def _convert_one(field, kind: type, value):
-    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            value = float(value)  # YAML reads 1e-4 as a string
-        except (ValueError, OverflowError):
-            pass
-    if kind is float and isinstance(value, float):
-        expect(abs(value) < float("inf"), field.name, value, "a finite number")
-    expect(type(value) is kind, field.name, reprlib.repr(value), KIND_NAMES[kind])
-    choices = field.metadata["choices"]
-    expect(not choices or value in choices, field.name, value, "one of " + ", ".join(map(str, choices)))
-    if not field.metadata["path"]:
-        return value
-    try:
-        return expand_path(value)
-    except ValueError as error:
-        raise ValueError(f"{flag_of(field.name)} {error}") from None

@@ -51,8 +51,10 @@ def expand_path(path: str) -> str:
 
 
 def has_commas(text: str) -> bool:
-    """Whether text is several values with commas between them; those within [] belong to one value."""
-    return "," in re.sub(r"\[[^]]*\]", "", text)
+    """Whether text is several values with commas between them; those within brackets belong to one value."""
+    while (inner := re.sub(r"\[[^\[\]]*\]", "", text)) != text:
+        text = inner
+    return "," in text
 
 
 def parse_pairs(words: list[str], flag: str, example: str) -> dict:

@@ -85,7 +85,7 @@ def check_options(name: str, options: Mapping) -> None:
 
 
 def build_network(name: str, scale: int, options: Mapping | None = None) -> nn.Module:
-    """The SR network `name` with fresh weights. Raises ValueError for an unknown name or an option that does not fit."""
+    """The SR network `name` with fresh weights. Raises ValueError for an unknown name or an option that is wrong."""
     if name not in SR_MODELS:
         raise ValueError(f"unknown model {name!r}; one of: {', '.join(SR_MODELS)}")
     if not options:
