@@ -153,18 +153,19 @@ def table(rows: list[Row], judges: Collection[str] = ()) -> str:
 def choose_metrics(
     device, judges: Collection[str], nets=None, weights: tuple = (), bgr: bool = False, memory: int = MEMORY
 ) -> dict[str, Metric]:
-    """The metrics `nets`, else the judges' and one that was no judge: an LPIPS if its weights can be had."""
-    if nets is not None:
-        return metrics_on(device, nets, weights, bgr, memory)
-    judging = [net for net in METRICS if net in map(metric_of, judges)]
-    metrics = metrics_on(device, judging, weights, bgr, memory)
-    others = [net for net in ("squeeze", "alex", "vgg") if net not in judging] or ["tiny"]
-    other = next((net for net in others if net == "tiny" or at_hand(net, weights)), others[0])
-    try:
-        return metrics | metrics_on(device, [other], weights, bgr, memory)
-    except ValueError as error:
-        print(f"no LPIPS network{' that was not the judge' if judging else ''}: {error}")
-        return metrics | metrics_on(device, [] if "ms-ssim" in judging else ["ms-ssim"], memory=memory)
+    """The metrics `nets`, else the judges' and one that was no judge: an LPIPS whose weights are at hand, or MS-SSIM.
+
+    Nothing is downloaded for a metric that was not asked for.
+    """
+    if nets is None:
+        nets = [net for net in METRICS if net in map(metric_of, judges)]
+        others = [net for net in ("squeeze", "alex", "vgg") if net not in nets]
+        here = [net for net in others if at_hand(net, weights)][:1]
+        if others and not here:
+            which = "LPIPS beside the judge's network" if nets else "LPIPS"
+            print(f"left out: {which}, for no weights are at hand; --metrics {others[0]} fetches them")
+        nets += here or ["ms-ssim"] * ("ms-ssim" not in nets)
+    return metrics_on(device, nets, weights, bgr, memory)
 
 
 def write_results(path: Path, rows: list[Row], **about) -> bool:

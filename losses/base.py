@@ -40,6 +40,10 @@ class Loss(nn.Module):
         """What the log shows beside the loss's value, given that of the last helper_loss."""
         return {}
 
+    def phase(self, epoch: float) -> int:
+        """A number that changes when this loss becomes another function, of which other values are to be expected."""
+        return 0
+
     def helper_parameters(self, epoch: float) -> list[nn.Parameter]:
         """The parameters of the helper that helper_loss at this age has a gradient for."""
         return [] if self.helper is None else [*self.helper.parameters()]

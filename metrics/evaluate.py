@@ -14,6 +14,7 @@ from .references import ReferenceCache
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # sr, hr (1,3,H,W) in [-1,1] -> (1,); with_reference(hr) as judges have it
 MEMORY = 2 << 30  # bytes
+HIGHER_IS_BETTER = {"psnr-y", "ssim-y"}  # all others are distances
 
 
 class Protocol(NamedTuple):

@@ -456,7 +456,7 @@ def test_names_that_are_not_utf8(place):
 def test_a_diverging_run_says_so(place, capsys):
     """Not a wrong command line, but no traceback either, and the log stays JSON."""
     with pytest.raises(SystemExit) as caught:
-        train.main((TRAIN + "--modelpath far --learning-rate 1000 --steps 6 --log-every 1").split())
+        train.main((TRAIN + "--modelpath far --model-options blocks=8 channels=16 --learning-rate 1000 --steps 6 --log-every 1").split())
     err = capsys.readouterr().err
     assert caught.value.code not in (0, None) and err.count("\n") == 1 and "--learning-rate" in err
     assert "NaN" not in Path("far/log.jsonl").read_text() and "Infinity" not in Path("far/log.jsonl").read_text()

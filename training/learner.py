@@ -47,7 +47,7 @@ class Learner:
         self.opt = torch.optim.Adam([*self.net.parameters(), *loss.joint_parameters()], **adam)
         self.helper_opt = torch.optim.Adam(loss.helper.parameters(), **adam) if loss.helper is not None else None
         self.clip_grad = config.clip_grad
-        self.best = math.inf  # lowest validation LPIPS so far
+        self.best = math.inf  # lowest validation score so far, by --best-by; that of PSNR and SSIM is negative
         self.found_inf = torch.zeros((), device=device)  # 1: something in this step is not finite
         self.skips = torch.zeros(2, device=device)  # steps skipped for that: in all, and the last ones in a row
         # Of the loss's name, not of its place in the run: alone or among others, it draws the same numbers.
