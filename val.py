@@ -97,7 +97,8 @@ from torch import nn
 
 from data import ImageReadError, PairedDataset
 from metrics.backbones import at_hand, read_backbone_file
-from metrics.evaluate import MEMORY, Metric, check_sizes, evaluate, mean
+from metrics.base import PerceptualMetric
+from metrics.evaluate import MEMORY, check_sizes, evaluate, mean
 from metrics.judges import METRICS, mark_biased, metric_of
 from metrics.references import ReferenceCache
 from models import SR_MODELS
@@ -152,7 +153,7 @@ def table(rows: list[Row], judges: Collection[str] = ()) -> str:
 
 def choose_metrics(
     device, judges: Collection[str], nets=None, weights: tuple = (), bgr: bool = False, memory: int = MEMORY
-) -> dict[str, Metric]:
+) -> dict[str, PerceptualMetric]:
     """The metrics `nets`, else the judges' and one that was no judge: an LPIPS whose weights are at hand, or MS-SSIM.
 
     Nothing is downloaded for a metric that was not asked for.
@@ -193,7 +194,7 @@ def write_results(path: Path, rows: list[Row], **about) -> bool:
 def evaluate_sets(
     nets: Mapping[str, nn.Module],
     sets: Mapping[str, PairedDataset],
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, PerceptualMetric],
     protocol: str,
     device,
     memory: int = MEMORY,

@@ -17,7 +17,7 @@ from .command_line import (
     typed_path,
 )
 from .config import RESUMABLE, Config, from_mapping, is_of_a_run, to_yaml
-from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
+from .errors import OneLineParser, choose, expect, flag_of, one_line, one_line_errors
 from .reading import expand_path, parse_pairs, read_yaml
 from .variants import Variant
 
@@ -40,6 +40,7 @@ __all__ = [
     "is_of_a_run",
     "load",
     "names",
+    "one_line",
     "one_line_errors",
     "parse_pairs",
     "read_yaml",

@@ -45,7 +45,14 @@ def constant(file: str, name: str):
 
 def names(kind: str) -> list[str]:
     """All names of a kind in TABLES, in their order."""
-    return [ast.literal_eval(key) for key in _value(*TABLES[kind]).keys]
+    return _keys(*TABLES[kind])
+
+
+def _keys(file: str, name: str) -> list[str]:
+    """The keys of a dictionary, with those of the dictionaries that it takes in by **."""
+    entries = _value(file, name)
+    pairs = zip(entries.keys, entries.values)
+    return [text for key, x in pairs for text in ([ast.literal_eval(key)] if key else _keys(file, x.id))]
 
 
 def model_options(model: str) -> dict[str, object]:

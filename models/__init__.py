@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from .base import SRNetwork, check_network
 from .edsr import EDSR
 from .hat import HAT
 from .rcan import RCAN
@@ -17,7 +18,7 @@ from .srresnet import SRResNet
 from .vdsr import VDSR
 
 # Called as SR_MODELS[name](scale=4, **options). "HAT" is the published network, "HAT-TLW" the small one of Table II.
-SR_MODELS: dict[str, Callable[..., nn.Module]] = {
+SR_MODELS: dict[str, Callable[..., SRNetwork]] = {
     "EDSR": EDSR,
     "RCAN": RCAN,
     "VDSR": VDSR,
@@ -84,30 +85,37 @@ def check_options(name: str, options: Mapping) -> None:
             raise ValueError(f"{shown}: expected {wanted}; the options of {name} and their defaults: {listed}")
 
 
-def build_network(name: str, scale: int, options: Mapping | None = None) -> nn.Module:
-    """The SR network `name` with fresh weights. Raises ValueError for an unknown name or an option that is wrong."""
+def build_network(name: str, scale: int, options: Mapping | None = None) -> SRNetwork:
+    """Build the SR network `name` with fresh weights.
+
+    Raises ValueError for an unknown name, a wrong option and a network that breaks SRNetwork's contract.
+    """
     if name not in SR_MODELS:
         raise ValueError(f"unknown model {name!r}; one of: {', '.join(SR_MODELS)}")
-    if not options:
-        return SR_MODELS[name](scale=scale)
+    options = options or {}
     check_options(name, options)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of layers without weights, which are refused below
-            with torch.device("meta"):  # takes no memory
-                size = sum(tensor.numel() for tensor in SR_MODELS[name](scale=scale, **options).state_dict().values())
-            if size > MOST_WEIGHTS:
-                raise ValueError(f"{size:.3g} weights, more than {MOST_WEIGHTS}")
-            net = SR_MODELS[name](scale=scale, **options)
-            with torch.no_grad():  # some wrong options show in the first forward only
-                net.eval()(torch.zeros(1, 3, 8, 8))
-        return net.train()
+            warnings.simplefilter("ignore")  # of layers without weights, which the check refuses
+            if options:
+                _check_size(name, scale, options)
+            return check_network(SR_MODELS[name](scale=scale, **options), scale)
     except Exception as error:  # options that do not fit together
         reason = f"{type(error).__name__}: {str(error).split('() ')[-1]}"[:160]
-        raise ValueError(f"--model-options {options}: {name} cannot be built with them ({reason})") from None
+        if options:
+            raise ValueError(f"--model-options {options}: {name} cannot be built with them ({reason})") from None
+        raise ValueError(f"{name} cannot be built ({reason}); mend SR_MODELS[{name!r}]") from error
+
+
+def _check_size(name: str, scale: int, options: Mapping) -> None:
+    """Raise ValueError if the network would have more than MOST_WEIGHTS; takes no memory."""
+    with torch.device("meta"):
+        size = sum(tensor.numel() for tensor in SR_MODELS[name](scale=scale, **options).state_dict().values())
+    if size > MOST_WEIGHTS:
+        raise ValueError(f"{size:.3g} weights, more than {MOST_WEIGHTS}")
 
 
 def model_id(name: str, scale: int, options: Mapping | None = None) -> str:
-    """What a checkpoint of this network is called: weights of two scales may have the same shapes."""
+    """The name of this network in checkpoints, such as "EDSR x4 blocks=4": the shapes do not tell the scale."""
     words = [f"{option}={value}" for option, value in sorted((options or {}).items())]
     return " ".join([f"{name} x{scale}", *words])

@@ -34,7 +34,7 @@ class LossHistory:
         return MULTIPLE * median(map(abs, self.before)), f"{MULTIPLE} times its running median"
 
     def add(self, loss: float) -> bool:
-        """Take a step's loss; return whether the recent ones are beyond the limit. One that is not finite is left out."""
+        """Take a step's loss, if it is finite; return whether the recent ones are beyond the limit."""
         if not math.isfinite(loss):
             return False
         if len(self.recent) == RECENT and self.recent[0] <= self.limit[0]:

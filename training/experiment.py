@@ -1,7 +1,6 @@
 """What a run trains, on what, and how it is scored, built from its settings."""
 
 from dataclasses import dataclass, field, replace
-from itertools import chain
 
 import torch
 from torch import nn
@@ -10,11 +9,11 @@ from torch.utils.data import Dataset
 import configs
 from configs import Config
 from data import PairedDataset, PatchDataset, ResumableBatchSampler
-from losses import NEEDS_EXTRACTORS, NEEDS_JUDGE
-from metrics.backbones import at_hand, read_backbone_file, unused_files
+from losses import Loss
+from metrics.backbones import at_hand, unused_files
 from metrics.evaluate import PROTOCOLS, check_sizes
 from metrics.extractors import build_extractor
-from metrics.judges import JUDGES, MEMORY, metric_of, word_of
+from metrics.judges import JUDGES, MEMORY, build_judge, metric_of, word_of
 
 from . import distributed
 from .device import check_compile, place_frozen, setup_device
@@ -69,11 +68,12 @@ def build_experiment(config: Config) -> Experiment:
         f"a multiple of {world_size}, for it is shared by the processes of torchrun",
     )
     configs.choose(config.judge, JUDGES, "judge")
-    config, notes = resolve_metrics(config)
     if config.compile:
         check_compile(device)
     learners = build_learners(config, device)
-    notes += unused_weights(config)
+    losses = [learner.loss for learner in learners]
+    config, notes = resolve_metrics(config, losses)
+    notes += unused_weights(config, losses)
     patches, left_out = build_patches(config)
     validation = read_validation_set(config.valpath, config.scale, config.protocol, config.vallrpath)
     repeat = config.repeat or patches.draws_to_cover
@@ -96,27 +96,18 @@ def build_experiment(config: Config) -> Experiment:
     )
 
 
-def needs_judge(config: Config) -> bool:
-    """Whether a loss of the run learns from the judge."""
-    return any(variant.loss in NEEDS_JUDGE for variant in config.variants.values())
-
-
-def needed_extractors(config: Config) -> list[str]:
-    """The feature extractors that losses of the run learn from."""
-    variants = config.variants.values()
-    named = (variant.config.dp_extractors for variant in variants if variant.loss in NEEDS_EXTRACTORS)
-    return list(dict.fromkeys(chain.from_iterable(named)))
-
-
-def resolve_metrics(config: Config) -> tuple[Config, list[str]]:
+def resolve_metrics(config: Config, losses: list[Loss]) -> tuple[Config, list[str]]:
     """The settings with their perceptual metrics in place of a default, and what there is to say of that.
 
     The default is the judge's. If nobody named that judge and no loss needs it, nothing is downloaded for it.
     """
     notes, metrics = [], config.metrics or (metric_of(config.judge),)
-    named = config.metrics or needs_judge(config) or config.judge != Config.judge
+    needed = any(loss.needs_judge for loss in losses)
+    named = config.metrics or needed or config.judge != Config.judge
     if not named and not distributed.all_gather(at_hand(metrics[0], config.judge_weights))[0]:
-        notes.append(f"LPIPS-{metrics[0]} is left out, its weights are not at hand: --metrics {metrics[0]} fetches them")
+        notes.append(
+            f"LPIPS-{metrics[0]} is left out: its weights are not at hand; --metrics {metrics[0]} fetches them"
+        )
         metrics = ("tiny",)
     if config.best_by:
         known = ["PSNR-Y", "SSIM-Y", *metrics]
@@ -126,9 +117,10 @@ def resolve_metrics(config: Config) -> tuple[Config, list[str]]:
     return replace(config, metrics=metrics), notes
 
 
-def unused_weights(config: Config) -> list[str]:
+def unused_weights(config: Config, losses: list[Loss]) -> list[str]:
     """A line for each file of weights that no network of the run uses. Raises ValueError if one cannot be read."""
-    used = [*config.metrics, *needed_extractors(config), *[config.judge] * needs_judge(config)]
+    used = [*config.metrics, *(name for loss in losses for name in loss.extractors)]
+    used += [config.judge] * any(loss.needs_judge for loss in losses)
     files = config.judge_weights + config.extractor_weights
     return [f"{path} is not used: it holds {net}'s weights" for path, net in unused_files(files, map(metric_of, used))]
 
@@ -152,15 +144,15 @@ def add_teachers(experiment: Experiment) -> None:
     """Give the experiment its judge, extractors and metrics. Their weights may be a long download."""
     config, device = experiment.config, experiment.device
     smallest = config.patch or min(map(min, experiment.patches.pairs.sizes))
-    if needs_judge(config):
+    losses = [learner.loss for learner in experiment.learners]
+    if any(loss.needs_judge for loss in losses):
         memory = (config.judge_memory or MEMORY[device.type]) << 20
-        # What data/ reads is in range, however bright.
-        judge = JUDGES[config.judge](weights=config.judge_weights, memory=memory, check_range=False)
+        judge = build_judge(config.judge, config.judge_weights, memory)
         experiment.judge = place_frozen(judge, device, config.precision)
         configs.expect(
             smallest >= judge.min_size, "patch", smallest, f"at least {judge.min_size} pixels for {config.judge}"
         )
-    for name in needed_extractors(config):
+    for name in dict.fromkeys(name for loss in losses for name in loss.extractors):
         extractor = build_extractor(name, config.extractor_weights)
         experiment.extractors[name] = place_frozen(extractor, device, config.precision)
         configs.expect(
