@@ -9,7 +9,7 @@ from .errors import choose
 from .reading import parse_pairs
 
 if TYPE_CHECKING:
-    from . import Config
+    from .config import Config
 
 # What a loss may have of its own: its optimizer's settings, and those of the terms that its name consists of.
 OPTIMIZER = ("learning_rate", "betas", "schedule", "step_epochs", "step_gamma", "milestones", "clip_grad", "warmup")
