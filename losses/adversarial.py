@@ -57,6 +57,8 @@ def frozen(module: nn.Module) -> Iterator[None]:
 class Adversarial(Loss):
     """The adversarial loss, kind "vanilla" or "ragan"; discriminator: (B,3,H,W) in [-1,1] -> logits (B,1)."""
 
+    helper: nn.Module
+
     def __init__(self, discriminator: nn.Module, kind: str = "vanilla"):
         super().__init__(discriminator)
         self.relativistic = {"vanilla": False, "ragan": True}[kind]

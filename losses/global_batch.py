@@ -51,6 +51,11 @@ def all_reduce_mean(x: Tensor) -> Tensor:
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d with the whole batch's statistics, for the CPU, which nn.SyncBatchNorm does not know."""
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)

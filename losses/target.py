@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ class Target(NamedTuple):
     hr: Tensor
     distance: Distance | None = None
     lr: Tensor | None = None
-    features: Mapping[str, Distance] | None = None
+    features: Mapping[str, Distance] = MappingProxyType({})
 
     @classmethod
     def judged_by(

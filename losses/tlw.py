@@ -56,6 +56,8 @@ def weight_criterion(w: Tensor, sr: Tensor, target: Target, eps: float = 1e-3, f
     WC is within [1e-23, 1e23], whatever the distances and epsilons; NaN where a distance is infinite or NaN, and
     nowhere else, so that the step is skipped.
     """
+    if target.distance is None:
+        raise ValueError("TLW needs a judge; build its target with Target.judged_by(judge, hr)")
     distance = target.distance(torch.stack(mix(w, sr, target.hr))).to(target.hr.dtype)
     near, far = torch.where(distance.isfinite(), distance.abs(), math.nan)
     far_eps = eps if far_eps is None else far_eps
@@ -128,6 +130,8 @@ class TLW(Loss):
     network descends. Both draw their samples from torch's global random stream. k is that of the whole epoch.
     """
 
+    helper: WeightingNet | None
+
     def __init__(
         self,
         pixel: str = "L1",
@@ -146,10 +150,11 @@ class TLW(Loss):
         super().__init__(None if weights == "uniform" else WeightingNet(weighting_channels, weighting_scale))
         self.weigh, self.m_step = WEIGH[pixel], M_STEPS[m_step]
         self.samples, self.eps, self.k = samples, eps, k
-        self.move = None if weights == "uniform" else MAPS[weights]
+        self.move = MAPS["learned" if weights == "uniform" else weights]
         self.wc, self.e_every, self.reuse_mu = wc, e_every, reuse_mu
         self.needs_judge = self.helper is not None or wc != "one"
-        self.e_step_is_due, self.mu = True, None  # mu: the E-step's, until the M-step takes it
+        self.e_step_is_due = True
+        self.mu: Tensor | None = None  # the E-step's, until the M-step takes it
 
     @property
     def weighting(self) -> WeightingNet | None:

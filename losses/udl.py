@@ -18,6 +18,7 @@ Stage 2 goes on with the weights of stage 1, and its s is that of stage 1's netw
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,8 @@ class UDL(Loss):
     @torch.no_grad()
     def weight(self, lr: Tensor) -> Tensor:
         """The weights of stage 2: lr (B,3,h,w) -> (B,3 or 1,H,W), at least 0, or 1 with plus_one."""
-        s = self.frozen["head"](self.frozen["net"].forward_features(lr)).to(lr.dtype)
+        net: Any = self.frozen["net"]
+        s = self.frozen["head"](net.forward_features(lr)).to(lr.dtype)
         return s - s.amin(dim=(-2, -1), keepdim=True) + self.plus_one
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
@@ -86,6 +88,8 @@ class UDL(Loss):
         if self.stage == 1:
             s = self.head(features).to(sr.dtype)
             return (error * torch.exp(-s)).mean() + 2 / UNIT * s.mean()
+        if target.lr is None:
+            raise ValueError("UDL's second stage needs the LR images; add lr to its target")
         return (error * self.weight(target.lr)).mean()
 
     def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
