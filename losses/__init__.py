@@ -79,13 +79,13 @@ def _discriminator(settings) -> VGGDiscriminator:
 
 def _generator(pixel, settings, net, gan: bool) -> WeightedSum:
     """pixel_weight * pixel + DP (+ gan_weight * adversarial), the pixel term alone before pretrain_epochs."""
-    since = settings.pretrain_epochs
+    start = settings.pretrain_epochs
     terms = [
         Term(pixel(settings, net), settings.pixel_weight),
-        Term(DualPerceptual(settings.dp_extractors, settings.dp_mu), since=since),
+        Term(DualPerceptual(settings.dp_extractors, settings.dp_mu), start_epoch=start),
     ]
     if gan:
-        terms.append(Term(Adversarial(_discriminator(settings), settings.gan), settings.gan_weight, since))
+        terms.append(Term(Adversarial(_discriminator(settings), settings.gan), settings.gan_weight, start))
     return WeightedSum(*terms)
 
 

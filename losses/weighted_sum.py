@@ -1,4 +1,4 @@
-"""A loss of several terms, such as a GAN's generator has (Ledig et al., SRGAN, CVPR 2017): the sum of weight * term."""
+"""The sum of weight * term, such as a GAN's generator has: Ledig et al., SRGAN, CVPR 2017."""
 
 from functools import reduce
 from typing import NamedTuple
@@ -11,15 +11,15 @@ from .target import Target
 
 
 class Term(NamedTuple):
-    """A loss, its weight, and the age in epochs from which it acts and its helper learns."""
+    """A loss, its weight, and the epoch from which it acts and its helper learns."""
 
     loss: Loss
     weight: float = 1.0
-    since: float = 0.0
+    start_epoch: float = 0.0
 
 
 class WeightedSum(Loss):
-    """The weighted sum of those terms that act at this age; their helpers learn together, each on its own loss."""
+    """The weighted sum of the terms that act; their helpers learn together, each on its own loss."""
 
     def __init__(self, *terms: Term):
         helpers = nn.ModuleList(term.loss.helper for term in terms if term.loss.helper is not None)
@@ -36,8 +36,8 @@ class WeightedSum(Loss):
         return next((term.loss.weighting for term in self.terms if term.loss.weighting is not None), None)
 
     def acting(self, epoch: float) -> list[Term]:
-        """The terms that act at this age."""
-        return [term for term in self.terms if epoch >= term.since]
+        """The terms that act in this epoch."""
+        return [term for term in self.terms if epoch >= term.start_epoch]
 
     def begin_epoch(self, net: nn.Module, epoch: float) -> None:
         for term in self.terms:
@@ -63,6 +63,6 @@ class WeightedSum(Loss):
         return [p for term in self.acting(epoch) for p in term.loss.helper_parameters(epoch)]
 
     def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
-        """The terms' words; those of helpers only where there is one, for the sum does not tell their losses apart."""
+        """The terms' scalars; helpers' only if there is one helper, because the sum hides their single losses."""
         own = helper_loss if self.has_one_helper else None
         return {name: value for term in self.acting(epoch) for name, value in term.loss.log_scalars(own, epoch).items()}
