@@ -38,7 +38,8 @@ def measure(config: Config) -> dict[str, float]:
         for loss, learner in zip(config.losses, e.learners):
             judge = e.judge if config.judge in learner.judges else None  # none would be asked in a run of its own
             began = now(e.device)
-            for _ in range(BLOCK):
+            for step in range(BLOCK):
+                learner.loss.begin_step(step)
                 lr, hr, _ = next(loader)
                 lr, hr = lr.to(e.device), hr.to(e.device)
                 train_step([learner], judge, e.extractors, lr, hr, epoch, config.precision)
