@@ -1,7 +1,7 @@
 """Flags that people type by habit: those of BasicSR, EDSR, Real-ESRGAN, timm and Lightning, and ours for them."""
 
 # The same setting under another name, as a flag and in a YAML file.
-ALIASES = {
+ALIASES: dict[str, str] = {
     "lr": "learning_rate",
     "epochs": "endepoch",
     "batch_size": "batchsize",

@@ -38,6 +38,7 @@ class MatlabBicubic(nn.Module):
         u = (torch.arange(scale, dtype=torch.float64) + 0.5) / scale - 0.5
         taps = keys_kernel(u[:, None] - torch.arange(-2, 3), a=-0.5)
         kernel = torch.einsum("iy,jx->ijyx", taps, taps).reshape(scale**2, 1, 5, 5)
+        self.kernel: Tensor
         self.register_buffer("kernel", kernel, persistent=False)
 
     def forward(self, lr: Tensor) -> Tensor:

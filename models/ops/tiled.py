@@ -7,6 +7,7 @@ be tiled too, by their larger `reach`; those that average over the whole image (
 
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,7 +30,8 @@ class TiledUpscaler:
     """
 
     def __init__(self, net: nn.Module, memory: int) -> None:
-        self.net, self.memory = net, memory
+        self.net: Any = net
+        self.memory = memory
         self.staged = has_stages(net)
         self.receptive_radius = getattr(net, "receptive_radius", None)
         self.whole_cost = self.body_cost = self.tail_cost = 0.0
@@ -86,7 +88,7 @@ _COSTS: WeakKeyDictionary[nn.Module, dict[bool, tuple[float, float, float]]] = W
 
 
 @torch.no_grad()
-def costs(net: nn.Module, like: Tensor) -> tuple[float, float, float]:
+def costs(net: Any, like: Tensor) -> tuple[float, float, float]:
     """Bytes per pixel of lr that net, its body and its reconstruction take; like: of lr's dtype, on net's device.
 
     Of a network without stages, 0 for the last two. Counted once for each network, with and without
