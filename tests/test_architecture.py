@@ -18,7 +18,7 @@ FILES = sorted(
 OURS = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in FILES}
 
 LIBRARIES = {"models", "losses", "metrics", "data", "configs"}
-COMMANDS = {"train", "val", "convert"}
+COMMANDS = {"train", "val", "convert", "infer"}
 # Who may import what of ours, besides itself.
 MAY_IMPORT = {
     **dict.fromkeys(LIBRARIES, set()),
