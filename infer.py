@@ -88,6 +88,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from configs.errors import one_line
 from data.picture import Picture, count_pixels, encode_picture, fill_transparent, read_picture, settle_alpha
 from data.targets import Target, choose_targets
 from models.bicubic import MatlabBicubic
@@ -295,7 +296,7 @@ def follow(done: Iterable[tuple[Target, ValueError | None]], sizes: dict[Path, f
 
 def one_line_of(error: ValueError, target: Target) -> str:
     """The error on one line, with the image's name."""
-    text = configs.one_line(str(error))
+    text = one_line(str(error))
     return text if str(target.source) in text else f"{target.source}: {text}"
 
 

@@ -72,7 +72,7 @@ def list_images(folders: str | Path | Iterable[str | Path]) -> list[Path]:
             raise ValueError(f"{folder} is a file; expected a folder of images, use {folder.parent}")
         if not os.path.isdir(folder):
             raise ValueError(f"folder {folder} does not exist; expected a folder of images, check the path")
-        images = sorted(walk(folder))
+        images = sorted(path for path in walk(folder) if path.suffix.lower() in SUFFIXES)
         if not images:
             raise ValueError(f"no images in {folder}; expected PNG, JPEG, BMP, WebP or TIFF files, check the path")
         found.update(dict.fromkeys(images))
@@ -80,7 +80,7 @@ def list_images(folders: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def walk(folder: Path) -> Iterable[Path]:
-    """The image files below a folder, as `list_images` finds them, in no order. Raises ValueError."""
+    """The files below a folder that `list_images` chooses from, in no order. Raises ValueError."""
 
     def refuse(error: OSError):
         raise ValueError(f"cannot list folder {error.filename}: {error.strerror}; make it readable or remove it")
@@ -94,7 +94,7 @@ def walk(folder: Path) -> Iterable[Path]:
             continue
         seen.add(real)
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            if not name.startswith("."):
                 yield Path(root, name)
 
 

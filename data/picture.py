@@ -76,7 +76,7 @@ def _decode(data: bytes) -> Picture:
         return tiff
     image = open_image(data, _FORMATS)
     if image.format in ("PNG", "WEBP", "GIF") and getattr(image, "n_frames", 1) > 1:
-        raise ValueError(f"animated, {image.n_frames} frames; save them as images of their own")
+        raise ValueError(f"animated, {image.n_frames} frames")
     image.load()
     icc = image.info.get("icc_profile")
     if image.format == "PNG" and data[_PNG_DEPTH] == 16:  # Pillow has 16 bits for grey alone
@@ -121,7 +121,7 @@ def _decode_tiff(data: bytes) -> Picture | None:
         check_size(page.imagewidth, page.imagelength)
         pages = sum(not p.aspage().is_reduced for p in tiff.pages) if len(tiff.pages) > 1 else 1
         if pages > 1:
-            raise ValueError(f"{pages} pages; save them as images of their own")
+            raise ValueError(f"{pages} pages")
         if page.dtype not in (np.bool_, np.uint8, np.uint16) or page.bitspersample not in (1, 2, 4, 8, 16):
             raise ValueError(f"{page.bitspersample}-bit {page.dtype} samples; expected 8 or 16 bits, unsigned")
         if page.dtype != np.uint16:
@@ -132,8 +132,8 @@ def _decode_tiff(data: bytes) -> Picture | None:
         ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts)]
         if not ends or max(ends) > len(data):
             raise ValueError(f"truncated: its pixels go on after the last of {len(data)} bytes")
-        pixels = page.asarray().reshape(page.shaped[1:])  # (1 or samples if planar, H, W, samples or 1)
-        pixels = np.moveaxis(pixels, 0, -2).reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
+        pixels = page.asarray()
+        pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else np.atleast_3d(pixels)
         if page.photometric == _MINISWHITE:
             pixels = np.concatenate([65535 - pixels[..., :1], pixels[..., 1:]], axis=2)
         if page.samplesperpixel > colours and page.extrasamples and page.extrasamples[0] == _ASSOCIATED:
@@ -157,10 +157,10 @@ def encode_picture(picture: Picture, kind: str) -> bytes:
 
     Raises ValueError if the kind holds no transparency, or no picture of this size.
     """
+    if kind == "jpg" and picture.alpha is not None:
+        raise ValueError("a JPEG file holds no transparency; write png, webp or tiff")
     try:
         return ENCODERS[kind](picture)
-    except ValueError:
-        raise
     except Exception as error:  # Pillow raises what it likes for sizes that a format has no room for
         height, width = picture.colour.shape[:2]
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -213,8 +213,6 @@ def _webp(picture: Picture) -> bytes:
 
 
 def _jpeg(picture: Picture) -> bytes:
-    if picture.alpha is not None:
-        raise ValueError("a JPEG file holds no transparency; write png, webp or tiff")
     return _by_pillow(picture, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
 
 
