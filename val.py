@@ -21,7 +21,8 @@ from torch import nn
 import configs
 from data import ImageReadError, PairedDataset
 from metrics.backbones import at_hand, read_backbone_file
-from metrics.evaluate import MEMORY, PROTOCOLS, Metric, check_sizes, evaluate, mean
+from metrics.base import PerceptualMetric
+from metrics.evaluate import MEMORY, PROTOCOLS, check_sizes, evaluate, mean
 from metrics.judges import METRICS, mark_biased, metric_of
 from metrics.references import ReferenceCache
 from models import SR_MODELS
@@ -118,7 +119,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def choose_metrics(
     device, judges: Collection[str], nets=None, weights: tuple = (), bgr: bool = False, memory: int = MEMORY
-) -> dict[str, Metric]:
+) -> dict[str, PerceptualMetric]:
     """The metrics `nets`, else the judges' and one that was no judge: an LPIPS if its weights can be had."""
     if nets is not None:
         return metrics_on(device, nets, weights, bgr, memory)
@@ -158,7 +159,7 @@ def write_results(path: Path, rows: list[Row], **about) -> bool:
 def evaluate_sets(
     nets: Mapping[str, nn.Module],
     sets: Mapping[str, PairedDataset],
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, PerceptualMetric],
     protocol: str,
     device,
     memory: int = MEMORY,

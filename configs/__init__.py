@@ -16,7 +16,7 @@ from typing import get_args, get_origin
 
 import yaml
 
-from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
+from .errors import OneLineParser, choose, expect, flag_of, one_line, one_line_errors
 from .reading import parse_pairs, read_yaml
 from .variants import Variant, variants_of
 
@@ -32,6 +32,7 @@ __all__ = [
     "from_mapping",
     "is_of_a_run",
     "load",
+    "one_line",
     "one_line_errors",
     "parse_pairs",
     "read_yaml",
@@ -114,8 +115,8 @@ class Config:
     m_step: str = setting("paper", "M-step: Eq. 13, or the released code's log-mean-exp", ("paper", "released"))
     weights: str = setting(
         "learned",
-        "TLW, M-step: the paper's weights, or a control: k everywhere, the learned map with its pixels permuted, or the "
-        "most weight where that has the least",
+        "TLW, M-step: the paper's weights, or a control: k everywhere, the learned map with its pixels permuted, or "
+        "the most weight where that has the least",
         ("learned", "uniform", "shuffled", "inverted"),
     )
     wc: str = setting(
@@ -124,9 +125,7 @@ class Config:
         ("sum", "normalised", "one"),
     )
     e_every: int = setting(1, "TLW: steps from one E-step to the next (the paper's: 1)")
-    reuse_mu: bool = setting(
-        False, "TLW: the M-step takes the E-step's mu, of before its update, and saves a forward"
-    )
+    reuse_mu: bool = setting(False, "TLW: the M-step takes the E-step's mu, of before its update, and saves a forward")
     weighting_scale: int = setting(1, "TLW: weighting network at full resolution (the paper's) or half", (1, 2))
     weighting_channels: int = setting(64, "TLW: width of the weighting network")
     udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins")

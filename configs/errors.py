@@ -15,10 +15,10 @@ def expect(condition: bool, name: str, value, expected: str) -> None:
         raise ValueError(f"{flag_of(name)} {value}: expected {expected}")
 
 
-def one_line(text: str) -> str:
-    """text on one line, its middle left out where it is very long: an error need not repeat half a file."""
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """text on one line, its middle left out beyond `longest` characters: an error need not repeat half a file."""
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    return line if len(line) <= longest else f"{line[: longest // 2]} ... {line[-longest // 2 :]}"
 
 
 def choose(name: str, options: Iterable[str], what: str) -> str:

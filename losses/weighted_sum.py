@@ -23,6 +23,8 @@ class WeightedSum(Loss):
         helpers = [term.loss.helper for term in terms if term.loss.helper is not None]
         super().__init__(nn.ModuleList(helpers) if helpers else None)
         self.losses = nn.ModuleList(term.loss for term in terms)
+        self.needs_judge = any(term.loss.needs_judge for term in terms)
+        self.extractors = tuple(dict.fromkeys(name for term in terms for name in term.loss.extractors))
         self.terms = terms
 
     @property

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torchvision.models import AlexNet_Weights, ResNet50_Weights, SqueezeNet1_1_Weights, VGG16_Weights, VGG19_Weights
 
+from .errors import one_line
 from .tensor_file import load_tensor_file
 
 URLS = {
@@ -108,5 +109,6 @@ def fill_backbone(module: nn.Module, features: dict, path: Path) -> None:
         # The slices keep torchvision's layer numbers: slice2.3.weight is features.3.weight.
         module.load_state_dict({key: features[re.sub(r"^slice\d+\.", "", key)] for key in module.state_dict()})
     except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{path}: the weights do not fit their network ({reason}); fetch them again") from None
+        raise ValueError(
+            f"{path}: the weights do not fit their network ({one_line(error)}); fetch them again"
+        ) from None

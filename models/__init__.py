@@ -4,9 +4,9 @@ import reprlib
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import torch
 from torch import nn
 
+from .base import SRNetwork, check_network
 from .edsr import EDSR
 from .hat import HAT
 from .rcan import RCAN
@@ -15,7 +15,7 @@ from .srresnet import SRResNet
 from .vdsr import VDSR
 
 # Called as SR_MODELS[name](scale=4, **options). "HAT" is the published network, "HAT-TLW" the small one of Table II.
-SR_MODELS: dict[str, Callable[..., nn.Module]] = {
+SR_MODELS: dict[str, Callable[..., SRNetwork]] = {
     "EDSR": EDSR,
     "RCAN": RCAN,
     "VDSR": VDSR,
@@ -40,8 +40,11 @@ def init_paper(module: nn.Module) -> None:
             nn.init.normal_(layer.bias, 0.02, 1.0)
 
 
-def build_network(name: str, scale: int, options: Mapping | None = None) -> nn.Module:
-    """The SR network `name` with fresh weights. Raises ValueError for an unknown name or an option that does not fit."""
+def build_network(name: str, scale: int, options: Mapping | None = None) -> SRNetwork:
+    """Build the SR network `name` with fresh weights.
+
+    Raises ValueError for an unknown name, an option that does not fit and a network that breaks SRNetwork's contract.
+    """
     if name not in SR_MODELS:
         raise ValueError(f"unknown model {name!r}; one of: {', '.join(SR_MODELS)}")
     options = options or {}
@@ -54,19 +57,15 @@ def build_network(name: str, scale: int, options: Mapping | None = None) -> nn.M
                 f"--model-options {option}={reprlib.repr(value)}: expected numbers up to 4096, lists of up to 64"
             )
     try:
-        net = SR_MODELS[name](scale=scale, **options)
-        if options:  # some wrong options show in the first forward only
-            with torch.no_grad():
-                net(torch.zeros(1, 3, 8, 8))
+        return check_network(SR_MODELS[name](scale=scale, **options), scale)
     except Exception as error:  # options may be of any type and value, and networks do not check them
-        if not options:
-            raise
         reason = f"{type(error).__name__}: {str(error).split('() ')[-1]}"[:160]
-        raise ValueError(f"--model-options {options}: {name} cannot be built with them ({reason})") from None
-    return net
+        if options:
+            raise ValueError(f"--model-options {options}: {name} cannot be built with them ({reason})") from None
+        raise ValueError(f"{name} cannot be built ({reason}); mend SR_MODELS[{name!r}]") from error
 
 
 def model_id(name: str, scale: int, options: Mapping | None = None) -> str:
-    """What a checkpoint of this network is called: weights of two scales may have the same shapes."""
+    """The name of this network in checkpoints, such as "EDSR x4 blocks=4": the shapes do not tell the scale."""
     words = [f"{option}={value}" for option, value in sorted((options or {}).items())]
     return " ".join([f"{name} x{scale}", *words])

@@ -1,7 +1,6 @@
 """What a run trains, on what, and how it is scored, built from its settings."""
 
 from dataclasses import dataclass, field
-from itertools import chain
 
 import torch
 from torch import nn
@@ -10,11 +9,10 @@ from torch.utils.data import Dataset
 import configs
 from configs import Config
 from data import PairedDataset, PatchDataset, ResumableBatchSampler
-from losses import NEEDS_EXTRACTORS, NEEDS_JUDGE
 from metrics.backbones import read_backbone_file
 from metrics.evaluate import PROTOCOLS, check_sizes
 from metrics.extractors import build_extractor
-from metrics.judges import JUDGES, MEMORY, metric_of
+from metrics.judges import JUDGES, MEMORY, build_judge, metric_of
 
 from . import distributed
 from .device import check_compile, place_frozen, setup_device
@@ -113,17 +111,15 @@ def add_teachers(experiment: Experiment) -> None:
     """Give the experiment its judge, extractors and metrics. Their weights may be a long download."""
     config, device = experiment.config, experiment.device
     smallest = config.patch or min(map(min, experiment.patches.pairs.sizes))
-    variants = config.variants.values()
-    if any(variant.loss in NEEDS_JUDGE for variant in variants):
+    losses = [learner.loss for learner in experiment.learners]
+    if any(loss.needs_judge for loss in losses):
         memory = (config.judge_memory or MEMORY[device.type]) << 20
-        # What data/ reads is in range, however bright.
-        judge = JUDGES[config.judge](weights=config.judge_weights, memory=memory, check_range=False)
+        judge = build_judge(config.judge, config.judge_weights, memory)
         experiment.judge = place_frozen(judge, device, config.precision)
         configs.expect(
             smallest >= judge.min_size, "patch", smallest, f"at least {judge.min_size} pixels for {config.judge}"
         )
-    named = (variant.config.dp_extractors for variant in variants if variant.loss in NEEDS_EXTRACTORS)
-    for name in dict.fromkeys(chain.from_iterable(named)):
+    for name in dict.fromkeys(name for loss in losses for name in loss.extractors):
         extractor = build_extractor(name, config.extractor_weights)
         experiment.extractors[name] = place_frozen(extractor, device, config.precision)
         configs.expect(
