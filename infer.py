@@ -102,6 +102,7 @@ from training import stop_signals
 from training.device import place_frozen, setup_device
 
 OVERLAP = 32  # of blended tiles, in pixels of LR
+LEAST_MEMORY = 256 << 20  # bytes of activations for each image, if several are upscaled side by side
 # (H,W,3 or 1) of uint8 or uint16 -> the enlarged ones, of the same type and channels.
 Enlarge = Callable[[np.ndarray], np.ndarray]
 
@@ -232,20 +233,24 @@ def upscale_file(target: Target, enlarge: Enlarge, turns: threading.Semaphore) -
     atomic_write(target.path, content)
 
 
+def images_at_a_time(device: torch.device, images: int, memory: int) -> int:
+    """How many networks run side by side: one on a GPU; else one on each core, as far as images and memory go.
+
+    Side by side, each on one core, none waits for the slowest part of an operation, nor while another image is read,
+    packed or written.
+    """
+    return 1 if device.type == "cuda" else max(1, min(torch.get_num_threads(), images, memory // LEAST_MEMORY))
+
+
 def upscale_files(
-    targets: list[Target], net: nn.Module, device: torch.device, build: Callable[[int], Enlarge]
+    targets: list[Target], net: nn.Module, enlarge: Enlarge, at_a_time: int
 ) -> Iterator[tuple[Target, ValueError | None]]:
     """Upscale each target's image; yields them as they are done, with what was wrong with the image.
 
-    On a CPU as many images at a time as there are cores, each network on one core: so none waits while another image
-    is read, packed or written. On a GPU the network has one image at a time, while cores read and write others.
-
-    build: build(n) is the Enlarge for n images at a time. Raises OSError if nothing can be written; whatever ends this
-    ends the threads too, at their networks' next layer.
+    Every thread takes an image from reading to writing; at_a_time of them are in the network. Raises OSError if nothing
+    can be written; whatever ends this ends the threads too, at their networks' next layer.
     """
-    cores = torch.get_num_threads()
-    at_a_time = 1 if device.type == "cuda" else max(1, min(cores, len(targets)))
-    turns, enlarge, stop = threading.Semaphore(at_a_time), build(at_a_time), threading.Event()
+    turns, stop, cores = threading.Semaphore(at_a_time), threading.Event(), torch.get_num_threads()
 
     def check(*_) -> None:
         if stop.is_set():
@@ -259,10 +264,10 @@ def upscale_files(
             return error
 
     hooks = [module.register_forward_pre_hook(check) for module in net.modules()]
-    # One thread more than networks: it waits for the disk.
-    pool = ThreadPoolExecutor(
-        at_a_time + (cores if device.type == "cuda" else 1), "image", torch.set_num_threads, (cores // at_a_time,)
-    )
+    # Beside those in the network one that waits for the disk, or one for each core that the networks leave. They hold
+    # images: 8 of them and no more.
+    beside = min(8, max(1, cores - at_a_time))
+    pool = ThreadPoolExecutor(at_a_time + beside, "image", torch.set_num_threads, (max(1, cores // at_a_time),))
     try:
         futures = {pool.submit(work, target): target for target in targets}
         for future in as_completed(futures):
@@ -281,15 +286,15 @@ def follow(done: Iterable[tuple[Target, ValueError | None]], sizes: dict[Path, f
     sizes: megapixels of each source's result.
     """
     counts = Counter()
-    form = "{percentage:3.0f}%|{bar}| {postfix}, {rate_noinv_fmt}, {elapsed} gone, {remaining} left"
+    form = "{desc} |{bar}| {rate_noinv_fmt}, {elapsed} gone, {remaining} left"
     total = sum(sizes.values())
-    with tqdm(total=total, unit=" MP", bar_format=form, postfix=f"0 of {len(sizes)} images", disable=None) as bar:
+    with tqdm(total=total, unit=" MP", bar_format=form, desc=f"0 of {len(sizes)} images", disable=None) as bar:
         for number, (target, error) in enumerate(done, 1):
             if error is not None:
                 tqdm.write(f"infer.py: left out: {one_line_of(error, target)}", file=sys.stderr)
             counts[target.given, "left out" if error else "upscaled"] += 1
             counts[target.given, "MP"] += 0 if error else sizes[target.source]
-            bar.set_postfix_str(f"{number} of {len(sizes)} images", refresh=False)
+            bar.set_description_str(f"{number} of {len(sizes)} images", refresh=False)
             bar.update(sizes[target.source])
     return counts
 
@@ -346,6 +351,7 @@ def main(argv: list[str] | None = None) -> None:
     with configs.one_line_errors("infer.py"):
         configs.expect(0 < args.memory <= 10**9, "memory", args.memory, f"MiB, from 1 to {10**9}")
         configs.expect(args.output != "", "output", '""', "a folder; leave it out to write beside the input")
+        configs.expect(os.sep not in (args.suffix or ""), "suffix", args.suffix, "part of a file's name")
         device = setup_device(args.device)
         net, words = choose_network(args)
         print(f"network: {words}")
@@ -353,17 +359,15 @@ def main(argv: list[str] | None = None) -> None:
         suffix = f"_x{net.scale}" if args.suffix is None else args.suffix
         targets = choose_targets(args.input, suffix, args.output, args.format, renamed=args.suffix is not None)
         check_writable({target.path.parent for target in targets})
+        todo = [target for target in targets if args.overwrite or not target.path.exists()]
     net = place_frozen(net, device, args.precision).eval()
-    todo = [target for target in targets if args.overwrite or not target.path.exists()]
     sizes = {target.source: count_pixels(target.source) * net.scale**2 / 1e6 for target in todo}
-
-    def build(at_a_time: int) -> Enlarge:
-        memory = (args.memory << 20) // at_a_time
-        return build_enlarge(net, device, memory, tile, args.ensemble, args.precision)
-
+    at_a_time = images_at_a_time(device, len(todo), args.memory << 20)
+    memory = (args.memory << 20) // at_a_time
+    enlarge = build_enlarge(net, device, memory, tile, args.ensemble, args.precision)
     began = time.perf_counter()
     try:
-        with printed_warnings(), closing(upscale_files(todo, net, device, build)) as done:
+        with printed_warnings(), closing(upscale_files(todo, net, enlarge, at_a_time)) as done:
             counts = follow(done, sizes)
     except OSError as error:
         print(f"infer.py: error: not written: {error.filename} ({error.strerror})", file=sys.stderr)

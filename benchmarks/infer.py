@@ -2,9 +2,9 @@
 
 python -m benchmarks.infer --folder datasets/Set14 datasets/BSDS200
 
-Each image is shrunk by MATLAB's bicubic to a PNG; both read these, upscale them by an EDSR with fresh weights, and write
-PNGs. Wall seconds, starting Python left out, and the median of the turns. The plain loop is what most repositories have:
-Pillow, the network, Pillow; once with Pillow's own compression of PNGs, once with the fastest.
+Each image is shrunk by MATLAB's bicubic to a PNG; both read these, upscale them by a network with fresh weights, and
+write PNGs. Wall seconds, starting Python left out, and the median of the turns. The plain loop is what most
+repositories have: Pillow, the network, Pillow; once with Pillow's own compression of PNGs, once with the fastest.
 """
 
 import argparse

@@ -64,6 +64,8 @@ def read_picture(path: str | Path) -> Picture:
 def count_pixels(path: str | Path) -> int:
     """How many pixels a file says its image has; 0 if it does not."""
     try:
+        if not Path(path).is_file():  # a pipe would keep its reader waiting
+            return 0
         with Image.open(path, formats=_FORMATS) as image:
             return image.width * image.height
     except Exception:  # reading it will say why

@@ -151,7 +151,7 @@ def test_kinds_of_files(run, workplace):
     )
     upscale("--input", "in", "--format", "same")
     out = workplace / "in_x2"
-    expected = plain(net, rgb)
+    expected = plain(net, rgb.copy())
     deep = tifffile.imread(out / "deep.tif")
     assert deep.dtype == np.uint16 and np.abs(deep / 257 - expected).max() <= 0.51 and (deep % 257 > 0).mean() > 0.5
     assert Image.open(out / "grey.png").mode == "L"
@@ -159,7 +159,7 @@ def test_kinds_of_files(run, workplace):
     assert close(
         pixels_of(out / "palette.png"), plain(net, np.asarray(Image.open(folder / "palette.png").convert("RGB")))
     )
-    assert close(pixels_of(out / "turned.webp"), plain(net, np.ascontiguousarray(np.rot90(rgb, -1))))
+    assert close(pixels_of(out / "turned.webp"), plain(net, np.rot90(rgb, -1).copy()))
     turned = Image.open(out / "turned.webp")
     assert turned.info["icc_profile"][16:20] == b"RGB " and turned.getexif().get(274) is None
 
@@ -329,6 +329,7 @@ def test_a_full_disk(run, photo, capsys, monkeypatch):
         (["--input", "photos", "--model", "bicubic", "--loss", "L1"], "no --loss beside it"),
         (["--input", "photos", "--model", "bicubic", "--scale", "1"], "--scale 1: expected 2 to 8"),
         (["--input", "photos", "--scale", "4"], "--scale 4: expected 2, as the network has it"),
+        (["--input", "photos", "--suffix", "a/b"], "--suffix a/b: expected part of a file's name"),
         (["--input", "photos", "--best", "--last"], "one of the two"),
         (["--input", "photos", "--device", "tpu"], "--device tpu"),
     ],
