@@ -15,21 +15,25 @@ from runs.output import escape_unencodable_output
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; a wrong one ends the program with exit code 2."""
     about, examples = __doc__.split("\n\n", 1)
-    parser = configs.OneLineParser(
-        prog="infer.py",
-        description=about,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = configs.OneLineParser(prog="infer.py", description=about, epilog=f"examples:\n{examples}")
+    path = configs.typed_path
+    parser.add_argument(
+        "-i", "--input", nargs="+", required=True, type=path, metavar="PATH", help="images, and folders of them"
     )
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="images, and folders of them")
-    parser.add_argument("--modelpath", metavar="DIR", help="folder of a run (default: the newest in checkpoints/)")
+    parser.add_argument(
+        "--modelpath", type=path, metavar="DIR", help="folder of a run (default: the newest in checkpoints/)"
+    )
     parser.add_argument("--loss", metavar="LOSS", help="which network of the run (default: L1+TLW, else the first)")
     parser.add_argument("--best", action="store_true", help="its best epoch (default: that, else the last one)")
     parser.add_argument("--last", action="store_true", help="its last epoch")
-    parser.add_argument("--weights", metavar="FILE", help="a network that spandrel reads, instead of a run's")
+    parser.add_argument(
+        "--weights", type=path, metavar="FILE", help="a network that spandrel reads, instead of a run's"
+    )
     parser.add_argument("--model", metavar="bicubic", help="`bicubic` (MATLAB's imresize), instead of a network")
     parser.add_argument("--scale", type=int, metavar="N", help="of --model bicubic (default: 4)")
-    parser.add_argument("--output", metavar="DIR", help="where to write (default: beside the input, see --suffix)")
+    parser.add_argument(
+        "-o", "--output", type=path, metavar="DIR", help="where to write (default: beside the input, see --suffix)"
+    )
     parser.add_argument(
         "--suffix",
         metavar="TEXT",
@@ -88,7 +92,6 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from configs.errors import one_line
 from data.picture import Picture, count_pixels, encode_picture, fill_transparent, read_picture, settle_alpha
 from data.targets import Target, choose_targets
 from models.bicubic import MatlabBicubic
@@ -301,7 +304,7 @@ def follow(done: Iterable[tuple[Target, ValueError | None]], sizes: dict[Path, f
 
 def one_line_of(error: ValueError, target: Target) -> str:
     """The error on one line, with the image's name."""
-    text = one_line(str(error))
+    text = configs.one_line(str(error))
     return text if str(target.source) in text else f"{target.source}: {text}"
 
 

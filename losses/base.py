@@ -58,6 +58,10 @@ class Loss(nn.Module):
         """The numbers that the log shows beside the loss, given the value of the last helper_loss."""
         return {}
 
+    def phase(self, epoch: float) -> int:
+        """A number that changes when this loss becomes another function, of which other values are to be expected."""
+        return 0
+
     def helper_parameters(self, epoch: float) -> list[nn.Parameter]:
         """The parameters of the helper that helper_loss has a gradient for in this epoch."""
         return [] if self.helper is None else [*self.helper.parameters()]

@@ -52,6 +52,9 @@ class WeightedSum(Loss):
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
         return sum(term.weight * term.loss(sr, target, epoch, features) for term in self.acting(epoch))
 
+    def phase(self, epoch: float) -> int:
+        return sum(1 + term.loss.phase(epoch) for term in self.acting(epoch))
+
     def helper_parameters(self, epoch: float) -> list[nn.Parameter]:
         return [p for term in self.acting(epoch) for p in term.loss.helper_parameters(epoch)]
 

@@ -6,6 +6,7 @@ Never from anywhere else: a metric whose network holds other weights is another 
 import re
 import socket
 import urllib.error
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -52,6 +53,12 @@ def read_backbone_file(path: str | Path) -> tuple[str, dict]:
         f"{path}: expected torchvision's VGG16, VGG19, ResNet-50, AlexNet or SqueezeNet 1.1 weights (the whole "
         "checkpoint or its features), found another file"
     )
+
+
+def unused_files(files: Iterable[str | Path], nets: Iterable[str]) -> list[tuple[str | Path, str]]:
+    """Files that hold a network other than nets, each with its network. Raises what read_backbone_file does."""
+    nets = set(nets)
+    return [(path, net) for path in files if (net := read_backbone_file(path)[0]) not in nets]
 
 
 def cache_file(net: str) -> Path:

@@ -14,6 +14,7 @@ from .ops.gaussian import WINDOW
 from .references import ReferenceCache
 
 MEMORY = 2 << 30  # bytes
+HIGHER_IS_BETTER = {"psnr-y", "ssim-y"}  # all others are distances
 
 
 class Protocol(NamedTuple):

@@ -223,6 +223,11 @@ class HAT(SRNetwork):
         channels: int = 64,
     ) -> None:
         super().__init__(scale, feature_channels=channels)
+        for option, value, most in (("window", window, 64), ("overlap_ratio", overlap_ratio, 1)):
+            if value > most:  # the attention of a window of side m takes m^4 numbers
+                raise ValueError(f"{option}={value} is beyond {most}; use {most} or less")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path={drop_path} is no probability below 1; use 0.1")
         key_window = window + int(window * overlap_ratio)
         if (key_window - window) % 2:
             raise ValueError(

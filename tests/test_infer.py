@@ -137,7 +137,7 @@ def test_what_is_there_is_skipped(run, photo, capsys):
 
 def test_kinds_of_files(run, workplace):
     """Bits, grey, palettes, orientation and profiles come through; all pixels are the network's."""
-    net, rgb = network(run, "best", "L1"), astronaut()[:40, 200:248]
+    net, rgb = network(run, "best", "L1"), astronaut()[:40, 200:248].copy()
     folder = workplace / "in"
     folder.mkdir()
     grey = rgb[..., 1]
@@ -193,7 +193,7 @@ def test_alpha_is_the_networks(run, workplace):
     Image.fromarray(rgba).save(workplace / "a.png")
     upscale("--input", "a.png")
     out, net = pixels_of(workplace / "a_x2.png"), network(run, "best", "L1")
-    assert close(out[..., :3], plain(net, rgba[..., :3])) and close(out[..., 3], plain_mean(net, rgba[..., 3]))
+    assert close(out[..., :3], plain(net, rgba[..., :3].copy())) and close(out[..., 3], plain_mean(net, rgba[..., 3].copy()))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ class Learner:
         self.opt = torch.optim.Adam([*self.net.parameters(), *loss.joint_parameters()], **adam)
         self.helper_opt = torch.optim.Adam(loss.helper.parameters(), **adam) if loss.helper is not None else None
         self.clip_grad = config.clip_grad
-        self.best = math.inf  # lowest validation LPIPS so far
+        self.best = math.inf  # lowest validation score so far, by --best-by; that of PSNR and SSIM is negative
         self.found_inf = torch.zeros((), device=device)  # 1: something in this step is not finite
         self.skips = torch.zeros(2, device=device)  # steps skipped for that: in all, and the last ones in a row
         # Of the loss's name, not of its place in the run: alone or among others, it draws the same numbers.
@@ -136,7 +136,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict, source: str) -> None:
-        """Take up what `state_dict` returned; source: its file. Raises ValueError where something of it does not fit."""
+        """Load what `state_dict` returned; source: its file. Raises ValueError if something of it does not fit."""
         check_counts(state, source)
         check_rng_states(state["rng_states"], self.rng_states, source)
         load_network(self.net, state, source, self.model_id)
