@@ -22,6 +22,7 @@ from .reading import parse_pairs, read_yaml
 __all__ = [
     "Config",
     "OneLineParser",
+    "absolute_paths",
     "add_settings",
     "check_resumable",
     "choose",
@@ -64,11 +65,26 @@ RESUMABLE = {
     "save_minutes",
     "clip_grad",
     "max_skipped",
+    "trainpath",
+    "lrpath",
+    "lr_template",
+    "cache",
+    "cache_size",
 }
+# Settings that are paths; a run stores them absolute.
+PATHS = ("trainpath", "lrpath", "valpath", "vallrpath", "judge_weights", "extractor_weights", "cache", "modelpath")
 # Other names of settings, in YAML files and as flags.
 ALIASES = {"resume": "load", "lpips": "metrics"}
 # Beyond these a run would not fail but fill the memory, before its first step or some day.
-MOST = {"batchsize": 65536, "judge_memory": 10**9, "repeat": 10**6, "samples": 1000, "workers": 1000, "step_gamma": 1.0}
+MOST = {
+    "cache_size": 1e6,
+    "batchsize": 65536,
+    "judge_memory": 10**9,
+    "repeat": 10**6,
+    "samples": 1000,
+    "workers": 1000,
+    "step_gamma": 1.0,
+}
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
 
@@ -123,6 +139,18 @@ class Config:
     lrpath: tuple[str, ...] = setting((), "folders of LR training images; default: made from HR (MATLAB bicubic)")
     valpath: tuple[str, ...] = setting(("skimage:chelsea,coffee",), "folders of HR validation images")
     vallrpath: tuple[str, ...] = setting((), "folders of LR validation images; default: made from HR")
+    lr_template: str | None = setting(
+        None, "names of LR images where {} is the HR's, such as {}_small; default: the same, {}x4, {}_LR and the like"
+    )
+    degradation: str = setting(
+        "bicubic",
+        "how LR training images are made from HR: MATLAB's bicubic, or blur, noise and JPEG of random strength",
+        ("bicubic", "blur-noise-jpeg"),
+    )
+    cache: str | None = setting(
+        None, "folder for the decoded images of sets beyond 512 MiB; none: no such; default: one in ~/.cache"
+    )
+    cache_size: float = setting(32.0, "GiB that the decoded images in --cache may take")
     patch: int | None = setting(None, "HR pixels of a random square patch; default: whole images, as in the paper")
     bad_images: str = setting("stop", "damaged training images: stop, or skip and name them", ("stop", "skip"))
     skip_small: bool = setting(False, "leave out images smaller than the patch instead of stopping")
@@ -179,6 +207,7 @@ class Config:
             "clip_grad",
             "max_skipped",
             "save_every",
+            "cache_size",
         )
         for name in positive:
             value = getattr(self, name)
@@ -203,6 +232,11 @@ class Config:
         expect(fit, "betas", self.betas, "two values from 0 to below 1")
         pairs = len(self.vallrpath) in (0, len(self.valpath))  # else val.py would refuse them, after the training
         expect(pairs, "vallrpath", " ".join(self.vallrpath), "one folder for each of --valpath")
+        template = self.lr_template is None or "{}" in self.lr_template and "/" not in self.lr_template
+        expect(template, "lr_template", self.lr_template, "a name with {} in it and no /, such as {}_small")
+        alone = self.degradation == "bicubic" or not self.lrpath
+        expect(alone, "degradation", self.degradation, "no --lrpath beside it")
+        expect(self.cache != "", "cache", '""', "a folder, or none; leave it out for the one in ~/.cache")
         expect(self.modelpath != "", "modelpath", '""', "a folder; leave it out for a new one in checkpoints/")
         expect(len(self.losses) > 0, "losses", self.losses, "at least one loss")
         expect(len(set(self.losses)) == len(self.losses), "losses", " ".join(self.losses), "each loss once")
@@ -282,6 +316,17 @@ def check_resumable(config: Config, saved: Config) -> None:
         if field.name not in RESUMABLE and wanted != found:
             flag = flag_of(field.name)
             raise ValueError(f"{flag} {_shown(wanted)}: the run was begun with {_shown(found)}; leave it out")
+
+
+def absolute_paths(config: Config) -> Config:
+    """config with its paths absolute, so that they mean the same in every working folder."""
+
+    def absolute(path: str) -> str:
+        return path if path.startswith("skimage:") or path == "none" else os.path.abspath(path)
+
+    values = {name: getattr(config, name) for name in PATHS}
+    values = {name: absolute(x) if isinstance(x, str) else x and tuple(map(absolute, x)) for name, x in values.items()}
+    return dataclasses.replace(config, **values)
 
 
 def to_yaml(config: Config) -> bytes:
