@@ -8,7 +8,6 @@ Trainable Loss Weights, arXiv 2301.10575: `em_step` below is its Algorithm 1. Ex
 2 bad input; 128 + its number: stopped by SIGINT, SIGTERM or SIGUSR1, all saved.
 """
 
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +32,7 @@ from runs.atomic import write_or_report
 from runs.checkpoint import serialize
 from runs.folder import check_new_run, checkpoint_stamp, next_run_dir
 from runs.lock import check_unlocked
-from runs.output import ignore_output_errors
+from runs.output import ignore_output_errors, script_command
 from runs.writer import NullWriter, RunWriter
 from training import distributed, stop_signals
 from training.device import fast_memory_format
@@ -128,7 +127,9 @@ class Trainer:
     def run_epochs(self) -> None:
         """The steps and validations that are left."""
         state, epoch_steps, last_step = self.state, self.experiment.epoch_steps, self.experiment.last_step
+        began = time.monotonic()
         batches = self.batches()
+        self.waited += time.monotonic() - began  # processes that load images take a while to start
         stop_signals.survive_worker_death()
         self.report.log_notes()
         self.count_skipped()
@@ -342,7 +343,7 @@ def final_evaluation(trainer: Trainer) -> int:
         remedy = "lower --learning-rate, or add --clip-grad"
         print(f"train.py: error: {' '.join(lost)}: no validation was finite; {remedy}", file=sys.stderr)
         return 1
-    command = f"python val.py --modelpath {shlex.quote(str(folder))} --best"
+    command = script_command("val.py", "--modelpath", folder, "--best")
     weighted = {x.name: (x.net, x.loss.weighting) for x in e.learners if x.loss.weighting is not None}
     with stop_signals.exit_on_signal(f"the run is complete; next: {command}"):
         try:

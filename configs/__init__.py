@@ -17,6 +17,7 @@ from typing import get_args, get_origin
 import yaml
 
 from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
+from .paths import absolute_paths
 from .reading import parse_pairs, read_yaml
 from .variants import Variant, variants_of
 
@@ -40,41 +41,14 @@ __all__ = [
 ]
 
 # What --load may change; all else a run keeps for life.
-RESUMABLE = {
-    "endepoch",
-    "steps",
-    "learning_rate",
-    "schedule",
-    "step_epochs",
-    "step_gamma",
-    "precision",
-    "device",
-    "workers",
-    "judge_weights",
-    "judge_memory",
-    "compile",
-    "bad_images",
-    "valpath",
-    "vallrpath",
-    "metrics",
-    "protocol",
-    "log_every",
-    "load",
-    "modelpath",
-    "milestones",
-    "extractor_weights",
-    "save_every",
-    "save_minutes",
-    "clip_grad",
-    "max_skipped",
-    "trainpath",
-    "lrpath",
-    "lr_template",
-    "cache",
-    "cache_size",
-}
-# Settings that are paths; a run stores them absolute.
-PATHS = ("trainpath", "lrpath", "valpath", "vallrpath", "judge_weights", "extractor_weights", "cache", "modelpath")
+RESUMABLE = set(
+    """
+    endepoch steps learning_rate schedule step_epochs step_gamma precision device workers judge_weights
+    judge_memory compile bad_images valpath vallrpath metrics protocol log_every load modelpath milestones
+    extractor_weights save_every save_minutes clip_grad max_skipped trainpath lrpath lr_template cache
+    cache_size
+    """.split()
+)
 # Other names of settings, in YAML files and as flags.
 ALIASES = {"resume": "load", "lpips": "metrics"}
 # Beyond these a run would not fail but fill the memory, before its first step or some day.
@@ -133,9 +107,7 @@ class Config:
         ("sum", "normalised", "one"),
     )
     e_every: int = setting(1, "TLW: steps from one E-step to the next (the paper's: 1)")
-    reuse_mu: bool = setting(
-        False, "TLW: the M-step takes the E-step's mu, of before its update, and saves a forward"
-    )
+    reuse_mu: bool = setting(False, "TLW: the M-step takes the E-step's mu, of before its update, and saves a forward")
     weighting_scale: int = setting(1, "TLW: weighting network at full resolution (the paper's) or half", (1, 2))
     weighting_channels: int = setting(64, "TLW: width of the weighting network")
     udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins")
@@ -347,17 +319,6 @@ def check_resumable(config: Config, saved: Config) -> None:
         if field.name not in RESUMABLE and wanted != found:
             flag = flag_of(field.name)
             raise ValueError(f"{flag} {_shown(wanted)}: the run was begun with {_shown(found)}; leave it out")
-
-
-def absolute_paths(config: Config) -> Config:
-    """config with its paths absolute, so that they mean the same in every working folder."""
-
-    def absolute(path: str) -> str:
-        return path if path.startswith("skimage:") or path == "none" else os.path.abspath(path)
-
-    values = {name: getattr(config, name) for name in PATHS}
-    values = {name: absolute(x) if isinstance(x, str) else x and tuple(map(absolute, x)) for name, x in values.items()}
-    return dataclasses.replace(config, **values)
 
 
 def to_yaml(config: Config) -> bytes:

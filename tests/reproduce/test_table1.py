@@ -308,7 +308,7 @@ def test_killed_and_started_again(args, reference, as_command, assert_same, capf
     table1.main([*args, *STEPS])
     assert_same(load_checkpoint(CELL / "last.pt"), reference)
     shown = capfd.readouterr().out
-    assert "cell 1 of 1, 0 left" in shown and "to resume: python train.py" in shown
+    assert "cell 1 of 1, 0 left" in shown and f"to resume: python {ROOT / 'train.py'}" in shown
     scores = json.loads(Path("grid/table1.json").read_text())["scores"]
     rows = json.loads((CELL / "val.json").read_text())["rows"]
     assert [row["PSNR-Y"] for row in scores] == pytest.approx(
