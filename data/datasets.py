@@ -23,6 +23,8 @@ from .progress import show_progress
 _LEVELS = (np.arange(256) / 255 * 2 - 1).astype(np.float32)
 # How far an LR pixel's kernel reaches beyond its own HR pixels, in LR pixels.
 _REACH = 2
+# HR rows above and below a part that its LR may depend on, as a hint to the disk.
+_AROUND = 32
 
 
 def make_pair(rgb: np.ndarray, scale: int, multiple: int, round_lr: bool = False) -> tuple[Tensor, Tensor]:
@@ -219,24 +221,22 @@ class PairedDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.crop(index, (0, 0), self.sizes[index])
+        return to_tensors(*self.crop(index, (0, 0), self.sizes[index]))
 
     def crop(
         self, index: int, start: tuple[int, int], size: tuple[int, int], random: np.random.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The part of pair `index` from HR pixel start (top, left), of HR size (H,W), all multiples of scale.
 
-        lr (3,H/scale,W/scale) is that part of the whole image's LR, bit by bit, or is made by the degradation with the
-        random numbers, if both are there; hr is (3,H,W).
+        Returns lr (h,w,3), uint8 or float32 in [-1,1], which is that part of the whole image's LR, bit by bit, or is
+        made by the degradation with the random numbers, if both are there; and hr uint8 (H,W,3). See `to_tensors`.
         """
-        lr, hr = self._memory.get(index) or self._load(index)
+        lr, hr = self._memory.get(index) or self._load(index, (start[0] - _AROUND, start[0] + size[0] + _AROUND))
         if self.degradation is not None and random is not None:
             lr = self.degradation(hr, start, size, self.scale, random)
         else:
             lr = self._part_of_lr(index, lr, hr, start, size)
-        hr = hr[start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
-        lr = _LEVELS[_chw(lr)] if lr.dtype == np.uint8 else _chw(lr)
-        return torch.from_numpy(lr), torch.from_numpy(_LEVELS[_chw(hr)])
+        return lr, hr[start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
 
     def _part_of_lr(self, index: int, lr: np.ndarray | None, hr: np.ndarray, start, size) -> np.ndarray:
         scale = self.scale
@@ -257,14 +257,15 @@ class PairedDataset(Dataset):
     def _downscaled(self, hr: np.ndarray) -> np.ndarray:
         return _downscale(hr, self.scale, self.round_lr)
 
-    def _load(self, index: int) -> tuple[np.ndarray | None, np.ndarray]:
+    def _load(self, index: int, rows: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray]:
         """LR, uint8 (h,w,3), if it has a file of its own, and HR, uint8 (H,W,3), both cropped."""
-        return self._cropped_pair(*map(self._pixels, self._files(self.paths[index])))
+        parts = (rows, tuple(row // self.scale for row in rows))  # that will be looked at, of HR and of LR
+        return self._cropped_pair(*map(self._pixels, self._files(self.paths[index]), parts))
 
-    def _pixels(self, file: Path) -> np.ndarray:
+    def _pixels(self, file: Path, rows: tuple[int, int]) -> np.ndarray:
         """The pixels of a file as they were at construction, from the disk or decoded again."""
         known = self._known[file]
-        stored = None if self._disk is None else self._disk.pixels(file, known)
+        stored = None if self._disk is None else self._disk.pixels(file, known, rows)
         if stored is not None:
             return stored
         try:
@@ -284,6 +285,12 @@ class PairedDataset(Dataset):
     def _cropped_pair(self, hr: np.ndarray, lr: np.ndarray | None = None) -> tuple[np.ndarray | None, np.ndarray]:
         height, width = self._cropped(hr.shape[:2])
         return None if lr is None else lr[: height // self.scale, : width // self.scale], hr[:height, :width]
+
+
+def to_tensors(lr: np.ndarray, hr: np.ndarray) -> tuple[Tensor, Tensor]:
+    """What `PairedDataset.crop` returns as float32 tensors in [-1,1], (3,h,w) and (3,H,W)."""
+    lr = _LEVELS.take(_chw(lr)) if lr.dtype == np.uint8 else _chw(lr)
+    return torch.from_numpy(lr), torch.from_numpy(_LEVELS.take(_chw(hr)))
 
 
 def _check_multiple(scale: int, multiple: int) -> None:

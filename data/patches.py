@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .datasets import PairedDataset, nearest
+from .datasets import PairedDataset, nearest, to_tensors
 
 
 class PatchDataset(Dataset):
@@ -81,10 +81,9 @@ class PatchDataset(Dataset):
         # The fourth number keeps this stream apart from the one above.
         degrading = np.random.default_rng([self.seed, epoch, index, 2]) if self.pairs.degradation else None
         lr, hr = self.pairs.crop(image, start, size, degrading)
-        if self.augment:
+        if self.augment:  # before they are tensors: of 8 bits, not of 32
             across, down, turned = random.integers(2, size=3).tolist()
-            flips = [-1] * across + [-2] * down
-            lr, hr = lr.flip(flips), hr.flip(flips)
+            lr, hr = (x[:: -1 if down else 1, :: -1 if across else 1] for x in (lr, hr))
             if turned:
-                lr, hr = lr.mT.contiguous(), hr.mT.contiguous()
-        return lr, hr
+                lr, hr = lr.swapaxes(0, 1), hr.swapaxes(0, 1)
+        return to_tensors(lr, hr)

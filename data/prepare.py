@@ -199,7 +199,8 @@ def next_command(args: argparse.Namespace) -> str:
     words = ["train.py" if here else str(script), "--trainpath", *([args.output] if args.output else args.input)]
     words += ["--lrpath", args.lr_output] if args.lr_output else []
     words += ["--scale", str(args.scale)] if args.scale in (2, 3, 4) else []
-    return f"python {shlex.join(words)} --patch 192 --batchsize 16 --valpath DIR"
+    patch = min(args.size, 192) if args.output and args.size else 192
+    return f"python {shlex.join(words)} --patch {patch} --batchsize 16 --valpath DIR"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -65,7 +65,8 @@ class Experiment:
     def selection_criterion(self) -> list[str]:
         """What `best` is chosen by: the metric, the protocol and the images, wherever they lie."""
         checksum = zlib.crc32(repr(self.validation.checksums).encode())
-        return [self.metric_names[0], self.config.protocol, f"{len(self.validation)} images", f"{checksum:08x}"]
+        images = f"{len(self.validation)} images of checksum {checksum:08x}"
+        return [self.metric_names[0], self.config.protocol, images]
 
 
 def build_experiment(config: Config) -> Experiment:
