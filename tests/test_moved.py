@@ -38,23 +38,12 @@ def set_up(images: Path, folder: Path) -> None:
             rgb.resize((rgb.width // 4, rgb.height // 4)).save(folder / f"lr_{name}" / f"{path.stem}_LR.png")
 
 
-PLACES = [
-    "--trainpath",
-    "one/",
-    "./two",
-    "--lrpath",
-    "lr_one",
-    "lr_two/",
-    "--valpath",
-    "valid//",
-    "--vallrpath",
-    "lr_valid",
-]
+PLACES = "--trainpath one/ ./two --lrpath lr_one lr_two/ --valpath valid// --vallrpath lr_valid".split()
 
 
 @pytest.fixture(scope="module")
 def place(images, tiny_args, tmp_path_factory):
-    """A working folder with its data, a whole run of four epochs of two steps, and one that stopped after two epochs."""
+    """A working folder with its data, a whole run of four epochs of two steps, and one that stopped after two."""
     folder = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -153,7 +142,10 @@ def test_lr_names_by_a_template(place, tiny_args, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has no LR partner; .*--lr-template"):
         make_run(*args)
     args += ["--valpath", "one", "--vallrpath", "lr", "--lr-template", "small-{}"]
-    assert len(make_run(*args).experiment.patches) == 2
+    run = make_run(*args)
+    assert len(run.experiment.patches) == 2
+    run.fit()
+    val.main(["--modelpath", "run", "--metrics", "--device", "cpu"])
 
 
 # --- what is printed, and how long it took ---

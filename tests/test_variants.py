@@ -177,7 +177,8 @@ def test_all_begin_from_the_same_networks_and_draw_from_a_stream_of_their_own(ar
 @pytest.mark.parametrize("loss, name", [("L1+TLW", "L1+TLW"), (CHEAP, "cheap"), (FAST, FAST)])
 def test_alone_or_among_others_is_the_same(args, whole, loss, name, workplace, assert_same):
     alone = trained([*args, "--losses", loss])
-    assert_same(alone.experiment.learners[0].state_dict(), next(x.state_dict() for x in whole.experiment.learners if x.name == name))
+    among = next(learner for learner in whole.experiment.learners if learner.name == name)
+    assert_same(alone.experiment.learners[0].state_dict(), among.state_dict())
 
 
 def test_settings_of_the_run_and_of_a_loss_are_the_same(args, whole, workplace, assert_same):
@@ -249,7 +250,8 @@ def test_extractors_of_all_losses_are_built(tiny_args, alex_file, squeeze_file, 
             "alexnet:conv2", "squeezenet:fire3", "--extractor-weights", str(alex_file), str(squeeze_file)]  # fmt: skip
     run = train.Trainer(configs.load([*tiny_args, *more]))
     assert list(run.experiment.extractors) == ["alexnet:conv2", "squeezenet:fire3", "alexnet:conv1"]
-    assert [learner.judges for learner in run.experiment.learners] == [["alexnet:conv2", "squeezenet:fire3"], ["alexnet:conv1"]]
+    judges = [learner.judges for learner in run.experiment.learners]
+    assert judges == [["alexnet:conv2", "squeezenet:fire3"], ["alexnet:conv1"]]
 
 
 # --- the note on controls ---------------------------------------------------------------------------------------------

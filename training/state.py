@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import configs
 from runs.checkpoint import check_progress, learner_states, load_last
 
 from .experiment import Experiment
@@ -54,11 +55,11 @@ class TrainingState:
             for learner in e.learners:
                 learner.load_state_dict(saved[learner.name], str(path))
         except (AttributeError, KeyError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = configs.one_line(str(error), 160)
             raise ValueError(f"{path}: not a state of this run ({type(error).__name__}: {reason})") from None
         if state.get("epoch_steps") != e.epoch_steps:
             raise ValueError(
-                f"{path}: is of {state.get('epoch_steps')} steps an epoch; these settings and images give {e.epoch_steps}"
+                f"{path}: is of {state.get('epoch_steps')} steps an epoch; these settings give {e.epoch_steps}"
             )
         self.step, self.validated = state["step"], state["validated"]
         if self.step > e.last_step:
