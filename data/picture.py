@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from .images import FORMATS, ORIENTATION, TIFF_MAGIC, check_size, open_image, read_with, to_8_bits
 
-_FORMATS = (*FORMATS, "GIF")
+_FORMATS = tuple(FORMATS)
 # zlib's level and PNG's filter of rows: on photographs a tenth of the time of Pillow's defaults, files a ninth larger.
 _PNG_LEVEL, _PNG_FILTER = 1, imagecodecs.PNG.FILTER.UP
 _JPEG_QUALITY = 95

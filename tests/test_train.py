@@ -416,7 +416,7 @@ def test_main_leaves_a_whole_run_behind(tiny_args, workplace, capsys):
     assert config == configs.load(tiny_args)
     out, err = capsys.readouterr()
     assert err == "" and "run: checkpoints/EDSR_x4_001, EDSR x4 on cpu, steps 0 to 2" in out
-    assert "next: python val.py --modelpath checkpoints/EDSR_x4_001 --best" in out
+    assert f"next: python {Path(train.__file__).parent / 'val.py'} --modelpath checkpoints/EDSR_x4_001 --best" in out
 
 
 def test_steps_and_start_epoch(tiny_args, workplace):
