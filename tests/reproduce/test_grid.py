@@ -357,12 +357,24 @@ def test_equal_time(args, ran, monkeypatch, capsys):
 
 
 def test_seconds_per_step(args, monkeypatch):
-    """Measured in this process: a TLW step takes longer than a plain one, and nothing is written."""
-    monkeypatch.setattr(budget, "BLOCK", 2)
-    monkeypatch.setattr(budget, "ROUNDS", 3)
+    """In turn, medians of blocks without the first, a judge for those who ask, an E-step when it is due; on a false clock."""
+    clock, turns = [0.0], []
+
+    def step(learners, judge, extractors, lr, hr, epoch, precision):
+        (learner,) = learners
+        assert (judge is None) == (learner.name == "L1") and hr.shape == (2, 3, 32, 32)
+        costs = {"L1": 1, "L1+TLW[e_every=4]": 6 if getattr(learner.loss, "e_step_is_due", False) else 2}
+        turns.append(learner.name)
+        clock[0] += costs[learner.name] * (
+            100 if len(turns) in (1, 3 * budget.BLOCK) else 1
+        )  # warming up; a busy moment
+
+    monkeypatch.setattr(budget, "train_step", step)
+    monkeypatch.setattr(budget, "now", lambda device: clock[0])
+    losses = ("L1", "L1+TLW[e_every=4]")
     (cell, *_) = grid.make_cells(grid.parse([*args, "--valpath", args[args.index("--trainpath") + 1]]))
-    seconds = budget.measure(configs.dataclasses.replace(cell.config, losses=LOSSES))
-    assert 1.2 * seconds["L1"] < seconds["L1+TLW"] < 60
+    assert budget.measure(configs.dataclasses.replace(cell.config, losses=losses)) == {"L1": 1, "L1+TLW[e_every=4]": 3}
+    assert turns == [loss for _ in range(budget.ROUNDS + 1) for loss in losses for _ in range(budget.BLOCK)]
     assert list(Path().iterdir()) == []
 
 
