@@ -37,7 +37,7 @@ def cell(folder: Path, loss="L1", model="VDSR", scale=2, seed=0, **settings) -> 
 
 
 def finish(cell: Cell, scores, protocol="paper", judge="lpips-vgg", bicubic=(30, 31, 32), last=0.0, **more) -> Cell:
-    """Write what a finished cell has; scores: {data set: PSNR-Y of its images}, or {metric: ...}; last: added at `last`."""
+    """Write what a finished cell has; scores: {data set: PSNR-Y or {metric: ...}}; last: what is added at the end."""
     cell.folder.mkdir(parents=True)
     atomic_write(cell.folder / "config.yaml", configs.to_yaml(replace(cell.config, modelpath=None)))
     (cell.folder / TRAINED).write_text("train.py")
