@@ -193,7 +193,9 @@ def test_alpha_is_the_networks(run, workplace):
     Image.fromarray(rgba).save(workplace / "a.png")
     upscale("--input", "a.png")
     out, net = pixels_of(workplace / "a_x2.png"), network(run, "best", "L1")
-    assert close(out[..., :3], plain(net, rgba[..., :3].copy())) and close(out[..., 3], plain_mean(net, rgba[..., 3].copy()))
+    assert close(out[..., :3], plain(net, rgba[..., :3].copy())) and close(
+        out[..., 3], plain_mean(net, rgba[..., 3].copy())
+    )
 
 
 @pytest.mark.parametrize(
