@@ -150,9 +150,11 @@ def test_rule(rule):
     assert {file.name: broken for file in FILES if (broken := rule(file))} == {}
 
 
-@pytest.mark.parametrize(
-    "rule, name, content, words", [(rule, *case) for rule, case in RULES.items()] + MORE, ids=lambda x: str(x)[:40]
-)
+CASES = [(rule, *case) for rule, case in RULES.items()] + MORE
+
+
+# Names that are the same in every process of pytest-xdist: not those of functions' addresses and of sets.
+@pytest.mark.parametrize("rule, name, content, words", CASES, ids=[f"{case[0].__name__} {case[1]}" for case in CASES])
 def test_rule_fails_once_broken(rule, name, content, words, tmp_path):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
