@@ -310,7 +310,7 @@ def test_an_image_that_goes_bad_for_one_process(args, together, images, workplac
         (line,) = Path("err_0").read_text().splitlines()
         assert line.startswith(f"train.py: error: cannot read image {folder}/") and line.endswith("put it back")
         assert Path("err_1").read_text() == ""
-        assert f"to resume: python train.py --load --modelpath {run}" in Path("out_0").read_text()
+        assert f"to resume: python {ROOT / 'train.py'} --load --modelpath {run}" in Path("out_0").read_text()
         assert load_checkpoint(run / "last.pt")["step"] == step
     images_as_they_were()
     assert codes(start(2, on_machines, more)) == [0, 0]
