@@ -74,13 +74,13 @@ class PatchDataset(Dataset):
         epoch, index = key
         random = np.random.default_rng([self.seed, epoch, index])
         image = self.used[index % len(self)]
-        scale, size, start = self.pairs.scale, self.pairs.sizes[image], (0, 0)
+        scale, size, start = self.pairs.scale, self.pairs.sizes[image], [0, 0]
         if self.patch is not None:
-            start = tuple(int(random.integers((x - self.patch) // scale + 1)) * scale for x in size)
+            start = [int(random.integers((x - self.patch) // scale + 1)) * scale for x in size]
             size = (self.patch, self.patch)
         # The fourth number keeps this stream apart from the one above.
         degrading = np.random.default_rng([self.seed, epoch, index, 2]) if self.pairs.degradation else None
-        lr, hr = self.pairs.crop(image, start, size, degrading)
+        lr, hr = self.pairs.crop(image, (start[0], start[1]), size, degrading)
         if self.augment:  # before they are tensors: of 8 bits, not of 32
             across, down, turned = random.integers(2, size=3).tolist()
             lr, hr = (x[:: -1 if down else 1, :: -1 if across else 1] for x in (lr, hr))

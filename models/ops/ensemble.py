@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ class SelfEnsemble(nn.Module):
         self.upscale = upscale
 
     def forward(self, lr: Tensor) -> Tensor:
-        total = None
+        total: Any = None
         for transposed, flips in product((False, True), ((), (-1,), (-2,), (-2, -1))):
             view = lr.mT.contiguous() if transposed else lr
             sr = self.upscale(view.flip(flips)).float().flip(flips)

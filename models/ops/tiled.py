@@ -81,7 +81,8 @@ class TiledUpscaler:
     def _tiled(self, work: Callable, inputs: tuple[Tensor, ...], reach: int, pixels: float) -> Tensor:
         """work(*inputs), lr the first of them, in tiles of about `pixels` over the whole batch."""
         batch, height, width = inputs[0].shape[0], *inputs[0].shape[2:]
-        scale, sr = self.net.scale, None
+        scale: int = self.net.scale
+        sr: Any = None
         for rows, columns in tiles(height, width, int(pixels / batch), reach):
             part = self.finish(work(*(x[..., rows[0] : rows[3], columns[0] : columns[3]] for x in inputs)))
             if sr is None:
