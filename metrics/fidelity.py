@@ -29,10 +29,10 @@ def quantize(x: Tensor) -> Tensor:
 
 
 def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
-    """PSNR in dB on luma, peak 255, of RGB images (B,3,H,W) in [-1,1]; (B,) float64, inf where they are equal.
+    """PSNR in dB on luma, peak 255, of RGB images (B,3,H,W) in [-1,1]; (B,) float64, inf if they are equal.
 
     shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
-    Raises ValueError where the shapes differ or shave leaves nothing.
+    Raises ValueError if the shapes differ or shave leaves nothing.
     """
     sr, hr = _shaved(sr, hr, shave, smallest=1)
     squares: Any = sum((luma(a) - luma(b)).square().sum(dim=(1, 2, 3)) for a, b in zip(_strips(sr), _strips(hr)))
@@ -40,11 +40,11 @@ def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
 
 
 def ssim_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
-    """SSIM on luma of RGB images (B,3,H,W) in [-1,1]; (B,) float64, 1 where they are equal.
+    """SSIM on luma of RGB images (B,3,H,W) in [-1,1]; (B,) float64, 1 if they are equal.
 
     Gaussian window 11x11 with sigma 1.5 where it fits wholly ("valid"), K1 = 0.01, K2 = 0.03, L = 255, no downsampling.
     shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
-    Raises ValueError where the shapes differ or an image is smaller than the window after shaving.
+    Raises ValueError if the shapes differ or an image is smaller than the window after shaving.
     """
     return Fidelity(hr, shave)(sr)[1]
 

@@ -15,9 +15,10 @@ from .upsample import STEPS, conv_pixel_shuffle
 
 
 def init_small(convs: Iterable[Any]) -> None:
-    """Give convolutions weights of a tenth of Kaiming's size and no bias, in place, so that residuals start small.
+    """Give convolutions weights of a tenth of Kaiming's size and a bias of 0, so that residuals start small.
 
-    From torch's global random stream. ESRGAN (arXiv 1809.00219, section 3.1) says why: deep networks train easier.
+    In place, from torch's global random stream. ESRGAN (arXiv 1809.00219, section 3.1) says why: deep networks train
+    easier.
     """
     for conv in convs:
         nn.init.kaiming_normal_(conv.weight)
