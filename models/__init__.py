@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .edsr import EDSR
 from .hat import HAT
 from .rcan import RCAN
 from .rrdbnet import RRDBNet
+from .spandrel_network import PREFIX, SpandrelNetwork
 from .srresnet import SRResNet
 from .vdsr import VDSR
 
@@ -40,8 +41,21 @@ def init_paper(module: nn.Module) -> None:
             nn.init.normal_(layer.bias, 0.02, 1.0)
 
 
-def build_network(name: str, scale: int, options: Mapping | None = None) -> nn.Module:
-    """The SR network `name` with fresh weights. Raises ValueError for an unknown name or an option that does not fit."""
+def build_network(
+    name: str, scale: int, options: Mapping | None = None, weights: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """The SR network `name` with fresh weights; that of "spandrel:FILE" is built from the weights, and with them.
+
+    weights: a state dict that spandrel reads, or one of SpandrelNetwork; others have no use for it. Raises ValueError for
+    an unknown name, an option that does not fit and weights that spandrel does not read.
+    """
+    if name.startswith(PREFIX):
+        if options:
+            raise ValueError(f"--model-options {dict(options)}: the file says what network it is; leave them out")
+        try:
+            return SpandrelNetwork(weights or {}, scale)
+        except ValueError as error:
+            raise ValueError(f"--model {name}: {error}") from None
     if name not in SR_MODELS:
         raise ValueError(f"unknown model {name!r}; one of: {', '.join(SR_MODELS)}")
     options = options or {}
@@ -67,6 +81,10 @@ def build_network(name: str, scale: int, options: Mapping | None = None) -> nn.M
 
 
 def model_id(name: str, scale: int, options: Mapping | None = None) -> str:
-    """What a checkpoint of this network is called: weights of two scales may have the same shapes."""
+    """What a checkpoint of this network is called: weights of two scales may have the same shapes.
+
+    The file of a spandrel network may move; its names and shapes say the rest.
+    """
+    name = PREFIX.removesuffix(":") if name.startswith(PREFIX) else name
     words = [f"{option}={value}" for option, value in sorted((options or {}).items())]
     return " ".join([f"{name} x{scale}", *words])

@@ -6,6 +6,7 @@ TLW paper (arXiv 2301.10575). Parameter names are those of the authors' PyTorch 
 
 from torch import Tensor, nn
 
+from .padding import padding_colour
 from .upsample import STEPS, PixelShuffleUpsampler, check_scale
 
 
@@ -25,15 +26,16 @@ class ResBlock(nn.Module):
 
 
 class EDSR(nn.Module):
-    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped."""
+    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped. padding: see models/padding.py."""
 
-    def __init__(self, scale: int, channels: int = 64, blocks: int = 16) -> None:
+    def __init__(self, scale: int, channels: int = 64, blocks: int = 16, padding: str = "grey") -> None:
         super().__init__()
         check_scale(scale, "EDSR")
         self.scale = scale
         self.feature_channels = channels
         self.feature_scale = 1
         self.receptive_radius = 2 * blocks + 4  # how many pixels of lr away a pixel of sr sees; so in other networks
+        self.register_buffer("padding", padding_colour(padding), persistent=False)
         self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1))
         self.body = nn.Sequential(
             *(ResBlock(channels) for _ in range(blocks)), nn.Conv2d(channels, channels, 3, padding=1)
@@ -42,7 +44,7 @@ class EDSR(nn.Module):
 
     def forward_features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
-        x = self.head(lr)
+        x = self.head(lr - self.padding)
         return x + self.body(x)
 
     forward_body = forward_features

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .hat import DIV2K_MEAN
+from .padding import DIV2K_MEAN, padding_colour
 
 StateDict = Mapping[str, Tensor]
 
@@ -138,7 +138,7 @@ def from_published_hat(state_dict: StateDict) -> dict[str, Tensor]:
         state_dict = state_dict.get(key, state_dict)
     expect(state_dict, "published HAT")
     return dict(state_dict) | {
-        "mean": 2 * torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1) - 1,
+        "mean": padding_colour("mean"),
         "conv_first.weight": 0.5 * state_dict["conv_first.weight"],
         "conv_last.weight": 2 * state_dict["conv_last.weight"],
         "conv_last.bias": 2 * state_dict["conv_last.bias"],

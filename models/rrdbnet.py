@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .padding import padding_colour
 from .srresnet import init_small
 from .upsample import STEPS, check_scale
 
@@ -50,16 +51,20 @@ class RRDB(nn.ModuleDict):
 class RRDBNet(nn.Module):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    Raises ValueError where the scale is not 2, 3 or 4.
+    With padding=black it is theirs in [0,1] exactly: see models/padding.py. Raises ValueError where the scale is not 2, 3
+    or 4.
     """
 
-    def __init__(self, scale: int, channels: int = 64, blocks: int = 23, growth: int = 32) -> None:
+    def __init__(
+        self, scale: int, channels: int = 64, blocks: int = 23, growth: int = 32, padding: str = "grey"
+    ) -> None:
         super().__init__()
         check_scale(scale, "RRDBNet")
         self.scale = scale
         self.feature_channels = channels
         self.feature_scale = 1
         self.receptive_radius = 15 * blocks + 4
+        self.register_buffer("padding", padding_colour(padding), persistent=False)
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
@@ -70,7 +75,7 @@ class RRDBNet(nn.Module):
 
     def forward_features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
-        x = self.conv_first(lr)
+        x = self.conv_first(lr - self.padding)
         return x + self.conv_body(self.body(x))
 
     forward_body = forward_features

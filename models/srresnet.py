@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .padding import padding_colour
 from .upsample import STEPS, check_scale, shuffled
 
 
@@ -38,16 +39,18 @@ class ResBlock(nn.Module):
 class SRResNet(nn.Module):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped: bilinear upsampling and what it lacks.
 
-    Raises ValueError where the scale is not 2, 3 or 4.
+    With padding=black it is BasicSR's in [0,1] exactly: see models/padding.py. Raises ValueError where the scale is not 2,
+    3 or 4.
     """
 
-    def __init__(self, scale: int, channels: int = 64, blocks: int = 16) -> None:
+    def __init__(self, scale: int, channels: int = 64, blocks: int = 16, padding: str = "grey") -> None:
         super().__init__()
         check_scale(scale, "SRResNet")
         self.scale = scale
         self.feature_channels = channels
         self.feature_scale = 1
         self.receptive_radius = 2 * blocks + 3
+        self.register_buffer("padding", padding_colour(padding), persistent=False)
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)))
         for i, factor in enumerate(STEPS[scale], start=1):
@@ -58,7 +61,7 @@ class SRResNet(nn.Module):
 
     def forward_features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
-        return self.body(F.leaky_relu(self.conv_first(lr), 0.1))
+        return self.body(F.leaky_relu(self.conv_first(lr - self.padding), 0.1))
 
     forward_body = forward_features
 
