@@ -85,7 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--lrfolder", nargs="+", metavar="DIR", help="LR images, a folder for each data set (default: made from HR)"
     )
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="of --model bicubic (default: 4); else a check")
-    parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these of the run")
+    parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these of the run, by name or label")
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="(default: paper)")
     parser.add_argument(
         "--metrics",

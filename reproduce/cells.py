@@ -105,7 +105,7 @@ class Cell:
         if found is None or found.get("protocol") != self.config.protocol or found.get("precision", "fp32") != "fp32":
             return False
         names = val.label_folders(self.folders or self.config.valpath)
-        wanted = {(name, loss) for name in names for loss in ("bicubic", *self.config.losses)}
+        wanted = {(name, loss) for name in names for loss in ("bicubic", *self.config.variants)}
         if not wanted <= {(row["dataset"], row["loss"]) for row in found["rows"]}:
             return False
         metrics = found["rows"][0]["per_image"]

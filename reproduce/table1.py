@@ -120,8 +120,8 @@ def make_cells(args) -> list[Cell]:
 def check(cells: list[Cell]) -> None:
     """Raise ValueError where a cell could not be trained or evaluated as far as can be told without training."""
     config = cells[0].config
-    for loss in config.losses:
-        configs.choose(loss, LOSSES, "loss")
+    for variant in config.variants.values():
+        configs.choose(variant.loss, LOSSES, "loss")
     configs.choose(config.judge, JUDGES, "judge")
     for net in config.metrics:
         configs.choose(net, METRICS, "perceptual metric")

@@ -25,7 +25,8 @@ def weight_maps(nets: Mapping[str, tuple[nn.Module, nn.Module]], lr: Tensor, hr:
         sr = net(lr).clamp(-1, 1)
         weight = weighting(hr, sr, k=0.5)
         net.train(modes[0]), weighting.train(modes[1])
-        for ax, title in zip(row, ("reference", f"SR, {name}", "|error|", "weights of the loss (k = 0.5)")):
+        shown = "SR, " + name.replace("[", "\n[")
+        for ax, title in zip(row, ("reference", shown, "|error|", "weights of the loss (k = 0.5)")):
             ax.set_title(title, fontsize=10)
             ax.axis("off")
         for ax, image in zip(row, (hr, sr)):
