@@ -39,6 +39,7 @@ from training import distributed, stop_signals
 from training.device import fast_memory_format
 from training.experiment import add_teachers, build_experiment
 from training.figures import weight_maps
+from training.initial import network_settings, with_absolute_paths
 from training.learner import Learner
 from training.outcome import outcome_of
 from training.reporter import Reporter, missing_controls
@@ -81,7 +82,7 @@ class Trainer:
     """A training: its experiment, its state, the loop, and what it writes. Building one checks all input."""
 
     def __init__(self, config: Config):
-        self.config = config
+        self.config = config = with_absolute_paths(config)
         self.experiment = build_experiment(config)
         self.state = TrainingState(self.experiment)
         folder = Path(config.modelpath) if config.modelpath else next_run_dir(config.model, config.scale)
@@ -89,6 +90,9 @@ class Trainer:
         if small := self.experiment.small_images:
             total = len(self.experiment.patches.pairs)
             self.writer.notes.append(f"{small} of {total} images are smaller than --patch {config.patch}: left out")
+        for note in self.experiment.notes:
+            self.writer.notes.append(note)
+            print(note)
         check_unlocked(folder)
         if config.load:
             for note in self.state.resume(folder):
@@ -368,7 +372,7 @@ def main(argv: list[str] | None = None) -> None:
     with distributed.process_group():
         with stop_signals.exit_on_signal("nothing was begun, nor written"):
             with distributed.raise_on_any_rank(), configs.one_line_errors("train.py"):
-                trainer = Trainer(configs.load(argv))
+                trainer = Trainer(configs.load(argv, complete=network_settings))
             print(trainer.report.start())
         code, is_main = run_training(trainer), distributed.is_main_process()
     if code == 0 and is_main:

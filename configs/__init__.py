@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -22,6 +22,7 @@ from .variants import Variant, variants_of
 
 __all__ = [
     "Config",
+    "INIT_WORDS",
     "OneLineParser",
     "Variant",
     "add_settings",
@@ -69,6 +70,7 @@ RESUMABLE = {
 }
 # Other names of settings, in YAML files and as flags.
 ALIASES = {"resume": "load", "lpips": "metrics"}
+INIT_WORDS = ("pytorch", "paper")  # of --init; anything else names a run or a file
 # Beyond these a run would not fail but fill the memory, before its first step or some day.
 MOST = {
     "batchsize": 65536,
@@ -92,10 +94,13 @@ class Config:
     """Every setting of train.py. Defaults are the paper's (arXiv 2301.10575) where it names a value."""
 
     # network
-    model: str = setting("EDSR", "SR network: EDSR, RCAN, VDSR, SRResNet, RRDBNet, HAT, HAT-TLW (TLW's small one)")
+    model: str = setting("EDSR", "network: EDSR RCAN VDSR SRResNet RRDBNet HAT HAT-TLW (TLW's small one) spandrel:FILE")
     model_options: dict | None = setting(None, "the network's own options, such as blocks=4 channels=32")
     scale: int = setting(4, "super-resolution factor", (2, 3, 4))
-    init: str = setting("pytorch", "first weights: PyTorch's own, or the paper's N(0, 0.02^2)", ("pytorch", "paper"))
+    init: str = setting("pytorch", "first weights: pytorch, paper (N(0, 0.02^2)), or a run's folder or file of weights")
+    init_loss: str | None = setting(None, "which of the run's losses in --init; default: the only one")
+    init_best: bool = setting(False, "its best epoch instead of the last one")
+    init_weighting: bool = setting(False, "begin from its weighting network too")
     # losses
     losses: tuple[str, ...] = setting(
         ("L1+TLW", "MSE+TLW", "L1", "MSE"),
@@ -114,8 +119,8 @@ class Config:
     m_step: str = setting("paper", "M-step: Eq. 13, or the released code's log-mean-exp", ("paper", "released"))
     weights: str = setting(
         "learned",
-        "TLW, M-step: the paper's weights, or a control: k everywhere, the learned map with its pixels permuted, or the "
-        "most weight where that has the least",
+        "TLW, M-step: the paper's weights, or a control: k everywhere, the learned map with its pixels permuted, or "
+        "the most weight where that has the least",
         ("learned", "uniform", "shuffled", "inverted"),
     )
     wc: str = setting(
@@ -124,9 +129,7 @@ class Config:
         ("sum", "normalised", "one"),
     )
     e_every: int = setting(1, "TLW: steps from one E-step to the next (the paper's: 1)")
-    reuse_mu: bool = setting(
-        False, "TLW: the M-step takes the E-step's mu, of before its update, and saves a forward"
-    )
+    reuse_mu: bool = setting(False, "TLW: the M-step takes the E-step's mu, of before its update, and saves a forward")
     weighting_scale: int = setting(1, "TLW: weighting network at full resolution (the paper's) or half", (1, 2))
     weighting_channels: int = setting(64, "TLW: width of the weighting network")
     udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins")
@@ -280,8 +283,11 @@ def from_mapping(values: Mapping, source: str = "settings") -> Config:
     return Config(**{name: _convert(known[name], value) for name, value in values.items()})
 
 
-def load(argv: list[str] | None = None) -> Config:
-    """The settings of a command line: defaults, then --config, then flags. Exits with code 2 on a bad one."""
+def load(argv: list[str] | None = None, complete: Callable[[Mapping], Mapping] | None = None) -> Config:
+    """The settings of a command line: defaults, then --config, then flags. Exits with code 2 on a bad one.
+
+    complete: gives more settings for those that are given, in place of defaults; may raise ValueError.
+    """
     codes = "exit codes: 0 done; 1 gone wrong; 2 bad input; 130, 138, 143 stopped by SIGINT, SIGUSR1, SIGTERM and saved"
     about = "Train SR networks, one per loss, from one start on one data."
     parser = OneLineParser(prog="train.py", description=about, epilog=codes)
@@ -297,7 +303,9 @@ def load(argv: list[str] | None = None) -> Config:
         values = {} if path is None else read_yaml(path)
         if "endepoch" in flags and "steps" not in flags:
             values["steps"] = None  # of the two ends the one that was typed
-        config = from_mapping({**values, **flags}, source=str(path or "the flags"))
+        values |= flags
+        values |= complete(values) if complete else {}
+        config = from_mapping(values, source=str(path or "the flags"))
         if config.load:
             saved = settings_of(config.modelpath)
             check_resumable(config, from_mapping(read_yaml(saved), source=str(saved)))

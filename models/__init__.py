@@ -46,8 +46,8 @@ def build_network(
 ) -> nn.Module:
     """The SR network `name` with fresh weights; that of "spandrel:FILE" is built from the weights, and with them.
 
-    weights: a state dict that spandrel reads, or one of SpandrelNetwork; others have no use for it. Raises ValueError for
-    an unknown name, an option that does not fit and weights that spandrel does not read.
+    weights: a state dict that spandrel reads, or one of SpandrelNetwork; others have no use for it. Raises ValueError
+    for an unknown name, an option that does not fit and weights that spandrel does not read.
     """
     if name.startswith(PREFIX):
         if options:

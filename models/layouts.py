@@ -1,15 +1,14 @@
-"""State dicts in the layouts of other toolkits -> those of our networks, and back.
+"""State dicts in the layouts of other toolkits -> those of our networks. The way back is in models/export.py.
 
 Ours take and give RGB in [-1,1], theirs [0,1] or [0,255], some with a mean shift around the network. Where their first
-convolution sees a * (x - colour), x the image in [-1,1], ours sees x - colour (padding=..., see models/padding.py). (Leaky)
-ReLUs keep scales: with the same weights and all biases divided by a, features are theirs divided by a, and the last
-convolution's bias moves the output. Only the gates of RCAN's channel attention want their input as it was: the weights
-before them are multiplied by a. All that is exact but for rounding, borders included. Weights stay of their size, so
-that a training can go on with the usual learning rate.
+convolution sees a * (x - colour), x the image in [-1,1], ours sees x - colour (option padding, see models/padding.py).
+(Leaky) ReLUs keep scales: with the same weights and all biases divided by a, features are theirs divided by a, and the
+last convolution's bias moves the output. Only the gates of RCAN's channel attention want their input as it was: the
+weights before them are multiplied by a. All that is exact but for rounding, borders included. Weights stay of their
+size, so that a training can go on with the usual learning rate.
 
-`import_weights` takes a state dict as torch.load returns it; `to_spandrel` and `to_edsr` give one. None of them changes
-what it is given. What is said of names and ranges was checked against spandrel 0.4 and, in the tests, against networks
-written from the papers.
+`import_weights` takes a state dict as torch.load returns it, and leaves it untouched. What is said of names and ranges
+was checked against spandrel 0.4 and, in the tests, against networks written from the papers.
 """
 
 import inspect
@@ -49,7 +48,7 @@ class Imported(NamedTuple):
 
 
 def unwrap(state_dict: Mapping) -> tuple[dict[str, Tensor], str]:
-    """The weights in a file's content, without DataParallel's "module.", and the key that they were under ("": none)."""
+    """The weights in a file, without DataParallel's "module.", and the key that they were under ("": none)."""
     key = next((key for key in WRAPPERS if isinstance(state_dict.get(key), Mapping)), "")
     weights = dict(state_dict[key] if key else state_dict)
     if weights and all(str(name).startswith("module.") for name in weights):
@@ -94,7 +93,9 @@ def import_weights(
         names = ", ".join([*weights][:3])
         said = f"names like those of {' or '.join(SOURCES[name] for name in found)}" if found else f"names like {names}"
         expected = SOURCES[source] if source else "one of: " + ", ".join(SOURCES.values())
-        remedy = f"use --source {found[0]}" if found else "networks that spandrel reads train with --model spandrel:FILE"
+        remedy = (
+            f"use --source {found[0]}" if found else "networks that spandrel reads train with --model spandrel:FILE"
+        )
         raise ValueError(f"{said}; expected {expected}; {remedy}")
     floats = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     imported = IMPORTERS[source or found[0]](floats, res_scale)
@@ -105,7 +106,7 @@ def import_weights(
     return imported._replace(scale=imported.scale or scale, assumed=assumed + imported.assumed)
 
 
-def _count(weights: StateDict, pattern: str) -> int:
+def count(weights: StateDict, pattern: str) -> int:
     """One more than the largest number that the pattern's group has among the names."""
     return 1 + max((int(m[1]) for name in weights if (m := re.match(pattern, name))), default=-1)
 
@@ -123,11 +124,11 @@ def _ratio(part: int, whole: int) -> float:
 def _hat_options(w: StateDict) -> dict:
     embed, first = len(w["conv_first.weight"]), "layers.0.residual_group.blocks.0."
     window = math.isqrt(w["relative_position_index_SA"].shape[0])
-    layers = range(_count(w, r"layers\.(\d+)\."))
+    layers = range(count(w, r"layers\.(\d+)\."))
     table = "residual_group.overlap_attn.relative_position_bias_table"
     return {
         "embed": embed,
-        "depths": [_count(w, rf"layers\.{i}\.residual_group\.blocks\.(\d+)\.") for i in layers],
+        "depths": [count(w, rf"layers\.{i}\.residual_group\.blocks\.(\d+)\.") for i in layers],
         "heads": [w[f"layers.{i}.{table}"].shape[1] for i in layers],
         "window": window,
         "compress_ratio": _divisor(embed, len(w[first + "conv_block.cab.0.weight"]), 3),
@@ -139,23 +140,23 @@ def _hat_options(w: StateDict) -> dict:
 
 
 def options_of(model: str, w: StateDict) -> dict:
-    """The options of our network `model` that the shapes of its state dict tell, without those that are its defaults."""
+    """The options of our network `model` that its state dict's shapes tell, without those that are its defaults."""
     if model == "EDSR":
-        options = {"channels": len(w["head.0.weight"]), "blocks": _count(w, r"body\.(\d+)\.body\.")}
+        options = {"channels": len(w["head.0.weight"]), "blocks": count(w, r"body\.(\d+)\.body\.")}
     elif model == "RCAN":
         channels = len(w["head.0.weight"])
         options = {
             "channels": channels,
-            "groups": _count(w, r"body\.(\d+)\.body\."),
-            "blocks": _count(w, r"body\.0\.body\.(\d+)\.body\."),
+            "groups": count(w, r"body\.(\d+)\.body\."),
+            "blocks": count(w, r"body\.0\.body\.(\d+)\.body\."),
             "reduction": channels // len(w["body.0.body.0.body.3.conv_du.0.weight"]),
             "upsample": "two-step" if "tail.0.2.weight" in w else "one-step",
         }
     elif model == "RRDBNet":
-        options = {"channels": len(w["conv_first.weight"]), "blocks": _count(w, r"body\.(\d+)\.rdb1\.")}
+        options = {"channels": len(w["conv_first.weight"]), "blocks": count(w, r"body\.(\d+)\.rdb1\.")}
         options["growth"] = len(w["body.0.rdb1.conv1.weight"])
     elif model == "SRResNet":
-        options = {"channels": len(w["conv_first.weight"]), "blocks": _count(w, r"body\.(\d+)\.conv1\.")}
+        options = {"channels": len(w["conv_first.weight"]), "blocks": count(w, r"body\.(\d+)\.conv1\.")}
     elif model == "HAT":
         options = _hat_options(w)
     else:  # HAT-TLW and VDSR, as their authors released them
@@ -179,7 +180,7 @@ def without_defaults(model: str, options: Mapping) -> dict:
     return {name: value for name, value in options.items() if value != defaults[name]}
 
 
-def _rescaled(state_dict: StateDict, a: float, last: str, gain: float = 1.0, offset=0.0) -> dict[str, Tensor]:
+def rescaled(state_dict: StateDict, a: float, last: str, gain: float = 1.0, offset=0.0) -> dict[str, Tensor]:
     """The network whose features are those of state_dict divided by a, and whose output is gain * them + offset.
 
     last: its last convolution. offset: a number, or one for each channel.
@@ -228,12 +229,14 @@ def _in_our_range(model: str, weights: StateDict, shift: MeanShift) -> tuple[dic
     """Weights in our names of a network in [0,255] with this shift around it -> our state dict, and its padding."""
     a = 127.5 * shift.scale  # the first convolution sees scale * 127.5 * (x + 1) + shift = a * (x - colour)
     colour = -(a + shift.shift.double()) / a
-    padding = next((p for p in ("mean", "grey", "black") if (padding_colour(p).flatten() - colour).abs().max() < 1e-5), "")
+    padding = next(
+        (p for p in ("mean", "grey", "black") if (padding_colour(p).flatten() - colour).abs().max() < 1e-5), ""
+    )
     if not padding:
         found = ", ".join(f"{(c + 1) / 2:.4f}" for c in colour.tolist())
         raise ValueError(f"its mean shift is by ({found}) of [0,1]; expected DIV2K's mean, 0.5 or 0")
     offset = shift.back_shift.double() / 127.5 - 1
-    return _rescaled(weights, a, LAST[model], shift.back_scale * a / 127.5, offset), padding
+    return rescaled(weights, a, LAST[model], shift.back_scale * a / 127.5, offset), padding
 
 
 def _imported(model: str, state_dict: dict[str, Tensor], scale: int | None, padding: str, assumed=()) -> Imported:
@@ -278,7 +281,7 @@ def from_rcan(weights: StateDict, res_scale: float | None = None) -> Imported:
     if "head.0.weight" not in weights:
         raise ValueError("an RCAN behind pixel-unshuffle, another network; train it with --model spandrel:FILE")
     if shift is None:
-        ours, padding = _rescaled(weights, 0.5, "tail.1", offset=-1.0), "black"
+        ours, padding = rescaled(weights, 0.5, "tail.1", offset=-1.0), "black"
         assumed = ["[0,1] without mean shift, the file holds none"]
     else:
         (ours, padding), assumed = _in_our_range("RCAN", weights, shift), []
@@ -303,7 +306,10 @@ BASICSR = {
     ("body.0.residual_group.0.rcab.0.weight",): (
         "RCAN",
         ((r"^conv_first\.", "head.0."), (r"\.rcab\.3\.attention\.1\.", ".rcab.3.conv_du.0."))
-        + ((r"\.rcab\.3\.attention\.3\.", ".rcab.3.conv_du.2."), (r"\.residual_group\.(\d+)\.rcab\.", r".body.\1.body."))
+        + (
+            (r"\.rcab\.3\.attention\.3\.", ".rcab.3.conv_du.2."),
+            (r"\.residual_group\.(\d+)\.rcab\.", r".body.\1.body."),
+        )
         + ((r"^(body\.\d+)\.conv\.", r"\1.body.{M}."), (r"^conv_after_body\.", "body.{N}."), *TAIL),
     ),
     ("body.0.rdb1.conv1.weight",): ("RRDBNet", ()),
@@ -324,10 +330,10 @@ BASICSR = {
 def from_basicsr(weights: StateDict, res_scale: float | None = None) -> Imported:
     """BasicSR's EDSR, RCAN, MSRResNet or RRDBNet, and ESRGAN's in its older layouts -> ours."""
     model, renames = next(kind for names, kind in BASICSR.items() if all(name in weights for name in names))
-    groups = _count(weights, r"body\.(\d+)\.")
-    blocks = _count(weights, r"body\.0\.residual_group\.(\d+)\.")
+    groups = count(weights, r"body\.(\d+)\.")
+    blocks = count(weights, r"body\.0\.residual_group\.(\d+)\.")
     if "model.0.weight" in weights:  # ESRGAN's first layout numbers its layers: two upsampling steps at x4, one at x2
-        ups = (_count(weights, r"model\.(\d+)\.") - 5) // 3
+        ups = (count(weights, r"model\.(\d+)\.") - 5) // 3
         renames += tuple((rf"^model\.{3 * i}\.", f"conv_up{i}.") for i in range(1, ups + 1))
         renames += ((rf"^model\.{3 * ups + 2}\.", "conv_hr."), (rf"^model\.{3 * ups + 4}\.", "conv_last."))
     named = {}
@@ -346,8 +352,8 @@ def from_basicsr(weights: StateDict, res_scale: float | None = None) -> Imported
         ours, padding = _in_our_range(model, named, DIV2K_SHIFT)
         return _imported(model, ours, released.scale_from_shapes(ours), padding, assumed)
     # A residual to a bilinearly enlarged image (SRResNet) has no offset of its own.
-    ours = _rescaled(named, 0.5, "conv_last", offset=0.0 if model == "SRResNet" else -1.0)
-    scale = released.scale_from_shapes(ours) if model == "SRResNet" else 2 ** _count(named, r"conv_up(\d)\.") // 2
+    ours = rescaled(named, 0.5, "conv_last", offset=0.0 if model == "SRResNet" else -1.0)
+    scale = released.scale_from_shapes(ours) if model == "SRResNet" else 2 ** count(named, r"conv_up(\d)\.") // 2
     if scale not in (2, 4) and model == "RRDBNet":
         raise ValueError("an RRDBNet without upsampling; train it with --model spandrel:FILE")
     return _imported(model, ours, scale, "black")
@@ -360,65 +366,3 @@ IMPORTERS: dict[str, Callable[..., Imported]] = {
     "basicsr": from_basicsr,
     "hat": from_hat,
 }
-
-
-# --- ours -> theirs ---
-
-
-def _mean_shift_entries(padding: str) -> dict[str, Tensor]:
-    """The mean shifts that turn [0,255] into our [-1,1] less the padding's colour, and our output back into [0,255]."""
-    return {
-        "sub_mean.weight": 2 / 255 * torch.eye(3).view(3, 3, 1, 1),
-        "sub_mean.bias": -1 - padding_colour(padding).flatten(),
-        "add_mean.weight": 127.5 * torch.eye(3).view(3, 3, 1, 1),
-        "add_mean.bias": torch.full((3,), 127.5),
-    }
-
-
-def to_edsr(model: str, scale: int, options: Mapping | None, state_dict: StateDict) -> dict[str, Tensor]:
-    """Our EDSR -> the EDSR authors' layout (RGB, 0-255), res_scale 1. Raises ValueError for another network."""
-    if model != "EDSR":
-        raise ValueError(f"the EDSR authors' code has no {model}; use --to onnx or --to safetensors")
-    return {**_mean_shift_entries((options or {}).get("padding", "grey")), **state_dict}
-
-
-def to_spandrel(model: str, scale: int, options: Mapping | None, state_dict: StateDict) -> dict[str, Tensor]:
-    """A network of ours -> the layout that spandrel reads, for images in [0,1].
-
-    Raises ValueError with the reason and the way out where spandrel has no place for it.
-    """
-    others = "use --to onnx or --to safetensors"
-    if model.startswith("spandrel:"):
-        return {name.removeprefix("spandrel."): value for name, value in state_dict.items()}
-    chosen = defaults_of(model) | dict(options or {})
-    if model == "RCAN":
-        if scale == 4 and chosen["upsample"] != "two-step":
-            raise ValueError(
-                "spandrel's RCAN x4 upsamples in two steps, this one in one; "
-                f"train with --model-options upsample=two-step (--init takes all but the upsampler from here), or {others}"
-            )
-        return {**_mean_shift_entries(chosen["padding"]), **state_dict}
-    if model == "RRDBNet":
-        if scale == 3:
-            raise ValueError(f"spandrel takes an RRDBNet x3 for x2 without a word; {others}")
-        if chosen["growth"] != 32:
-            raise ValueError(f"spandrel reads RRDBNet with growth=32 alone, this one has {chosen['growth']}; {others}")
-        if chosen["padding"] != "black":
-            raise ValueError(
-                f"spandrel's RRDBNet pads images with black, this one with {chosen['padding']}: not exact near borders; "
-                f"go on training from here with --model-options padding=black (--init keeps the inside), or {others}"
-            )
-        return _rescaled(state_dict, 2.0, "conv_last", offset=0.5)
-    if model in ("HAT", "HAT-TLW"):
-        if (state_dict["mean"] - padding_colour("mean")).abs().max() > 1e-6:
-            raise ValueError(
-                "spandrel's HAT subtracts DIV2K's RGB mean, this one another (the TLW authors'); use --to safetensors"
-            )
-        if chosen["conv_scale"] != 0.01:
-            raise ValueError(
-                f"spandrel reads HAT with conv_scale=0.01 alone, this one has {chosen['conv_scale']}; use --to safetensors"
-            )
-        theirs = {name: value for name, value in state_dict.items() if name != "mean"}
-        halved = {name: 0.5 * theirs[name] for name in ("conv_last.weight", "conv_last.bias")}
-        return theirs | halved | {"conv_first.weight": 2 * theirs["conv_first.weight"]}
-    raise ValueError(f"spandrel has no {model}; {others}" + (", or --to edsr" if model == "EDSR" else ""))

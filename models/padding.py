@@ -20,7 +20,7 @@ def padding_colour(padding: str) -> Tensor:
 
 
 def shift_padding(weight: Tensor, bias: Tensor, old: str, new: str) -> Tensor:
-    """The bias with which a first convolution of this weight (C,3,k,k) gives the same inside the image for padding `new`.
+    """The bias with which a first convolution of this weight (C,3,k,k) gives the same inside for padding `new`.
 
     conv(x - old) = conv(x - new) + the sum of weight * (new - old): all but the border's pixels stay as they are.
     """

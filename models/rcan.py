@@ -84,7 +84,9 @@ class RCAN(nn.Module):
             *(ResidualGroup(channels, blocks, reduction) for _ in range(groups)),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
-        self.tail = nn.Sequential(PixelShuffleUpsampler(channels, steps[upsample]), nn.Conv2d(channels, 3, 3, padding=1))
+        self.tail = nn.Sequential(
+            PixelShuffleUpsampler(channels, steps[upsample]), nn.Conv2d(channels, 3, 3, padding=1)
+        )
 
     def forward_features(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""

@@ -51,8 +51,8 @@ class RRDB(nn.ModuleDict):
 class RRDBNet(nn.Module):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    With padding=black it is theirs in [0,1] exactly: see models/padding.py. Raises ValueError where the scale is not 2, 3
-    or 4.
+    With padding=black it is theirs in [0,1] exactly: see models/padding.py. Raises ValueError where the scale is not 2,
+    3 or 4.
     """
 
     def __init__(

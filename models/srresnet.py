@@ -39,8 +39,8 @@ class ResBlock(nn.Module):
 class SRResNet(nn.Module):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped: bilinear upsampling and what it lacks.
 
-    With padding=black it is BasicSR's in [0,1] exactly: see models/padding.py. Raises ValueError where the scale is not 2,
-    3 or 4.
+    With padding=black it is BasicSR's in [0,1] exactly: see models/padding.py. Raises ValueError where the scale is not
+    2, 3 or 4.
     """
 
     def __init__(self, scale: int, channels: int = 64, blocks: int = 16, padding: str = "grey") -> None:

@@ -18,7 +18,7 @@ FILES = sorted(
 OURS = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in FILES}
 
 LIBRARIES = {"models", "losses", "metrics", "data", "configs"}
-COMMANDS = {"train", "val", "convert"}
+COMMANDS = {"train", "val", "convert", "export"}
 # Who may import what of ours, besides itself.
 MAY_IMPORT = {
     **dict.fromkeys(LIBRARIES, set()),
@@ -39,10 +39,14 @@ def label(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports(path: Path) -> set[str]:
-    """What a file imports anywhere, inside functions too; relative imports stay inside."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path: Path, at_once: bool = False) -> set[str]:
+    """What a file imports anywhere, or, at_once, outside of functions; relative imports stay inside."""
+    names, tree = set(), ast.parse(path.read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)] if at_once else []
+    later = {id(node) for function in functions for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        if id(node) in later:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -67,9 +71,11 @@ def listed(name: str) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=label)
 def test_what_is_imported_is_required(path):
-    foreign = imports(path) - sys.stdlib_module_names - OURS
+    """What is optional is imported where it is used, by a function that says how to install it."""
+    everywhere = listed("requirements.txt")
     beside = listed("requirements-dev.txt") if part_of(path) in ("reproduce", "benchmarks") else set()
-    assert foreign <= listed("requirements.txt") | beside
+    assert imports(path, at_once=True) - sys.stdlib_module_names - OURS <= everywhere | beside
+    assert imports(path) - sys.stdlib_module_names - OURS <= everywhere | listed("requirements-dev.txt")
 
 
 def test_the_parts_are_found():

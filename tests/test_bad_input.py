@@ -397,7 +397,11 @@ def test_a_weighting_network_of_another_shape(place, capsys):
 
 @pytest.mark.parametrize(
     "content",
-    [{"learners": 5}, {"learners": {"L1": {"net": {"head.0.weight": 3}}}}, {"learners": {"L1": {"net": 3}}}],
+    [
+        {"learners": 5},
+        {"learners": {"L1": {"sr_network": {"head.0.weight": 3}}}},
+        {"learners": {"L1": {"sr_network": 3}}},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("command", ["val.py --modelpath run --device cpu", "train.py --load --modelpath run"])

@@ -37,6 +37,7 @@ class Experiment:
     first_step: int
     last_step: int
     left_out: list[str]  # a line for each training image that --bad-images skip left out
+    notes: list[str]  # what the run should say at its start and end
     judge: nn.Module | None = None
     extractors: dict[str, nn.Module] = field(default_factory=dict)
     metrics: dict[str, nn.Module] = field(default_factory=dict)
@@ -70,7 +71,8 @@ def build_experiment(config: Config) -> Experiment:
     configs.choose(config.judge, JUDGES, "judge")
     if config.compile:
         check_compile(device)
-    learners = build_learners(config, device)
+    notes: list[str] = []
+    learners = build_learners(config, device, notes)
     for path in config.judge_weights + config.extractor_weights:  # those that this run has no use for too
         read_backbone_file(path)
     patches, left_out = build_patches(config)
@@ -91,6 +93,7 @@ def build_experiment(config: Config) -> Experiment:
         first_step,
         last_step,
         left_out,
+        notes,
     )
 
 
