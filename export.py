@@ -120,8 +120,8 @@ def load_spandrel(path: Path) -> Run:
     found = spandrel.ModelLoader().load_from_state_dict(load_file(path)).eval()
     padded = [found.size_requirements.get_padding(w, h) for h, w in SIZES]
     if any(map(any, padded)):  # its own call pads, and clamps
-        return found
-    return lambda lr: found._call_fn(found.model, lr.clone())
+        return lambda lr: found(lr.clone())
+    return lambda lr: found._call_fn(found.model, lr.clone())  # its RCAN writes into what it is given
 
 
 def write_edsr(source: Source) -> bytes:
@@ -259,10 +259,9 @@ def report(source: Source, to: str, path: Path, difference: float) -> None:
     name = source.net.architecture if model.startswith(PREFIX) else model
     file = shlex.quote(str(path))
     print(f"{name} x{scale}, {source.metadata['loss']} ({source.metadata['checkpoint']}): {path}")
-    print(
-        f"{path.stat().st_size / 2**20:.1f} MiB; run by {FORMATS[to].checked_by}, its images are the run's to", end=" "
-    )
-    print(f"{difference:.1e} of [0,1]" + (" (half precision)" if source.half else ""))
+    size = f"{path.stat().st_size / 10**6:.2g} MB"
+    print(f"{size}, checked: run by {FORMATS[to].checked_by}, its images differ from the run's by", end=" ")
+    print(f"at most {difference:.1e} of [0,1]" + (" (half precision)" if source.half else ""))
     use = {
         "safetensors": f"python train.py --init {file}",
         "onnx": f"onnxruntime.InferenceSession({str(path)!r}).run(None, {{'lr': lr}})    lr: float32 (1,3,h,w)",

@@ -219,4 +219,4 @@ def to_spandrel(model: str, scale: int, options: Mapping | None, state_dict: Map
         theirs = {name: value for name, value in state_dict.items() if name != "mean"}
         halved = {name: 0.5 * theirs[name] for name in ("conv_last.weight", "conv_last.bias")}
         return theirs | halved | {"conv_first.weight": 2 * theirs["conv_first.weight"]}
-    raise ValueError(f"spandrel has no {model}; {others}" + (", or --to edsr" if model == "EDSR" else ""))
+    raise ValueError(f"spandrel has no {model}; use --to onnx, safetensors{' or edsr' if model == 'EDSR' else ''}")

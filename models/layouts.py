@@ -33,7 +33,8 @@ SOURCES = {
     "basicsr": "BasicSR's (RGB, [0,1])",
     "hat": "the HAT authors' (RGB, [0,1])",
 }
-WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict")  # the first there is taken
+# Under which keys files have their weights; of several the first is taken.
+WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 LAST = {"EDSR": "tail.1", "RCAN": "tail.1", "RRDBNet": "conv_last", "SRResNet": "conv_last"}
 
 
@@ -48,10 +49,16 @@ class Imported(NamedTuple):
 
 
 def unwrap(state_dict: Mapping) -> tuple[dict[str, Tensor], str]:
-    """The weights in a file, without DataParallel's "module.", and the key that they were under ("": none)."""
+    """The weights in a file, without DataParallel's "module.", and the key that they were under ("": none).
+
+    Raises ValueError if there are none.
+    """
     key = next((key for key in WRAPPERS if isinstance(state_dict.get(key), Mapping)), "")
     weights = dict(state_dict[key] if key else state_dict)
-    if weights and all(str(name).startswith("module.") for name in weights):
+    if not weights or not all(isinstance(x, Tensor) and isinstance(n, str) for n, x in weights.items()):
+        found = ", ".join(map(str, weights))[:160] or "nothing"
+        raise ValueError(f"expected the tensors of a state dict by their names, found {found}")
+    if all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
     return weights, key
 
@@ -67,7 +74,11 @@ def sources_of(weights: StateDict) -> list[str]:
         return ["rcan"]
     if any(all(name in weights for name in names) for names in BASICSR):
         return ["basicsr"]
-    return ["tlw", "edsr"] if kind == "EDSR" else []
+    if kind != "EDSR":
+        return []
+    # Whoever trains with a mean shift of the usual scale leaves 1 there; ours for the EDSR authors' code is another.
+    shift = weights.get("sub_mean.weight", torch.ones(1))
+    return ["tlw", "edsr"] if shift.flatten()[0] == 1 else ["edsr"]
 
 
 def import_weights(
@@ -83,8 +94,6 @@ def import_weights(
     Raises ValueError if it is of no known kind, or could be of two.
     """
     weights, key = unwrap(content)
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"holds no state dict of tensors, but {', '.join(map(str, content))[:160] or 'nothing'}")
     found = sources_of(weights)
     if source is None and len(found) > 1:
         choices = " or ".join(f"--source {name} for {SOURCES[name]}" for name in found)
@@ -102,7 +111,7 @@ def import_weights(
     assumed = [f"{SOURCES[found[0]]} layout by its names"] if source is None else []
     assumed += [f"the weights under {key}"] if key else []
     if scale is not None and imported.scale not in (None, scale):
-        raise ValueError(f"is x{imported.scale}, not x{scale}; leave --scale out")
+        raise ValueError(f"is x{imported.scale}, not --scale {scale}; leave that out")
     return imported._replace(scale=imported.scale or scale, assumed=assumed + imported.assumed)
 
 

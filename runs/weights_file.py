@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from models.export import split_safetensors
-from models.layouts import Imported, import_weights
+from models.layouts import Imported, import_weights, unwrap
 from models.spandrel_network import PREFIX
 
 from .checkpoint import load_checkpoint
@@ -30,7 +30,7 @@ def read_spandrel_file(model: str) -> Mapping:
     """The weights in the FILE of a model called "spandrel:FILE". Raises ValueError."""
     path = Path(model.removeprefix(PREFIX))
     try:
-        return read_weights_file(path)[0]
+        return unwrap(read_weights_file(path)[0])[0]
     except ValueError as error:
         raise ValueError(f"--model {model}: {error}") from None
 

@@ -361,15 +361,15 @@ def test_val(place, capsys, words, expected, alex_file):
 @pytest.mark.parametrize(
     "words, expected",
     [
-        ("", "source"),
+        ("", "path"),
         ("nowhere", "nowhere: expected an existing file or folder"),
         ("empty", "empty: no SRModel_"),
         ("garbage.pth", "garbage.pth: cannot be read as a checkpoint"),
         ("bomb.pth", "bomb.pth: cannot be read as a checkpoint"),
         ("list.pth", "list.pth: expected a checkpoint, found a list"),
-        ("unknown.pth", "something unknown"),
+        ("unknown.pth", "unknown.pth: names like x; expected one of: the TLW authors'"),
         ("unknown.pth", "unknown.pth"),
-        ("official --scale 3", "--scale 3: official/SRModel_l1_best.pth is x2"),
+        ("official --scale 3", "official/SRModel_l1_best.pth: is x2, not --scale 3"),
         ("official --scale 5", "--scale"),
         ("official --modelpath run", "--modelpath run: holds a run"),
         ("official --modelpth x", "did you mean --modelpath?"),

@@ -51,7 +51,7 @@ def read_initial(config: Mapping) -> Initial:
         if given:
             raise ValueError(f"one network, not a run; leave out {' and '.join(given)}")
         if str(config.get("model")).startswith(PREFIX):
-            net = SpandrelNetwork(read_weights_file(path)[0])
+            net = SpandrelNetwork(unwrap(read_weights_file(path)[0])[0])
             return Initial(str(path), str(config["model"]), net.scale, {}, net.state_dict())
         _refuse_two_sources(path)
         imported = import_file(path)
@@ -156,7 +156,7 @@ def begin_from(net: nn.Module, config: Config) -> tuple[Initial, str]:
     initial = read_initial({name: getattr(config, name) for name in ("model", "init", "init_loss", "init_best")})
     ours, theirs = (name.split(":")[0].removesuffix("-TLW") for name in (config.model, initial.model))
     if ours != theirs:
-        raise ValueError(f"--init {config.init}: a network {initial.model}; expected {config.model}")
+        raise ValueError(f"--init {config.init}: is of {initial.model}; expected {config.model}, as --model says")
     weights = dict(initial.weights)
     if config.model in FIRST:
         chosen = [(o or {}).get("padding", "grey") for o in (initial.options, config.model_options)]
@@ -168,12 +168,12 @@ def begin_from(net: nn.Module, config: Config) -> tuple[Initial, str]:
     own = net.state_dict()
     learned = [name for name, value in own.items() if value.is_floating_point()]
     taken = {name: weights[name] for name in learned if name in weights and weights[name].shape == own[name].shape}
-    if not taken:
+    if not any(x.ndim > 1 for x in taken.values()):  # a bias of three colours fits anywhere
         raise ValueError(f"--init {config.init}: nothing of it fits {config.model} x{config.scale} with these options")
     net.load_state_dict(own | taken)
     note = f"init: {len(taken)} of {len(learned)} tensors from {initial.label}"
     fresh = _grouped(name for name in learned if name not in taken)
-    left_out = _grouped(name for name, x in weights.items() if name not in own and x.is_floating_point())
+    left_out = _grouped(name for name, x in weights.items() if name not in taken and x.is_floating_point())
     return initial, "; ".join([note, *(f"{line} fresh" for line in fresh), *(f"{line} left out" for line in left_out)])
 
 

@@ -190,9 +190,10 @@ def build_learners(config: Config, device: torch.device, notes: list[str] | None
         if initial is not None and config.init_weighting and loss.weighting is not None:
             begin_weighting_from(initial, loss.weighting)
         learners.append(Learner(name, copy.deepcopy(net), loss, variant, device))
+    if config.init_weighting and not is_path(config.init):
+        raise ValueError(f"--init-weighting beside --init {config.init}: expected --init RUN")
     if config.init_weighting and all(learner.loss.weighting is None for learner in learners):
         raise ValueError(f"--init-weighting: none of {' '.join(config.losses)} has a weighting network; leave it out")
-    configs.expect(not config.init_weighting or is_path(config.init), "init_weighting", "", "--init RUN beside it")
     return learners
 
 
