@@ -76,9 +76,9 @@ def sources_of(weights: StateDict) -> list[str]:
         return ["basicsr"]
     if kind != "EDSR":
         return []
-    # Whoever trains with a mean shift of the usual scale leaves 1 there; ours for the EDSR authors' code is another.
-    shift = weights.get("sub_mean.weight", torch.ones(1))
-    return ["tlw", "edsr"] if shift.flatten()[0] == 1 else ["edsr"]
+    shift = weights.get("sub_mean.weight", torch.zeros(9))
+    ours = shift.numel() == 9 and torch.allclose(shift.reshape(3, 3).float(), 2 / 255 * torch.eye(3), atol=1e-6)
+    return ["edsr"] if ours else ["tlw", "edsr"]  # ours: what export.py writes for the EDSR authors' code
 
 
 def import_weights(
