@@ -10,20 +10,44 @@ The images are those of the original, exactly but for rounding. What is converte
 """
 
 import argparse
-import shlex
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import configs
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; a wrong one ends the program with exit code 2."""
+    about, examples = __doc__.split("\n\n", 1)
+    parser = configs.OneLineParser(prog="convert.py", description=about, epilog=f"examples:\n{examples}")
+    parser.add_argument("path", type=configs.typed_path, help="a folder of the TLW authors' files, or one file")
+    names = ("tlw", "edsr", "rcan", "basicsr", "hat")  # of models.layouts.SOURCES
+    parser.add_argument("--source", choices=names, help="whose it is (default: by its names, and said)")
+    parser.add_argument(
+        "--res-scale", type=float, metavar="X", help="EDSR's residual scaling (default: the authors' for its size)"
+    )
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="needed for VDSR, whose weights do not tell it")
+    parser.add_argument(
+        "--modelpath",
+        type=configs.typed_path,
+        metavar="DIR",
+        help="the run to write; default: the next free in checkpoints/",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+    parse(None)
+
 from losses.uncertainty import UncertaintyHead
 from losses.weighting import WeightingNet
 from models import build_network, model_id, released
-from models.layouts import SOURCES, Imported, unwrap
+from models.layouts import Imported, unwrap
 from runs.atomic import write_or_report
 from runs.checkpoint import SR_NETWORK, check_weights, load_checkpoint, load_network, serialize
 from runs.folder import check_new_run, next_run_dir
-from runs.output import escape_unencodable_output
+from runs.output import escape_unencodable_output, script_command
 from runs.weights_file import import_file, read_weights_file
 
 # By the tags in the authors' file names; that of their UHAT is not known, and udl is named after the others.
@@ -129,17 +153,10 @@ def convert(args: argparse.Namespace) -> tuple[configs.Config, dict[str, dict], 
 
 
 def main(argv: list[str] | None = None) -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = configs.OneLineParser(prog="convert.py", description=__doc__, formatter_class=raw)
-    parser.add_argument("path", type=Path, help="a folder of the TLW authors' files, or one file")
-    sources = ", ".join(f"{name}: {what}" for name, what in SOURCES.items())
-    parser.add_argument("--source", choices=tuple(SOURCES), help=f"whose it is ({sources}); default: by its names")
-    parser.add_argument("--res-scale", type=float, help="EDSR's residual scaling (default: the authors' for its size)")
-    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="needed for VDSR, whose weights do not tell it")
-    parser.add_argument("--modelpath", help="the run to write; default: the next free in checkpoints/")
-    args = parser.parse_args(argv)
+    args = parse(argv)
     with configs.one_line_errors("convert.py"):
-        configs.expect(args.path.exists(), "source", args.path, "an existing file or folder")
+        args.path = Path(args.path)
+        configs.expect(args.path.exists(), "path", args.path, "an existing file or folder")
         if args.res_scale is not None:
             configs.expect(0 < args.res_scale <= 1, "res_scale", args.res_scale, "a number above 0, up to 1")
         config, best, last = convert(args)
@@ -153,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     if not all(write_or_report("convert.py", run / name, content) for name, content in contents.items()):
         raise SystemExit(1)
     print(f"{config.model} x{config.scale}: {len(best)} best and {len(last)} last networks written to {run}")
-    print(f"next: python val.py --modelpath {shlex.quote(str(run))}{' --best' if best else ''} --folder DIR")
+    print(f"next: {script_command('val.py', '--modelpath', run, *['--best'] * bool(best))} --folder DIR")
 
 
 if __name__ == "__main__":

@@ -3,20 +3,47 @@
     python export.py --best --loss L1+TLW --to onnx         for onnxruntime, chaiNNer and others; any height and width
     python export.py --best --loss L1+TLW --to spandrel     for spandrel, ComfyUI, chaiNNer: RCAN, HAT, RRDBNet
     python export.py --best --loss L1 --to edsr             for the EDSR authors' code, which takes [0,255]
-    python export.py --best --loss L1 --to safetensors      for this project: infer.py, --init
+    python export.py --best --loss L1 --to safetensors      for this project: infer.py --weights, train.py --init
 
 The file is loaded by the program it is for and compared with the run's network; what cannot be exact is refused. What
 is converted, and how, is in models/export.py.
 """
 
 import argparse
+
+import configs
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; a wrong one ends the program with exit code 2."""
+    about, examples = __doc__.split("\n\n", 1)
+    parser = configs.OneLineParser(prog="export.py", description=about, epilog=f"examples:\n{examples}")
+    path = configs.typed_path
+    parser.add_argument(
+        "--modelpath", type=path, metavar="DIR", help="folder of a run (default: the newest in checkpoints/)"
+    )
+    parser.add_argument("--loss", metavar="LOSS", help="which of its networks (default: the only one)")
+    parser.add_argument("--best", action="store_true", help="its best epoch (default: the last one)")
+    formats = ("safetensors", "onnx", "spandrel", "edsr")
+    parser.add_argument("--to", required=True, choices=formats, help="what it is for, see below")
+    parser.add_argument("--fp16", action="store_true", help="half the size; images differ a little, said at the end")
+    parser.add_argument(
+        "-o", "--output", type=path, metavar="FILE", help="default: export_LOSS_... in the run's folder"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+    parse(None)
+
 import io
 import json
 import os
 import shlex
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +51,6 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-import configs
 from configs import Config
 from models.export import (
     UnitRange,
@@ -43,12 +69,15 @@ from models.spandrel_network import PREFIX
 from runs.atomic import write_or_report
 from runs.checkpoint import load_networks, load_states
 from runs.folder import newest_run_dir
-from runs.output import escape_unencodable_output
+from runs.output import escape_unencodable_output, script_command
 from runs.weights_file import read_weights_file
 
 SIZES = ((24, 40), (33, 21))  # of the LR images that files are compared on: multiples of HAT's windows, and none
 FP32, FP16 = 1e-5, 2e-2  # the largest difference, of [0,1] or of the network's largest value beyond it
-PATHS = ("trainpath", "lrpath", "valpath", "vallrpath", "judge_weights", "extractor_weights", "init", "model")
+PATHS = {field.name for field in fields(Config) if field.metadata["path"]} | {
+    "model",
+    "device",
+}  # nobody else's concern
 
 Run = Callable[[Tensor], Tensor]  # (1,3,h,w) in [0,1] -> (1,3,s*h,s*w), not clamped
 
@@ -223,16 +252,7 @@ def export(source: Source, to: Format, path: Path) -> float | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = configs.OneLineParser(prog="export.py", description=__doc__, formatter_class=raw)
-    parser.add_argument("--modelpath", help="folder of a run (default: the newest in checkpoints/)")
-    parser.add_argument("--loss", help="which of its networks (default: the only one)")
-    parser.add_argument("--best", action="store_true", help="its best epoch (default: the last one)")
-    parser.add_argument("--to", required=True, choices=tuple(FORMATS), help="what it is for, see above")
-    parser.add_argument("--fp16", action="store_true", help="half the size; images differ a little, said at the end")
-    parser.add_argument("--output", metavar="FILE", help="default: export_LOSS_... in the run's folder")
-    parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
-    args = parser.parse_args(argv)
+    args = parse(argv)
     to = FORMATS[args.to]
     with configs.one_line_errors("export.py"):
         configs.expect(args.modelpath != "", "modelpath", '""', "a run's folder; leave it out for the newest")
@@ -257,17 +277,16 @@ def report(source: Source, to: str, path: Path, difference: float) -> None:
     model, scale, options = source.identity
     edsr = defaults_of("EDSR") | dict(options or {})
     name = source.net.architecture if model.startswith(PREFIX) else model
-    file = shlex.quote(str(path))
     print(f"{name} x{scale}, {source.metadata['loss']} ({source.metadata['checkpoint']}): {path}")
     size = f"{path.stat().st_size / 10**6:.2g} MB"
     print(f"{size}, checked: run by {FORMATS[to].checked_by}, its images differ from the run's by", end=" ")
     print(f"at most {difference:.1e} of [0,1]" + (" (half precision)" if source.half else ""))
     use = {
-        "safetensors": f"python train.py --init {file}",
+        "safetensors": script_command("train.py", "--init", path),
         "onnx": f"onnxruntime.InferenceSession({str(path)!r}).run(None, {{'lr': lr}})    lr: float32 (1,3,h,w)",
         "spandrel": f"spandrel.ModelLoader().load_from_file({str(path)!r})",
-        "edsr": f"python main.py --test_only --pre_train {file} --scale {scale} --n_resblocks {edsr['blocks']} "
-        f"--n_feats {edsr['channels']} --res_scale 1 --rgb_range 255    (EDSR-PyTorch)",
+        "edsr": f"python main.py --test_only --pre_train {shlex.quote(str(path))} --scale {scale} "
+        f"--n_resblocks {edsr['blocks']} --n_feats {edsr['channels']} --res_scale 1 --rgb_range 255    (EDSR-PyTorch)",
     }
     print(f"next: {use[to]}")
 

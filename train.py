@@ -8,7 +8,6 @@ Trainable Loss Weights, arXiv 2301.10575: `em_step` below is its Algorithm 1. Ex
 2 bad input; 128 + its number: stopped by SIGINT, SIGTERM or SIGUSR1, all saved.
 """
 
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,11 +16,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import configs
+from runs.folder import newest_run_dir
+from runs.output import ignore_output_errors, script_command
+
+if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+    ignore_output_errors()
+    configs.check_command_line(newest_run_dir)
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import configs
 import val
 from configs import Config
 from data import ImageReadError, ResumableBatchSampler, load_batches
@@ -33,13 +39,13 @@ from runs.atomic import write_or_report
 from runs.checkpoint import serialize
 from runs.folder import check_new_run, checkpoint_stamp, next_run_dir
 from runs.lock import check_unlocked
-from runs.output import ignore_output_errors
 from runs.writer import NullWriter, RunWriter
 from training import distributed, stop_signals
 from training.device import fast_memory_format
+from training.divergence import DivergenceWatch
 from training.experiment import add_teachers, build_experiment
 from training.figures import weight_maps
-from training.initial import network_settings, with_absolute_paths
+from training.initial import network_settings
 from training.learner import Learner
 from training.outcome import outcome_of
 from training.reporter import Reporter, missing_controls
@@ -82,17 +88,15 @@ class Trainer:
     """A training: its experiment, its state, the loop, and what it writes. Building one checks all input."""
 
     def __init__(self, config: Config):
-        self.config = config = with_absolute_paths(config)
         self.experiment = build_experiment(config)
+        self.config = config = self.experiment.config
         self.state = TrainingState(self.experiment)
         folder = Path(config.modelpath) if config.modelpath else next_run_dir(config.model, config.scale)
         self.writer = (RunWriter if distributed.is_main_process() else NullWriter)(folder)
         if small := self.experiment.small_images:
             total = len(self.experiment.patches.pairs)
             self.writer.notes.append(f"{small} of {total} images are smaller than --patch {config.patch}: left out")
-        for note in self.experiment.notes:
-            self.writer.notes.append(note)
-            print(note)
+        self.writer.notes += self.experiment.notes
         check_unlocked(folder)
         if config.load:
             for note in self.state.resume(folder):
@@ -107,6 +111,7 @@ class Trainer:
         self.report = Reporter(self.experiment, self.state, self.writer)
         self.reference_cache = ReferenceCache()
         self.skipped_in_a_row = 0
+        self.divergence = DivergenceWatch([learner.name for learner in self.experiment.learners], config.log_every)
         self.waited = 0.0  # seconds, for images to train on
         self.stop_requested = lambda: None  # the signal that asks the run to stop
 
@@ -132,7 +137,9 @@ class Trainer:
     def run_epochs(self) -> None:
         """The steps and validations that are left."""
         state, epoch_steps, last_step = self.state, self.experiment.epoch_steps, self.experiment.last_step
+        began = time.monotonic()
         batches = self.batches()
+        self.waited += time.monotonic() - began  # processes that load images take a while to start
         stop_signals.survive_worker_death()
         self.report.log_notes()
         self.count_skipped()
@@ -161,11 +168,13 @@ class Trainer:
                     learner.set_learning_rate(lr_at_step(learner.config, *place))
                     learner.loss.begin_step(state.step)
                 values = train_step(e.learners, e.judge, e.extractors, lr, hr, age, config.precision)
+                self.divergence.add({name: loss for name, (_, loss) in values.items()})
                 state.step += 1
                 state.validated = state.step < stop
                 bar.update(config.batchsize)
                 if state.step % config.log_every == 0 or state.step == stop:  # reading values waits for the device
                     self.report.losses(bar, values, age, lr_at_step(config, *place))
+                    self.check_divergence(age)
                 if before or e.device.type == "cpu" or state.step % config.max_skipped == 0:  # so does counting
                     self.count_skipped()
                 if before and self.skipped_in_a_row > config.max_skipped:
@@ -253,6 +262,16 @@ class Trainer:
             raise ImageReadError(next(filter(None, distributed.all_gather(unreadable))))
         if news:
             self.report.left_out(chain.from_iterable(distributed.all_gather(replaced)))
+
+    def check_divergence(self, epoch: float) -> None:
+        """Say, log and note which networks diverge; raises FloatingPointError with --on-divergence stop."""
+        phases = {learner.name: learner.loss.phase(epoch) for learner in self.experiment.learners}
+        for line in self.divergence.check(self.state.step, phases):
+            self.writer.log(step=self.state.step, note=line)
+            if self.config.on_divergence == "stop":
+                raise FloatingPointError(line)
+            self.writer.notes.append(line)
+            print(f"\n{line}", flush=True)
 
     def count_skipped(self) -> None:
         """Read from the device how many steps in a row were skipped, by the learner with the most."""
@@ -346,7 +365,7 @@ def final_evaluation(trainer: Trainer) -> int:
         remedy = "lower --learning-rate, or add --clip-grad"
         print(f"train.py: error: {' '.join(lost)}: no validation was finite; {remedy}", file=sys.stderr)
         return 1
-    command = f"python val.py --modelpath {shlex.quote(str(folder))} --best"
+    command = script_command("val.py", "--modelpath", folder, "--best")
     weighted = {x.name: (x.net, x.loss.weighting) for x in e.learners if x.loss.weighting is not None}
     with stop_signals.exit_on_signal(f"the run is complete; next: {command}"):
         try:
@@ -372,7 +391,7 @@ def main(argv: list[str] | None = None) -> None:
     with distributed.process_group():
         with stop_signals.exit_on_signal("nothing was begun, nor written"):
             with distributed.raise_on_any_rank(), configs.one_line_errors("train.py"):
-                trainer = Trainer(configs.load(argv, complete=network_settings))
+                trainer = Trainer(configs.load(argv, newest_run_dir, network_settings))
             print(trainer.report.start())
         code, is_main = run_training(trainer), distributed.is_main_process()
     if code == 0 and is_main:
@@ -382,5 +401,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    ignore_output_errors()
     main()

@@ -82,6 +82,11 @@ def to_safetensors(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]
     return save(tensors, {**metadata, "checksum": checksum(state_dict)})
 
 
+def is_our_export(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
+    """Whether a file of these tensors and metadata is one of to_safetensors."""
+    return "network" in metadata and all(name.startswith("network.") for name in tensors)
+
+
 def split_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, int, dict, dict]:
     """What to_safetensors wrote -> the network's name, scale, options and state dict in float32.
 

@@ -11,7 +11,6 @@ size, so that a training can go on with the usual learning rate.
 was checked against spandrel 0.4 and, in the tests, against networks written from the papers.
 """
 
-import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import SR_MODELS, released
+from . import option_defaults, released
 from .padding import DIV2K_MEAN, padding_colour
 
 StateDict = Mapping[str, Tensor]
@@ -175,12 +174,7 @@ def options_of(model: str, w: StateDict) -> dict:
 
 def defaults_of(model: str) -> dict:
     """The options of our network `model` with their defaults."""
-    parameters = inspect.signature(SR_MODELS[model]).parameters
-    return {
-        name: list(p.default) if isinstance(p.default, tuple) else p.default
-        for name, p in parameters.items()
-        if name != "scale"
-    }
+    return {name: list(x) if isinstance(x, tuple) else x for name, x in option_defaults(model).items()}
 
 
 def without_defaults(model: str, options: Mapping) -> dict:

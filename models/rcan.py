@@ -7,8 +7,9 @@ own x4 network upsamples in two steps of x2: upsample=two-step. Parameter names 
 
 from torch import Tensor, nn
 
+from .base import SRNetwork
 from .padding import padding_colour
-from .upsample import STEPS, PixelShuffleUpsampler, check_scale
+from .upsample import STEPS, PixelShuffleUpsampler
 
 
 class ChannelAttention(nn.Module):
@@ -57,7 +58,7 @@ class ResidualGroup(nn.Module):
         return x + self.body(x)
 
 
-class RCAN(nn.Module):
+class RCAN(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped. padding: see models/padding.py."""
 
     def __init__(
@@ -70,14 +71,10 @@ class RCAN(nn.Module):
         upsample: str = "one-step",
         padding: str = "grey",
     ) -> None:
-        super().__init__()
-        check_scale(scale, "RCAN")
+        super().__init__(scale, feature_channels=channels)
         steps = {"one-step": (scale,), "two-step": STEPS[scale]}
         if upsample not in steps:
             raise ValueError(f"upsample={upsample!r} is not known; use {' or '.join(steps)}")
-        self.scale = scale
-        self.feature_channels = channels
-        self.feature_scale = 1
         self.register_buffer("padding", padding_colour(padding), persistent=False)
         self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1))
         self.body = nn.Sequential(
@@ -89,20 +86,8 @@ class RCAN(nn.Module):
         )
 
     def forward_features(self, lr: Tensor) -> Tensor:
-        """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
         x = self.head(lr - self.padding)
         return x + self.body(x)
 
-    forward_body = forward_features
-
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
-        """The body's features and the lr they come from -> sr."""
         return self.tail(features)
-
-    def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """sr and the features it was made from, in one pass: what a second head on the body needs."""
-        features = self.forward_features(lr)
-        return self.forward_head(lr, features), features
-
-    def forward(self, lr: Tensor) -> Tensor:
-        return self.forward_with_features(lr)[0]

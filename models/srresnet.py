@@ -5,15 +5,17 @@ later work (Dual Perceptual loss among it). Parameter names are BasicSR's.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import SRNetwork
 from .padding import padding_colour
-from .upsample import STEPS, check_scale, shuffled
+from .upsample import STEPS, conv_pixel_shuffle
 
 
-def init_small(convs: Iterable[nn.Conv2d]) -> None:
+def init_small(convs: Iterable[Any]) -> None:
     """Give convolutions weights of a tenth of Kaiming's size and no bias, in place, so that residuals start small.
 
     From torch's global random stream. ESRGAN (arXiv 1809.00219, section 3.1) says why: deep networks train easier.
@@ -36,7 +38,7 @@ class ResBlock(nn.Module):
         return x + self.conv2(F.relu(self.conv1(x), inplace=True))
 
 
-class SRResNet(nn.Module):
+class SRResNet(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped: bilinear upsampling and what it lacks.
 
     With padding=black it is BasicSR's in [0,1] exactly: see models/padding.py. Raises ValueError where the scale is not
@@ -44,12 +46,7 @@ class SRResNet(nn.Module):
     """
 
     def __init__(self, scale: int, channels: int = 64, blocks: int = 16, padding: str = "grey") -> None:
-        super().__init__()
-        check_scale(scale, "SRResNet")
-        self.scale = scale
-        self.feature_channels = channels
-        self.feature_scale = 1
-        self.receptive_radius = 2 * blocks + 3
+        super().__init__(scale, feature_channels=channels, receptive_radius=2 * blocks + 3)
         self.register_buffer("padding", padding_colour(padding), persistent=False)
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)))
@@ -60,24 +57,13 @@ class SRResNet(nn.Module):
         init_small(layer for layer in self.modules() if isinstance(layer, nn.Conv2d))
 
     def forward_features(self, lr: Tensor) -> Tensor:
-        """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
         return self.body(F.leaky_relu(self.conv_first(lr - self.padding), 0.1))
 
-    forward_body = forward_features
-
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
-        """The body's features and the lr they come from -> sr."""
         x = features
         for i, factor in enumerate(STEPS[self.scale], start=1):
-            x = F.leaky_relu(shuffled(self.get_submodule(f"upconv{i}"), x, factor), 0.1)
+            conv: Any = self.get_submodule(f"upconv{i}")
+            x = F.leaky_relu(conv_pixel_shuffle(conv, x, factor), 0.1)
         residual = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
         base = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
         return base + residual
-
-    def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """sr and the features it was made from, in one pass: what a second head on the body needs."""
-        features = self.forward_features(lr)
-        return self.forward_head(lr, features), features
-
-    def forward(self, lr: Tensor) -> Tensor:
-        return self.forward_with_features(lr)[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from models.export import split_safetensors
+from models.export import is_our_export, split_safetensors
 from models.layouts import Imported, import_weights, unwrap
 from models.spandrel_network import PREFIX
 
@@ -44,7 +44,7 @@ def import_file(
     """
     content, metadata = read_weights_file(path)
     try:
-        if "network" in metadata and all(name.startswith("network.") for name in content):
+        if is_our_export(content, metadata):
             name, found, options, state = split_safetensors(content, metadata)
             name = f"{name}{path}" if name == PREFIX else name
             return Imported(name, found, options, state, [f"our export of {metadata.get('loss', 'a network')}"])

@@ -1,6 +1,7 @@
 """Training: Algorithm 1 against a naive transcription, independence of the learners, exact resume, the run's files."""
 
 import copy
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -276,13 +277,25 @@ def test_schedules():
     config = configs.Config(learning_rate=0.1, step_epochs=3, step_gamma=0.5, startepoch=2, endepoch=20)
 
     def rates(schedule, *points):
-        settings = configs.dataclasses.replace(config, schedule=schedule, milestones=(4, 6))
+        settings = dataclasses.replace(config, schedule=schedule, milestones=(4, 6))
         return [train.lr_at_step(settings, epoch, step, 8) for epoch, step in points]
 
     assert rates("constant", (2, 0), (19, 8)) == [0.1, 0.1]
     assert rates("step", (2, 0), (4, 0), (5, 0), (8, 0)) == pytest.approx([0.1, 0.1, 0.05, 0.025])
     assert rates("milestones", (2, 3), (2, 4), (9, 5), (2, 6), (2, 7)) == pytest.approx([0.1, 0.05, 0.05, 0.025, 0.025])
     assert rates("cosine", (2, 0), (2, 2), (2, 4), (2, 8)) == pytest.approx([0.1, 0.05 + 0.05 * 0.5**0.5, 0.05, 0])
+
+
+def test_warm_up():
+    """Linear from the first step of the run on, times the schedule."""
+    config = configs.Config(learning_rate=0.1, warmup=4)
+
+    def rates(**settings):
+        return [train.lr_at_step(dataclasses.replace(config, **settings), 0, step, 8) for step in (0, 1, 3, 4, 6)]
+
+    assert rates() == pytest.approx([0.025, 0.05, 0.1, 0.1, 0.1])
+    plain = rates(schedule="cosine", warmup=0)
+    assert rates(schedule="cosine") == pytest.approx([plain[0] / 4, plain[1] / 2, *plain[2:]])
 
 
 def test_the_schedule_reaches_both_optimizers(tiny_args, workplace):
@@ -403,7 +416,7 @@ def test_main_leaves_a_whole_run_behind(tiny_args, workplace, capsys):
     assert config == configs.load(tiny_args)
     out, err = capsys.readouterr()
     assert err == "" and "run: checkpoints/EDSR_x4_001, EDSR x4 on cpu, steps 0 to 2" in out
-    assert "next: python val.py --modelpath checkpoints/EDSR_x4_001 --best" in out
+    assert f"next: python {Path(train.__file__).parent / 'val.py'} --modelpath checkpoints/EDSR_x4_001 --best" in out
 
 
 def test_steps_and_start_epoch(tiny_args, workplace):

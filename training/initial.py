@@ -1,9 +1,7 @@
 """The weights that a training begins from: of a run, of an exported file, or of another toolkit's (--init RUN|FILE)."""
 
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,26 +105,16 @@ def is_path(init: object) -> bool:
     return isinstance(init, str) and init not in configs.INIT_WORDS
 
 
-def with_absolute_paths(config: Config) -> Config:
-    """The settings with the files that init and model name in full, so that a run can be resumed from anywhere."""
-
-    def full(path: str) -> str:
-        return os.path.abspath(os.path.expandvars(os.path.expanduser(path)))
-
-    found = {"init": full(config.init)} if is_path(config.init) else {}
-    if config.model.startswith(PREFIX):
-        found["model"] = PREFIX + full(config.model.removeprefix(PREFIX))
-    return replace(config, **found)
-
-
 def network_settings(values: Mapping) -> dict:
     """The settings model, scale and model_options that the files named by model and init tell, if they are not given.
 
     values: the settings that are given, as configs.load calls it. Raises ValueError.
     """
-    model = values.get("model")
     if values.get("load"):
         return {}
+    texts = {name: values[name] for name in ("init", "model") if isinstance(values.get(name), str)}
+    values = {**values, **{name: configs.expand_path(text) for name, text in texts.items()}}
+    model = values.get("model")
     if is_path(values.get("init")):
         initial = read_initial(values)
         if model not in (None, initial.model):
