@@ -45,6 +45,7 @@ from training.device import fast_memory_format
 from training.divergence import DivergenceWatch
 from training.experiment import add_teachers, build_experiment
 from training.figures import weight_maps
+from training.initial import network_settings
 from training.learner import Learner
 from training.outcome import outcome_of
 from training.reporter import Reporter, missing_controls
@@ -390,7 +391,7 @@ def main(argv: list[str] | None = None) -> None:
     with distributed.process_group():
         with stop_signals.exit_on_signal("nothing was begun, nor written"):
             with distributed.raise_on_any_rank(), configs.one_line_errors("train.py"):
-                trainer = Trainer(configs.load(argv, newest_run_dir))
+                trainer = Trainer(configs.load(argv, newest_run_dir, network_settings))
             print(trainer.report.start())
         code, is_main = run_training(trainer), distributed.is_main_process()
     if code == 0 and is_main:

@@ -351,7 +351,7 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace(args, of_helper, clip, as
     assert_same(before, after)
     final = learner.state_dict()
     assert final["skips"] == [1, 0]
-    moved = [not torch.equal(x, final["net"][name]) for name, x in after["net"].items()]
+    moved = [not torch.equal(x, final["sr_network"][name]) for name, x in after["sr_network"].items()]
     assert all(moved)
 
 

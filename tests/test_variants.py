@@ -58,7 +58,8 @@ def test_values_are_those_of_flags_and_yaml(tmp_path):
 def test_each_setting_is_of_the_run_or_of_a_loss():
     own = {*OPTIMIZER, *chain.from_iterable(TERMS.values())}
     of_run = {
-        "model", "model_options", "scale", "init", "losses", "judge", "judge_weights", "judge_memory",
+        "model", "model_options", "scale", "init", "init_loss", "init_best", "init_weighting", "losses",
+        "judge", "judge_weights", "judge_memory",
         "extractor_weights", "trainpath", "lrpath", "valpath", "vallrpath", "patch", "bad_images", "skip_small",
         "augment", "repeat", "batchsize", "workers", "max_skipped", "startepoch", "endepoch", "steps", "seed",
         "precision", "compile", "device", "modelpath", "load", "save_every", "save_minutes", "metrics", "protocol",

@@ -81,10 +81,11 @@ def build_experiment(config: Config) -> Experiment:
     configs.choose(config.judge, JUDGES, "judge")
     if config.compile:
         check_compile(device)
-    learners = build_learners(config, device)
+    begun_from: list[str] = []
+    learners = build_learners(config, device, begun_from)
     losses = [learner.loss for learner in learners]
     config, notes = resolve_metrics(config, losses)
-    notes += unused_weights(config, losses)
+    notes += begun_from + unused_weights(config, losses)
     cache = image_cache(config)
     patches, left_out = build_patches(config, cache)
     with says_where(config, "valpath", "vallrpath"):
