@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"largest relative difference of output and gradients: {off:.1e}")
     if not off <= TOLERANCE:
         print(
-            f"benchmarks.hat: error: networks apart by {off:.1e}; expected at most {TOLERANCE:.0e}, see the tests of HAT"
+            f"benchmarks.hat: error: networks apart by {off:.1e}; expected at most {TOLERANCE:.0e}, see HAT's tests"
         )
         raise SystemExit(2)
     works = {name: (name, args.groups, lr.shape, args.threads) for name in nets}

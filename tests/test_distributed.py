@@ -374,5 +374,5 @@ def test_torchrun_hands_on_a_signal(args, workplace):
     assert torchrun.wait(60) != 0
     text = Path("said").read_text()
     step = load_checkpoint(Path("run/last.pt"))["step"]
-    assert f"stopped by SIGTERM at step {step}\nto resume: torchrun --nproc-per-node 2 " in text
+    assert f"stopped by SIGTERM at step {step}\n" in text and "to resume: torchrun --nproc-per-node 2 " in text, text
     assert not Path("run/.lock").exists()
