@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -266,7 +267,7 @@ def canonical(values: Mapping, source: str = "settings") -> dict:
     """The values by the names of Config's fields. Raises ValueError for a name that is none, or that comes twice."""
     fields, found = [field.name for field in dataclasses.fields(Config)], {}
     for key, value in values.items():
-        name = choose(ALIASES.get(key, key), fields, f"key in {source}")
+        name = choose(ALIASES.get(str(key), str(key)), fields, f"key in {source}")
         if name in found:
             raise ValueError(f"{source}: {key} and {name} are the same setting; leave one out")
         found[name] = value
@@ -277,7 +278,8 @@ def from_mapping(values: Mapping, source: str = "settings") -> Config:
     """A Config from the names and values of a YAML file or of parsed flags; ValueError names what does not fit."""
     known = {field.name: field for field in dataclasses.fields(Config)}
     values = canonical(values, source)
-    return Config(**{name: convert(known[name], value) for name, value in values.items()})
+    converted: dict[str, Any] = {name: convert(known[name], value) for name, value in values.items()}
+    return Config(**converted)
 
 
 def absolute_paths(config: Config) -> Config:

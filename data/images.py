@@ -6,14 +6,17 @@ import os
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from .photographs import PREFIX, photographs
+
+T = TypeVar("T")
 
 # Named, so that a file in disguise never reaches a reader that starts other programs (EPS starts Ghostscript).
 FORMATS = {
@@ -31,7 +34,7 @@ FORMATS |= {"AVIF": (".avif",)} if features.check("avif") else {}
 SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
 _NAMES = "PNG, JPEG, BMP, WebP, TIFF, PPM, GIF, JPEG 2000 or AVIF"
 _JPEG_MAGIC, _JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Beyond this Pillow suspects a decompression bomb; training images are two orders of magnitude smaller.
 _MAX_PIXELS = 89_478_485
 # As many pixels as 16-bit samples of four channels, and more.
@@ -82,7 +85,7 @@ def list_images(folders: str | Path | Iterable[str | Path]) -> list[Path]:
             raise ValueError(f"{folder} is a file; expected a folder of images, use {folder.parent}")
         if not os.path.isdir(folder):
             raise ValueError(f"folder {folder} does not exist; expected a folder of images, check the path")
-        images = sorted(path for path in _walk(folder) if path.suffix.lower() in SUFFIXES)
+        images = sorted(path for path in walk(folder) if path.suffix.lower() in SUFFIXES)
         if not images:
             others = "".join(f"; {line}" for line in passed_over(folder))
             raise ValueError(f"no images in {folder}; expected {_NAMES} files, check the path{others}")
@@ -94,7 +97,7 @@ def passed_over(folders: str | Path | Iterable[str | Path]) -> list[str]:
     """A line for each folder with files that `list_images` leaves out, with their number by suffix."""
     lines = []
     for folder in [folders] if isinstance(folders, str | Path) else folders:
-        files = [] if str(folder).startswith(PREFIX) else _walk(Path(folder))
+        files = [] if str(folder).startswith(PREFIX) else walk(Path(folder))
         counts = Counter(path.suffix.lower() or "no suffix" for path in files)
         others = [f"{count} {suffix}" for suffix, count in counts.most_common() if suffix not in SUFFIXES]
         if others:
@@ -103,7 +106,9 @@ def passed_over(folders: str | Path | Iterable[str | Path]) -> list[str]:
     return lines
 
 
-def _walk(folder: Path) -> Iterable[Path]:
+def walk(folder: Path) -> Iterable[Path]:
+    """The files below a folder that `list_images` chooses from, in no order. Raises ValueError."""
+
     def refuse(error: OSError):
         raise ValueError(f"cannot list folder {error.filename}: {error.strerror}; make it readable or remove it")
 
@@ -129,8 +134,13 @@ def read_rgb(path: str | Path) -> np.ndarray:
     Raises ValueError("cannot read image <path>: <reason>; remove or replace it") for whatever else: missing,
     empty, truncated or damaged files, float or other samples, sizes of a decompression bomb, pipes and devices.
     """
+    return read_with(_decode, path)
+
+
+def read_with(decode: Callable[[bytes], T], path: str | Path) -> T:
+    """decode(the file's bytes); whatever that raises becomes the ValueError that `read_rgb` tells of."""
     try:
-        return _decode(_contents(Path(path)))
+        return decode(_contents(Path(path)))
     except UnidentifiedImageError:
         reason = f"not a {_NAMES} image, or damaged"
     except OSError as error:
@@ -150,27 +160,14 @@ def _contents(path: Path) -> bytes:
 
 
 def _decode(data: bytes) -> np.ndarray:
-    if not data:
-        raise ValueError("the file is empty")
     inverted = False
     image = None
-    if data.startswith(_TIFF_MAGIC):
+    if data.startswith(TIFF_MAGIC):
         from .tiff import inspect_tiff  # here, because TIFF is rare and the import is slow
 
         image, inverted = inspect_tiff(data)
-    if data.startswith(b"RIFF") and data[8:16] == b"WEBPVP8X":  # Pillow makes room for all its pixels on opening
-        check_size(*(1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27)))
     if image is None:
-        image = Image.open(BytesIO(data), formats=tuple(FORMATS))
-        check_size(*image.size)
-        if data.startswith(_JPEG_MAGIC):
-            scans = data.count(_JPEG_SCAN)
-            if scans * image.width * image.height > _MAX_SCANNED:
-                raise ValueError(f"{scans} scans of {image.width}x{image.height} pixels, as in a decompression bomb")
-        if image.format == "PNG":
-            # Decoding alone does not look at the check sums; verify() leaves the image unusable.
-            image.verify()
-            image = Image.open(BytesIO(data), formats=tuple(FORMATS))
+        image = open_image(data)
     deep = image.format == "PPM"  # whose mode "I" is 16-bit grey, scaled to all of 16 bits
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I" and deep:
@@ -181,6 +178,28 @@ def _decode(data: bytes) -> np.ndarray:
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # straight to RGB Pillow warns of transparency that it drops
     return np.array(image.convert("RGB"))
+
+
+def open_image(data: bytes, formats: tuple[str, ...] = tuple(FORMATS)) -> Image.Image:
+    """The image in a file's bytes, its size and check sums found good but its pixels not decoded yet.
+
+    Raises ValueError for sizes of a decompression bomb, and what Pillow does for damaged files and other formats.
+    """
+    if not data:
+        raise ValueError("the file is empty")
+    if data.startswith(b"RIFF") and data[8:16] == b"WEBPVP8X":  # Pillow makes room for all its pixels on opening
+        check_size(*(1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27)))
+    image = Image.open(BytesIO(data), formats=formats)
+    check_size(*image.size)
+    if data.startswith(_JPEG_MAGIC):
+        scans = data.count(_JPEG_SCAN)
+        if scans * image.width * image.height > _MAX_SCANNED:
+            raise ValueError(f"{scans} scans of {image.width}x{image.height} pixels, as in a decompression bomb")
+    if image.format == "PNG":
+        # Decoding alone does not look at the check sums; verify() leaves the image unusable.
+        image.verify()
+        image = Image.open(BytesIO(data), formats=formats)
+    return image
 
 
 def check_size(width: int, height: int) -> None:

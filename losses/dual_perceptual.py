@@ -9,7 +9,7 @@ ResNet-50. So the second term is always 1/mu of the first: the larger mu, the le
 authors' code multiplies the ratio by 1/mu instead, which is the same up to eps. With one extractor it is L_a alone,
 the perceptual loss of SRGAN and ESRGAN.
 
-eps keeps the weight finite where L_b is 0: there L_b's own derivative is 0, and so is the second term's. (The code's
+eps keeps the weight finite if L_b is 0: there L_b's own derivative is 0, and so is the second term's. (The code's
 ResNet normalises by the statistics of each batch; the extractors that this loss is given are frozen, in eval mode.)
 """
 
@@ -22,7 +22,7 @@ from .target import Target
 
 
 class DualPerceptual(Loss):
-    """The loss of one or two feature extractors, by their names in target.features."""
+    """Dual Perceptual loss of one or two feature extractors, by their names in target.features."""
 
     def __init__(self, extractors: tuple[str, ...], mu: float = 0.5, eps: float = 1e-6):
         super().__init__()

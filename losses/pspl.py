@@ -1,16 +1,16 @@
-"""Pixel-level self-paced learning: badly reconstructed pixels first, the others as the training grows older.
+"""Pixel-level self-paced learning: badly reconstructed pixels first, the others in later epochs.
 
 Lin et al., "Pixel-Level Self-Paced Learning for Super-Resolution", ICASSP 2020, arXiv 2003.03113:
 
-    w = max * exp(-((SSIM(hr, sr) + 1) / sigma)^2),  sigma = alpha * age + beta,  loss = mean error of w*sr to w*hr
+    w = max * exp(-((SSIM(hr, sr) + 1) / sigma)^2),  sigma = alpha * epoch + beta,  loss = mean error of w*sr to w*hr
 
-per pixel and channel, w a constant, age in epochs. As in the authors' code, MSE squares w, and SSIM's map is that
+per pixel and channel, w a constant. As in the authors' code, MSE squares w, and SSIM's map is that
 of an 11x11 Gaussian window (sigma 1.5) on the zero-padded image. Two differences from that code:
 
 - It takes SSIM of images in [0,255] with the constants of images in [0,1] (0.01^2 and 0.03^2). Next to variances of
   such images these are nothing, so that flat areas have the SSIM of their rounding errors. Here SSIM sees [0,1].
-- Its age begins at 0 plus one step, where every w is 0 in float32 and nothing learns until sigma has grown. Here
-  sigma is at least LEAST_SIGMA; with alpha = 1 that is the sigma of half an epoch.
+- Its epochs begin at 0 plus one step, where every w is 0 in float32 and nothing learns until sigma has grown. Here
+  sigma is at least MIN_SIGMA; with alpha = 1 that is the sigma of half an epoch.
 """
 
 import torch
@@ -22,12 +22,12 @@ from .pixel import absolute_error, squared_error
 from .target import Target
 
 WINDOW, DEVIATION = 11, 1.5
-LEAST_SIGMA = 0.5  # the smallest w / max is then exp(-16) = 1e-7: little, but Adam's steps do not depend on scale
+MIN_SIGMA = 0.5  # the smallest w / max is then exp(-16) = 1e-7: little, but Adam's steps do not depend on scale
 ERRORS = {"L1": absolute_error, "MSE": squared_error}
 
 
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
-    """SSIM of each pixel and channel, in [-1,1]: a, b (B,C,H,W) in [0,1] -> (B,C,H,W); zeros around the images."""
+    """SSIM of each pixel and channel, with zeros around: a, b (B,C,H,W) in [0,1] -> (B,C,H,W) in [-1,1]."""
     position = torch.arange(WINDOW, device=a.device, dtype=a.dtype) - WINDOW // 2
     window = torch.exp(-position.square() / (2 * DEVIATION**2))
     window = window / window.sum()
@@ -47,7 +47,7 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
 
 
 class PSPL(Loss):
-    """The loss on a pixel loss, "L1" or "MSE"."""
+    """PSPL on a pixel loss, "L1" or "MSE"."""
 
     def __init__(self, pixel: str = "L1", *, alpha: float = 1.0, beta: float = 0.0, maximum: float = 2.0):
         super().__init__()
@@ -55,8 +55,8 @@ class PSPL(Loss):
         self.alpha, self.beta, self.maximum = alpha, beta, maximum
 
     def sigma(self, epoch: float) -> float:
-        """The width of the attention at this age."""
-        return max(self.alpha * epoch + self.beta, LEAST_SIGMA)
+        """The width of the attention in this epoch."""
+        return max(self.alpha * epoch + self.beta, MIN_SIGMA)
 
     @torch.no_grad()
     def weight(self, sr: Tensor, hr: Tensor, epoch: float) -> Tensor:

@@ -115,6 +115,9 @@ class FeatureDistance(PerceptualMetric):
     and `min_size` is the least height and width of an image.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str) -> None:
         super().__init__(name)
         network, layers = parse_extractor(name)
@@ -128,8 +131,9 @@ class FeatureDistance(PerceptualMetric):
         self.min_size = smallest_size(self.net)
         self.net.to_empty(device="cpu")
         for layer, following in zip(names, names[1:]):
-            if layer in self.taken and isinstance(children[following], nn.ReLU):
-                children[following].inplace = False  # it would overwrite the features before activation
+            activation = children[following]
+            if layer in self.taken and isinstance(activation, nn.ReLU):
+                activation.inplace = False  # it would overwrite the features before activation
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         self.register_buffer("mean", 2 * mean - 1, persistent=False)
         self.register_buffer("std", 2 * std, persistent=False)

@@ -4,6 +4,8 @@ SSIM: Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error 
 similarity", IEEE Trans. Image Processing 13(4), 2004. Luma: ITU-R BT.601 with studio swing, as MATLAB's rgb2ycbcr.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
     Raises ValueError where the shapes differ or shave leaves nothing.
     """
     sr, hr = _shaved(sr, hr, shave, smallest=1)
-    squares = sum((luma(a) - luma(b)).square().sum(dim=(1, 2, 3)) for a, b in zip(_strips(sr), _strips(hr)))
+    squares: Any = sum((luma(a) - luma(b)).square().sum(dim=(1, 2, 3)) for a, b in zip(_strips(sr), _strips(hr)))
     return 10 * torch.log10(_PEAK**2 / (squares / hr[0, 0].numel()))
 
 
@@ -68,7 +70,9 @@ class Fidelity:
             _shaved(sr, torch.empty(self.shape, device="meta"), self.shave, smallest=1)
         height, width = self.shape[-2:]
         sr = sr[..., self.shave : height - self.shave, self.shave : width - self.shave]
-        squares, similarity, last = 0, 0, len(self.strips) - 1
+        squares: Any = 0
+        similarity: Any = 0
+        last = len(self.strips) - 1
         for i, (part, (hr, mean_hr, mean_hr2, square_hr)) in enumerate(zip(_strips(sr, WINDOW - 1), self.strips)):
             y = luma(part)
             own = slice(None, None if i == last else mean_hr.shape[2])  # the rows that the next strip has not

@@ -56,7 +56,7 @@ class MSSSIM(PerceptualMetric):
         shares = [share * sum(_SHARES) / sum(_SHARES[: len(scales)]) for share in _SHARES[: len(scales)]]
         with torch.autocast(images.device.type, enabled=False):
             level = images.float()
-            similarity = 1.0
+            similarity = torch.ones((), device=images.device)
             for i, (of_reference, share) in enumerate(zip(scales, shares)):
                 r, r_mean, r_variance = (x.repeat(len(level) // len(x), 1, 1, 1) for x in of_reference)
                 mean = self.blur(level)

@@ -194,7 +194,7 @@ class ResidualGroup(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor, overlap_index: Tensor, layouts: tuple[Windows, Windows]) -> Tensor:
         y = x
-        for block in self.residual_group["blocks"]:
+        for block in self.residual_group.get_submodule("blocks").children():
             y = block(y, index, layouts)
         y = self.residual_group["overlap_attn"](y, overlap_index, layouts[0])
         return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -206,6 +206,8 @@ class HAT(SRNetwork):
     The defaults are the published HAT (20,772,507 parameters at x4). `channels` is the width after the body. The
     buffer `mean` is subtracted from the input and added to the output; it is DIV2K's, moved to [-1,1].
     """
+
+    mean: Tensor
 
     def __init__(
         self,
@@ -279,7 +281,8 @@ class HAT(SRNetwork):
         """lr (B,3,h,w) -> (B,channels,H,W), H and W the next multiples of the window, before cropping."""
         x = self.conv_first(reflect_to_multiple(lr - self.mean, self.window))
         y = self.patch_embed["norm"](x.permute(0, 2, 3, 1))
-        layouts = tuple(windows(*y.shape[:3], self.window, shift, x.device) for shift in (0, self.window // 2))
+        batch, height, width, _ = y.shape
+        layouts = tuple(windows(batch, height, width, self.window, shift, x.device) for shift in (0, self.window // 2))
         for layer in self.layers:
             y = layer(y, self.relative_position_index_SA, self.relative_position_index_OCA, layouts)
         y = self.norm(y).permute(0, 3, 1, 2)

@@ -5,6 +5,7 @@ later work (Dual Perceptual loss among it). Parameter names are BasicSR's.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from .base import SRNetwork
 from .upsample import STEPS, conv_pixel_shuffle
 
 
-def init_small(convs: Iterable[nn.Conv2d]) -> None:
+def init_small(convs: Iterable[Any]) -> None:
     """Give convolutions weights of a tenth of Kaiming's size and no bias, in place, so that residuals start small.
 
     From torch's global random stream. ESRGAN (arXiv 1809.00219, section 3.1) says why: deep networks train easier.
@@ -58,7 +59,8 @@ class SRResNet(SRNetwork):
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
         x = features
         for i, factor in enumerate(STEPS[self.scale], start=1):
-            x = F.leaky_relu(conv_pixel_shuffle(self.get_submodule(f"upconv{i}"), x, factor), 0.1)
+            conv: Any = self.get_submodule(f"upconv{i}")
+            x = F.leaky_relu(conv_pixel_shuffle(conv, x, factor), 0.1)
         residual = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
         base = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
         return base + residual

@@ -1,5 +1,7 @@
 """Upsampling steps, sub-pixel upsampling (Shi et al., CVPR 2016, arXiv 1609.05158), and reflection to a multiple."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ def conv_pixel_shuffle(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
     """
     if not x.is_contiguous(memory_format=torch.channels_last):
         return F.pixel_shuffle(conv(x), factor)
+    assert conv.bias is not None
     weight, bias = (p.unflatten(0, (-1, factor**2)).transpose(0, 1).flatten(0, 1) for p in (conv.weight, conv.bias))
     y = F.conv2d(x, weight, bias, conv.stride, conv.padding).permute(0, 2, 3, 1)
     batch, height, width, channels = y.shape
@@ -49,7 +52,7 @@ class PixelShuffleUpsampler(nn.Sequential):
         super().__init__(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = [*self.children()]
+        layers: list[Any] = [*self.children()]
         for conv, shuffle in zip(layers[::2], layers[1::2]):
             x = conv_pixel_shuffle(conv, x, shuffle.upscale_factor)
         return x

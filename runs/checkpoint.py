@@ -188,17 +188,22 @@ def load_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
     net.load_state_dict(state["net"])
 
 
-def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], list[str]]:
-    """The settings of a run, its SR networks by loss (all, or those named), and what judges and extractors they had.
-
-    which: "best" (each loss's epoch of the lowest LPIPS) or "last". Raises ValueError.
-    """
+def read_settings(run: Path) -> configs.Config:
+    """The settings of a run. Raises ValueError if run is none."""
     if not (run / "config.yaml").is_file():
         released = sorted(run.glob("SRModel_*.pth"))
         convert = f"convert the released files with: {script_command('convert.py', run)}"
         remedy = convert if released else "expected a run's folder"
         raise ValueError(f"--modelpath {run}: no config.yaml there; {remedy}")
-    config = configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
+    return configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
+
+
+def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], list[str]]:
+    """The settings of a run, its SR networks by loss (all, or those named), and what judges and extractors they had.
+
+    which: "best" (each loss's epoch of the lowest LPIPS) or "last". Raises ValueError.
+    """
+    config = read_settings(run)
     nets, judges = {}, []
     last = {}
     if which == "last":

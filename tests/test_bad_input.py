@@ -166,7 +166,10 @@ TRAIN = (
         ("--model-options scale=2", "--model-options"),
         ("--model-options blocks", "expected NAME=VALUE"),
         ("--model-options channels=-1", "--model-options"),
-        ("--model-options blocks=1000000000", "blocks=1000000000: expected a whole number from 1 to 4096; the options of EDSR"),
+        (
+            "--model-options blocks=1000000000",
+            "blocks=1000000000: expected a whole number from 1 to 4096; the options of EDSR",
+        ),
         ("--model-options channels=0", "--model-options"),
         ("--model HAT --model-options heads=[0] depths=[1]", "--model-options"),
         ("--model HAT --model-options embed=10 heads=[3] depths=[1]", "--model-options"),
@@ -456,7 +459,12 @@ def test_names_that_are_not_utf8(place):
 def test_a_diverging_run_says_so(place, capsys):
     """Not a wrong command line, but no traceback either, and the log stays JSON."""
     with pytest.raises(SystemExit) as caught:
-        train.main((TRAIN + "--modelpath far --model-options blocks=8 channels=16 --learning-rate 1000 --steps 6 --log-every 1").split())
+        train.main(
+            (
+                TRAIN
+                + "--modelpath far --model-options blocks=8 channels=16 --learning-rate 1000 --steps 6 --log-every 1"
+            ).split()
+        )
     err = capsys.readouterr().err
     assert caught.value.code not in (0, None) and err.count("\n") == 1 and "--learning-rate" in err
     assert "NaN" not in Path("far/log.jsonl").read_text() and "Infinity" not in Path("far/log.jsonl").read_text()

@@ -33,8 +33,9 @@ class ChunkedReferenceDistance(ReferenceDistance):
         self.count = len(reference)
         self.with_gradient, self.without_gradient = (max(1, most // pixels) for most in chunk_pixels)
         with torch.no_grad():
-            parts = zip(*(prepare(part) for part in reference.split(self.with_gradient)))
-            super().__init__(compare, [torch.cat(some) if len(some) > 1 else some[0] for some in parts])
+            parts = [prepare(part) for part in reference.split(self.with_gradient)]
+            prepared = [torch.cat(some) for some in zip(*parts)] if len(parts) > 1 else parts[0]
+            super().__init__(compare, prepared)
 
     def __call__(self, images: Tensor) -> Tensor:
         flat = images.flatten(0, -4)

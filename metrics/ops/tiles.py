@@ -7,6 +7,7 @@ so a tile that begins there and overlaps its neighbours by REACH has the whole i
 import math
 from collections.abc import Callable, Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 ALIGNMENT = 16  # pixels to a feature, at the deepest
@@ -54,11 +55,11 @@ def distance_in_tiles(
                 0, _own(rows, down, a.shape[-2], values.shape[-2]), _own(columns, across, a.shape[-1], values.shape[-1])
             ]
             if depth == len(sums):
-                sums.append(0)
+                sums.append(values.new_zeros((), dtype=torch.float64))
                 counts.append(0)
-            sums[depth] += own.sum(dtype=float)
+            sums[depth] += own.sum(dtype=torch.float64)
             counts[depth] += own.numel()
-    return sum(total / count for total, count in zip(sums, counts)).float()[None]
+    return torch.stack([total / count for total, count in zip(sums, counts)]).sum().float()[None]
 
 
 def _own(ends: tuple[int, ...], units: int, pixels: int, features: int) -> slice:

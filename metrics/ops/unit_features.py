@@ -49,7 +49,7 @@ class _Difference(torch.autograd.Function):
             gap = unit - reference[images, :, rows].movedim(1, -1)
             weighted = gap * weight
             totals[sets, images] += gap.mul_(weighted).sum(dim=(2, 3, 4))
-            if needs_grad:
+            if grads is not None:
                 along = (unit * weighted).sum(dim=-1, keepdim=True)
                 slope = weighted.sub_(unit.mul_(along)).mul_(length.mul_(2 / pixels))
                 grads.view_as(batches)[sets, images, :, rows] = slope.movedim(-1, 2)
@@ -74,4 +74,5 @@ def _parts(batches: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     room, row = _room(batches.device), channels * width
     steps = [max(1, room // size) for size in (images * height * row, height * row, row)]
     for starts in itertools.product(*(range(0, size, step) for size, step in zip((sets, images, height), steps))):
-        yield tuple(slice(start, start + step) for start, step in zip(starts, steps))
+        some, these, rows = (slice(start, start + step) for start, step in zip(starts, steps))
+        yield some, these, rows

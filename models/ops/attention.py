@@ -123,7 +123,7 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, bias, masks)
         ctx.counts = counts
         # Detached: the kernel is refused where the bias wants a gradient, be it recorded here or not.
-        return _forward(*(x.detach() for x in (q, k, v, bias)), masks, counts)
+        return _forward(q.detach(), k.detach(), v.detach(), bias.detach(), masks, counts)
 
     @staticmethod
     @once_differentiable
@@ -145,7 +145,8 @@ class _Attention(torch.autograd.Function):
                 pq, pk, pv, d_o = (room[:count].flatten(0, 1) for room in rooms)
                 p, d_p = all_p[:count].copy_(logits).flatten(0, 1), all_d_p[:count].flatten(0, 1)
                 torch.softmax(torch.baddbmm(p, pq, pk.mT, alpha=scale, out=p), dim=-1, out=p)
-                d_s = torch._softmax_backward_data(torch.bmm(d_o, pv.mT, out=d_p), p, -1, p.dtype)
+                torch.bmm(d_o, pv.mT, out=d_p)
+                d_s = torch._softmax_backward_data(d_p, p, -1, p.dtype)  # pyright: ignore[reportPrivateImportUsage]
                 d_bias += d_s.unflatten(0, (count, heads)).sum(0)
                 products = torch.bmm(d_s, pk).mul_(scale), torch.bmm(d_s.mT, pq).mul_(scale), torch.bmm(p.mT, d_o)
                 for gradient, product in zip((d_q, d_k, d_v), products):

@@ -184,7 +184,7 @@ def test_lr_files_are_taken_as_they_are(folder, tmp_path, suffix, cache_bytes):
 
 def test_lr_matching_where_stems_collide(tmp_path):
     for below in ("one/s/a", "one/t/a", "two/s/a"):
-        hr = save(tmp_path / f"{below}.png", (16, 16))
+        save(tmp_path / f"{below}.png", (16, 16))
         save(tmp_path / f"lr_{below}.png", (8, 8), seed=len(below) + ord(below[0]) + ord(below[4]))
     roots = [[tmp_path / f"{prefix}{x}" for x in ("one", "two")] for prefix in ("", "lr_")]
     pairs = PairedDataset(roots[0], 2, 2, lr_folders=roots[1])

@@ -1,4 +1,4 @@
-"""PSPL against a transcription of its equation pixel by pixel, its SSIM against others', limits and the guarded start."""
+"""PSPL against a transcription of its equation pixel by pixel, its SSIM against others', limits and the start."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from losses import PSPL, Target
-from losses.pspl import LEAST_SIGMA, ssim_map
+from losses.pspl import MIN_SIGMA, ssim_map
 
 
 def images(size=14, dtype=torch.float64):
@@ -80,7 +80,7 @@ def test_an_old_training_has_the_plain_loss_scaled(pixel, power):
 def test_something_learns_from_the_first_step_on(alpha, beta):
     """The published sigma is 0 there, and every weight 0 or NaN."""
     loss = PSPL("L1", alpha=alpha, beta=beta)
-    assert loss.sigma(0) == LEAST_SIGMA
+    assert loss.sigma(0) == MIN_SIGMA
     for sr, hr in (images(dtype=torch.float32), (torch.full((1, 3, 12, 12), 0.01), torch.zeros(1, 3, 12, 12))):
         sr.requires_grad_()
         (gradient,) = torch.autograd.grad(loss(sr, Target(hr), 0), sr)
