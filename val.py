@@ -263,6 +263,9 @@ def evaluate_run(
             configs.expect(wanted in (None, found), name, wanted, f"{found}, as {run} was trained")
         scale, title = config.scale, f"{config.model} ({run.name}, {which})"
         lr_folders = lr_folders or ([] if folders else config.vallrpath)
+        own = [] if folders else [path for path in config.valpath if not path.startswith("skimage:")]
+        gone = [path for path in own if not os.path.isdir(path)]
+        configs.expect(not gone, "folder", " ".join(gone), "the run's validation images there; say where they are now")
         lr_template = lr_template or config.lr_template
         folders = folders or config.valpath
         weights = weights or config.judge_weights + config.extractor_weights
