@@ -16,7 +16,7 @@ from typing import get_args, get_origin
 
 import yaml
 
-from .errors import OneLineParser, choose, expect, flag_of, one_line_errors
+from .errors import OneLineParser, choose, expect, flag_of, one_line, one_line_errors
 from .reading import parse_pairs, read_yaml
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "from_mapping",
     "is_of_a_run",
     "load",
+    "one_line",
     "one_line_errors",
     "parse_pairs",
     "read_yaml",
@@ -156,7 +157,7 @@ class Config:
     metrics: tuple[str, ...] = setting(
         (), "perceptual metrics of validation (alex vgg squeeze tiny ms-ssim), first for `best`; default: the judge's"
     )
-    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard"))
+    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard", "table2"))
     log_every: int = setting(10, "steps between two lines of the log")
 
     def __post_init__(self):

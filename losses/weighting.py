@@ -38,7 +38,10 @@ class WeightingNet(nn.Module):
 
     forward(hr, sr, k), images (B,3,H,W) in [-1,1] -> mu (B,3,H,W) in [0,1] with mean k per image and
     channel: the means of the multivariate Bernoulli distribution of weights. 160,387 parameters.
+    receptive_radius: how many pixels away logits see; they are of their surroundings alone in eval mode.
     """
+
+    receptive_radius = 7  # 3 + 2 + 1 + 1
 
     def __init__(self, channels: int = 64):
         super().__init__()
@@ -55,7 +58,11 @@ class WeightingNet(nn.Module):
             nn.Conv2d(channels, 3, 3, padding=1),
         )
 
+    def logits(self, images: Tensor) -> Tensor:
+        """mu before the sigmoid and FixedSum: hr and sr, (B,6,H,W) -> (B,3,H,W)."""
+        return self.conv(images)
+
     def forward(self, hr: Tensor, sr: Tensor, k: float) -> Tensor:
         # Under autocast the convolutions may run in bf16; sums over a whole image must not.
-        logits = self.conv(torch.cat([hr, sr], dim=1)).to(hr.dtype)
+        logits = self.logits(torch.cat([hr, sr], dim=1)).to(hr.dtype)
         return fixed_sum(torch.sigmoid(logits), k)

@@ -97,7 +97,7 @@ def build_patches(config: Config) -> tuple[PatchDataset, list[str]]:
     """Read the training images; return their patches and a line for each image that was left out."""
     for name in ("trainpath", "valpath"):
         configs.expect(len(getattr(config, name)) > 0, name, "", "one or more folders of HR images")
-    multiple = config.scale if config.patch else PROTOCOLS["paper"].multiple
+    multiple = config.scale if config.patch else PROTOCOLS[config.protocol].multiple or PROTOCOLS["paper"].multiple
     pairs = PairedDataset(
         config.trainpath, config.scale, multiple, lr_folders=config.lrpath or None, bad_images=config.bad_images
     )

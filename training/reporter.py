@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from tqdm import tqdm
 
-from metrics.evaluate import mean
+from metrics.evaluate import count_infinite, mean_scores
 from runs.checkpoint import serialize
 from runs.writer import RunWriter
 
@@ -64,7 +64,7 @@ class Reporter:
 
     def scores(self, learner: Learner, epoch: int, scores: dict[str, list[float]]) -> None:
         """Print and log a learner's scores of the validation images; queue its checkpoint if it was never better."""
-        means = {name: mean(values) for name, values in scores.items()}
+        means = mean_scores(scores)
         decisive = means[next(iter(self.experiment.metrics))]
         better = decisive < learner.best
         if better:
@@ -72,6 +72,7 @@ class Reporter:
             best = learner.model_state() | {"epoch": epoch, "step": self.state.step, "scores": means}
             self.writer.queue(f"best_{learner.name}.pt", serialize(best))
         shown = "  ".join(f"{name} {score:.4f}" for name, score in means.items())
+        shown += "".join(f"  ({name}: {n} infinite, not in the mean)" for name, n in count_infinite(scores).items())
         width = max(len(each.name) for each in self.experiment.learners) + 2
         print(f"  epoch {epoch}  {learner.name:{width}}{shown}{'  best' if better else ''}")
         self.writer.log(step=self.state.step, epoch=epoch, validation=learner.name, **means)
