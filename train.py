@@ -41,7 +41,7 @@ from training.experiment import Experiment, add_teachers, build_experiment
 from training.figures import weight_maps
 from training.learner import Learner
 from training.outcome import is_out_of_memory, outcome_of
-from training.reporter import Reporter
+from training.reporter import Reporter, missing_controls
 from training.schedule import lr_at_step
 from training.state import TrainingState
 
@@ -53,7 +53,7 @@ def em_step(learner: Learner, lr: Tensor, target: Target, epoch: float) -> tuple
         lr: (B,3,h,w) in [-1,1]; target.hr is (B,3,s*h,s*w) in [-1,1].
         epoch: the age of the training in epochs.
 
-    Returns the two losses before their steps: the E-step's (-log WC; None without a helper) and the M-step's.
+    Returns the two losses before their steps: the E-step's (-log WC; None where there is none) and the M-step's.
     """
     sr, features = learner.forward_with_features(lr)
     sr = sr.float()
@@ -152,16 +152,16 @@ class Trainer:
                 batch = self.next_batch(batches)
                 lr, hr = (x.to(e.device, non_blocking=True, memory_format=memory_format) for x in batch)
                 before = serialize(state.state_dict()) if self.skipped_in_a_row >= config.max_skipped else None
-                age = state.epoch
-                rate = lr_at_step(config, epoch, state.step - e.first_step, e.last_step - e.first_step)
+                age, place = state.epoch, (epoch, state.step - e.first_step, e.last_step - e.first_step)
                 for learner in e.learners:
-                    learner.set_learning_rate(rate)
+                    learner.set_learning_rate(lr_at_step(learner.config, *place))
+                    learner.loss.begin_step(state.step)
                 values = train_step(e.learners, e.judge, e.extractors, lr, hr, age, config.precision)
                 state.step += 1
                 state.validated = state.step < stop
                 bar.update(config.batchsize)
                 if state.step % config.log_every == 0 or state.step == stop:  # reading values waits for the device
-                    self.report.losses(bar, values, age, rate)
+                    self.report.losses(bar, values, age, lr_at_step(config, *place))
                 if before or e.device.type == "cpu" or state.step % config.max_skipped == 0:  # so does counting
                     self.count_skipped()
                 if before and self.skipped_in_a_row > config.max_skipped:
@@ -336,7 +336,7 @@ def run_training(trainer: Trainer) -> int:
 
 def final_evaluation(trainer: Trainer) -> int:
     """Draw the weights, evaluate the best networks and print the next command; returns the exit code of all that."""
-    code, e, folder = 0, trainer.experiment, trainer.folder
+    e, folder = trainer.experiment, trainer.folder
     lost = [learner.name for learner in e.learners if not (folder / f"best_{learner.name}.pt").exists()]
     if lost:
         remedy = "lower --learning-rate, or add --clip-grad"
@@ -355,6 +355,8 @@ def final_evaluation(trainer: Trainer) -> int:
                 raise
             print(f"train.py: error: {configs.one_line(str(error)) or 'out of memory'}", file=sys.stderr)
             code = 2 if isinstance(error, ValueError) and not isinstance(error, ImageReadError) else 1
+    for note in missing_controls(trainer.config):
+        print(f"note: {note}")
     print(f"next: {command} --folder DIR    (any folder of HR images)")
     return code
 

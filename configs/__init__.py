@@ -18,10 +18,12 @@ import yaml
 
 from .errors import OneLineParser, choose, expect, flag_of, one_line, one_line_errors
 from .reading import parse_pairs, read_yaml
+from .variants import Variant, variants_of
 
 __all__ = [
     "Config",
     "OneLineParser",
+    "Variant",
     "add_settings",
     "check_resumable",
     "choose",
@@ -69,7 +71,15 @@ RESUMABLE = {
 # Other names of settings, in YAML files and as flags.
 ALIASES = {"resume": "load", "lpips": "metrics"}
 # Beyond these a run would not fail but fill the memory, before its first step or some day.
-MOST = {"batchsize": 65536, "judge_memory": 10**9, "repeat": 10**6, "samples": 1000, "workers": 1000, "step_gamma": 1.0}
+MOST = {
+    "batchsize": 65536,
+    "judge_memory": 10**9,
+    "repeat": 10**6,
+    "samples": 1000,
+    "workers": 1000,
+    "step_gamma": 1.0,
+    "weighting_channels": 4096,
+}
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
 
@@ -88,7 +98,10 @@ class Config:
     scale: int = setting(4, "super-resolution factor", (2, 3, 4))
     init: str = setting("pytorch", "first weights: PyTorch's own, or the paper's N(0, 0.02^2)", ("pytorch", "paper"))
     # losses
-    losses: tuple[str, ...] = setting(("L1+TLW", "MSE+TLW", "L1", "MSE"), "losses to train with, one network each")
+    losses: tuple[str, ...] = setting(
+        ("L1+TLW", "MSE+TLW", "L1", "MSE"),
+        "losses to train with, one network each; with settings of its own: 'L1+TLW[weights=uniform,label=NAME]'",
+    )
     judge: str = setting("lpips-vgg", "judge of TLW: lpips-{vgg,alex,squeeze}, each also -unweighted; tiny; ms-ssim")
     judge_weights: tuple[str, ...] = setting((), "local backbone files of judge and LPIPS, in any order")
     judge_memory: int | None = setting(
@@ -100,6 +113,23 @@ class Config:
     k_end: float = setting(0.9, "k that the schedule tends to")
     k_epochs: float = setting(200.0, "epochs until k has gone 1 - 1/e of its way")
     m_step: str = setting("paper", "M-step: Eq. 13, or the released code's log-mean-exp", ("paper", "released"))
+    weights: str = setting(
+        "learned",
+        "TLW, M-step: the paper's weights, or a control: k everywhere, the learned map with its pixels permuted, or the "
+        "most weight where that has the least",
+        ("learned", "uniform", "shuffled", "inverted"),
+    )
+    wc: str = setting(
+        "sum",
+        "TLW, M-step: WC as in the paper's Eq. 13, divided by its mean over batch and samples, or 1 in its place",
+        ("sum", "normalised", "one"),
+    )
+    e_every: int = setting(1, "TLW: steps from one E-step to the next (the paper's: 1)")
+    reuse_mu: bool = setting(
+        False, "TLW: the M-step takes the E-step's mu, of before its update, and saves a forward"
+    )
+    weighting_scale: int = setting(1, "TLW: weighting network at full resolution (the paper's) or half", (1, 2))
+    weighting_channels: int = setting(64, "TLW: width of the weighting network")
     udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins")
     udl_head: str = setting("authors", "UDL: a head for each colour channel, or TLW's for all", ("authors", "tlw"))
     udl_plus_one: bool = setting(True, "UDL: second stage's weights from 1 on, as in the authors' code, or from 0")
@@ -180,6 +210,8 @@ class Config:
             "clip_grad",
             "max_skipped",
             "save_every",
+            "e_every",
+            "weighting_channels",
         )
         for name in positive:
             value = getattr(self, name)
@@ -206,10 +238,18 @@ class Config:
         expect(pairs, "vallrpath", " ".join(self.vallrpath), "one folder for each of --valpath")
         expect(self.modelpath != "", "modelpath", '""', "a folder; leave it out for a new one in checkpoints/")
         expect(len(self.losses) > 0, "losses", self.losses, "at least one loss")
-        expect(len(set(self.losses)) == len(self.losses), "losses", " ".join(self.losses), "each loss once")
+        expected = f"sum or one beside --m-step {self.m_step}, which divides by the sum of WC already"
+        expect(self.m_step == "paper" or self.wc != "normalised", "wc", self.wc, expected)
+        names = {name.lower() for name in self.variants}  # on some disks a.pt and A.pt are one file
+        expect(len(names) == len(self.losses), "losses", " ".join(self.losses), "each loss once, or label=NAME in it")
         if self.patch is not None and self.patch % self.scale:
             near = max(self.patch - self.patch % self.scale, self.scale)
             raise ValueError(f"patch={self.patch} is not divisible by scale={self.scale}; use {near}")
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """The losses by their names, each with the settings that it trains with. Raises ValueError."""
+        return variants_of(self, _convert)
 
 
 def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:

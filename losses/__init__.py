@@ -49,7 +49,9 @@ def _mse(settings, net: nn.Module) -> PixelLoss:
 
 def _tlw(pixel: str, settings, net: nn.Module) -> TLW:
     k = partial(k_schedule, k_start=settings.k_start, k_end=settings.k_end, k_epochs=settings.k_epochs)
-    return TLW(pixel, samples=settings.samples, eps=settings.eps, k=k, m_step=settings.m_step)
+    names = ("samples", "eps", "m_step", "weights", "wc", "e_every", "reuse_mu", "weighting_scale",
+             "weighting_channels")  # fmt: skip
+    return TLW(pixel, k=k, **{name: getattr(settings, name) for name in names})
 
 
 def _udl(settings, net: nn.Module) -> UDL:

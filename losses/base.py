@@ -26,6 +26,9 @@ class Loss(nn.Module):
     def begin_epoch(self, net: nn.Module, epoch: float) -> None:
         """Called with the SR network before the first step of an epoch; a second call changes nothing."""
 
+    def begin_step(self, step: int) -> None:
+        """Called before each step with its number in the run, from 0, where not every step is like the others."""
+
     def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor | None:
         """The scalar that the helper descends, sr a constant; None where there is nothing for it to learn now."""
         return None

@@ -8,6 +8,14 @@ Where the released code differs from the paper, the paper is the default and the
 setting m_step="released": -log of the WC-weighted mean of exp(-weighted error) instead of Eq. (13), 0.2
 instead of 0.1 in the weights of MSE, and no epsilon in the numerator of the M-step's WC (its E-step has
 one). Like that code we take |D| in Eq. (4), so that WC > 0 for a judge of any sign.
+
+The rest of the settings are not the paper's: controls, which tell what its gain is made of, and savings. `weights` and
+`wc` change the M-step alone, Eq. (13) being that of the weights that are used: WC is of these weights too.
+- weights: "uniform" has w = k everywhere and no weighting network; "shuffled" permutes the pixels of the learned mu,
+  "inverted" takes FixedSum(1 - mu, k). So all have the same mean.
+- wc: "normalised" divides WC by its mean over batch and samples, "one" has 1 in its place.
+- e_every: E-step in every such step alone. reuse_mu: the M-step takes the E-step's mu, so that of g_phi before its
+  update, where Algorithm 1 asks the updated g_phi. weighting_scale, weighting_channels: a smaller g_phi.
 """
 
 import math
@@ -15,13 +23,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import global_batch
 from .base import Loss
 from .pixel import absolute_error, squared_error
 from .target import Target
-from .weighting import WeightingNet, relaxed_bernoulli
+from .weighting import WeightingNet, fixed_sum, relaxed_bernoulli
 
 
 def k_schedule(epoch: int, k_start: float = 0.3, k_end: float = 0.9, k_epochs: float = 200) -> float:
@@ -91,11 +99,30 @@ class MStep(NamedTuple):
 M_STEPS = {"paper": MStep(paper_loss, far_eps=None), "released": MStep(released_loss, far_eps=LEAST)}
 
 
+def learned(mu: Tensor, k: float) -> Tensor:
+    """mu as it is."""
+    return mu
+
+
+def shuffled(mu: Tensor, k: float) -> Tensor:
+    """mu (B,3,H,W) with the pixels of each image in a random order, the same in all channels."""
+    order = global_batch.global_rand(len(mu), mu[0, 0].numel(), device=mu.device).argsort(dim=1)
+    return mu.flatten(2).take_along_dim(order[:, None], dim=2).view_as(mu)
+
+
+def inverted(mu: Tensor, k: float) -> Tensor:
+    """1 - mu, moved to the mean k: most weight where mu has least."""
+    return fixed_sum(1 - mu, k)
+
+
+MAPS = {"learned": learned, "shuffled": shuffled, "inverted": inverted}
+
+
 class TLW(Loss):
     """The loss of Algorithm 1 on a pixel loss ("L1" or "MSE").
 
-    helper_loss is what the weighting network (`helper`) descends, forward what the SR network descends.
-    Both draw their samples from torch's global random stream. k is that of the whole epoch.
+    helper_loss is what the weighting network (`helper`; None with uniform weights) descends, forward what the SR
+    network descends. Both draw their samples from torch's global random stream. k is that of the whole epoch.
     """
 
     def __init__(
@@ -106,29 +133,67 @@ class TLW(Loss):
         eps: float = 1e-3,
         k: Callable[[int], float] = k_schedule,
         m_step: str = "paper",
+        weights: str = "learned",
+        wc: str = "sum",
+        e_every: int = 1,
+        reuse_mu: bool = False,
+        weighting_scale: int = 1,
+        weighting_channels: int = 64,
     ):
-        super().__init__(WeightingNet())
+        super().__init__(None if weights == "uniform" else WeightingNet(weighting_channels, weighting_scale))
         self.weigh, self.m_step = WEIGH[pixel], M_STEPS[m_step]
         self.samples, self.eps, self.k = samples, eps, k
+        self.move = None if weights == "uniform" else MAPS[weights]
+        self.wc, self.e_every, self.reuse_mu = wc, e_every, reuse_mu
+        self.e_step_is_due, self.mu = True, None  # mu: the E-step's, until the M-step takes it
 
     @property
-    def weighting(self) -> WeightingNet:
+    def weighting(self) -> WeightingNet | None:
         return self.helper
 
-    def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor:
-        """E-step: the mean of -log WC(w), one w ~ MVB(g_phi(hr, sr)) per image; sr (B,3,H,W) is a constant."""
+    def begin_step(self, step: int) -> None:
+        self.e_step_is_due = (step + 1) % self.e_every == 0
+
+    def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor | None:
+        """E-step: the mean of -log WC(w), one w ~ MVB(g_phi(hr, sr)) per image; sr (B,3,H,W) is a constant.
+
+        None where no E-step is due.
+        """
+        if self.helper is None or not self.e_step_is_due:
+            return None
         sr = sr.detach()
         mu = self.helper(target.hr, sr, self.k(math.floor(epoch)))
+        self.mu = mu.detach() if self.reuse_mu else None
         w = relaxed_bernoulli(mu, global_batch.global_rand(*mu.shape, device=mu.device))
         return -weight_criterion(w, sr, target, self.eps).log().mean()
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
         """M-step: the weighted pixel loss of T fresh samples; gradients flow through the error alone."""
         with torch.no_grad():
-            mu = self.helper(target.hr, sr, self.k(math.floor(epoch)))
-            w = relaxed_bernoulli(mu, global_batch.global_rand(self.samples, *mu.shape, rows=1, device=mu.device))
-            wc = weight_criterion(w, sr, target, self.eps, self.m_step.far_eps)
+            w = self.draw(sr, target.hr, self.k(math.floor(epoch)))
+            wc = self.criterion(w, sr, target)
         return self.m_step.loss(w, wc, sr, target.hr, self.weigh)
+
+    def draw(self, sr: Tensor, hr: Tensor, k: float) -> Tensor:
+        """T samples of the M-step's weights, (T,B,3,H,W); uniform ones, which are all the same, as (1,1,1,1,1)."""
+        if self.helper is None:
+            return hr.new_full((1, 1, 1, 1, 1), k)
+        mu, self.mu = self.mu, None
+        mu = self.move(self.helper(hr, sr, k) if mu is None else mu, k)
+        return relaxed_bernoulli(mu, global_batch.global_rand(self.samples, *mu.shape, rows=1, device=mu.device))
+
+    def criterion(self, w: Tensor, sr: Tensor, target: Target) -> Tensor:
+        """What each sample w (T,B,3,H,W) counts for, (T,B): its WC, in the form of `wc`."""
+        if self.wc == "one":
+            wc = w.new_ones(len(w), len(sr))
+        else:
+            wc = weight_criterion(w, sr, target, self.eps, self.m_step.far_eps)
+        if self.wc == "normalised":
+            wc = wc / global_batch.all_reduce_mean(wc.mean())
+        return wc * (self.samples / len(w))  # a uniform w stands for T
+
+    def helper_parameters(self, epoch: float) -> list[nn.Parameter]:
+        return super().helper_parameters(epoch) if self.e_step_is_due else []
 
     def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
         criterion = {} if helper_loss is None else {"WC": math.exp(-helper_loss)}

@@ -38,6 +38,10 @@ class WeightedSum(Loss):
         for loss in self.losses:
             loss.begin_epoch(net, epoch)
 
+    def begin_step(self, step: int) -> None:
+        for loss in self.losses:
+            loss.begin_step(step)
+
     def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor | None:
         losses = [term.loss.helper_loss(sr, target, epoch) for term in self.acting(epoch)]
         losses = [loss for loss in losses if loss is not None]

@@ -5,7 +5,6 @@ trained.txt (the command), the training came to its end; val.json beside it, fin
 """
 
 import ctypes
-import json
 import shlex
 import signal
 import subprocess
@@ -16,11 +15,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import configs
-import val
 from configs import Config
 from metrics.judges import word_of
 from runs.atomic import atomic_write
+from runs.evaluations import read_evaluations
 from runs.lock import RunFolderError, check_unlocked
+from training.evaluation import label_folders
 
 ROOT = Path(__file__).parents[1]
 TRAINED = "trained.txt"
@@ -58,14 +58,24 @@ def saved_config(folder: Path) -> Config | None:
 
 
 def read_evaluation(folder: Path) -> dict | None:
-    """What val.py wrote of the best networks of the trained run in folder; None where it is missing or cut off."""
+    """What val.py wrote of the best networks of the trained run in folder under its protocol, as if of one entry.
+
+    In `rows` the data set is named, and `per_image` holds the lists of each metric. None if missing or cut off.
+    """
     try:
-        if (folder / TRAINED).exists():
-            found = json.loads((folder / "val.json").read_text())
-            return found if found["checkpoint"] == "best" and found["rows"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
+        config = saved_config(folder)
+        entries = read_evaluations(folder / "val.json") if config and (folder / TRAINED).exists() else []
+        wanted = ("best", config and config.protocol, "fp32")
+        entries = [e for e in entries if (e["checkpoint"], e["protocol"], e.get("precision", "fp32")) == wanted]
+        rows = [row | {"dataset": e["dataset"], "per_image": _by_metric(row)} for e in entries for row in e["rows"]]
+        return entries[0] | {"rows": rows} if rows else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _by_metric(row: dict) -> dict[str, list]:
+    images = list(row["per_image"].values())
+    return {metric: [image[metric] for image in images] for metric in images[0]}
 
 
 @dataclass(frozen=True, eq=False)  # a key of dicts, though Config is none
@@ -102,13 +112,14 @@ class Cell:
     def finished(self) -> bool:
         """Whether it is trained, and evaluated on all its data sets as it should be."""
         found = read_evaluation(self.folder)
-        if found is None or found.get("protocol") != self.config.protocol or found.get("precision", "fp32") != "fp32":
+        if found is None:
             return False
-        names = val.label_folders(self.folders or self.config.valpath)
-        wanted = {(name, loss) for name in names for loss in ("bicubic", *self.config.losses)}
-        if not wanted <= {(row["dataset"], row["loss"]) for row in found["rows"]}:
+        names = label_folders(self.folders or self.config.valpath)
+        rows = [row for row in found["rows"] if row["dataset"] in names]
+        wanted = {(name, loss) for name in names for loss in ("bicubic", *self.config.variants)}
+        if not wanted <= {(row["dataset"], row["loss"]) for row in rows}:
             return False
-        metrics = found["rows"][0]["per_image"]
+        metrics = set.intersection(*(set(row["per_image"]) for row in rows))
         orders = {name.endswith("-BGR") for name in metrics if name.startswith("LPIPS-")}
         return set(self.config.metrics) <= set(map(word_of, metrics)) and orders <= {self.bgr}
 

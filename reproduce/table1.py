@@ -16,7 +16,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import configs
-import val
 from configs import Config
 from data import list_images
 from losses import LOSSES
@@ -24,6 +23,7 @@ from metrics.judges import JUDGES, METRICS
 from models import SR_MODELS, build_network
 from runs.folder import CHECKPOINTS
 from training import stop_signals
+from training.evaluation import label_folders
 
 from . import collect, report
 from .cells import Cell, Failed, Work, read_evaluation
@@ -120,8 +120,8 @@ def make_cells(args) -> list[Cell]:
 def check(cells: list[Cell]) -> None:
     """Raise ValueError where a cell could not be trained or evaluated as far as can be told without training."""
     config = cells[0].config
-    for loss in config.losses:
-        configs.choose(loss, LOSSES, "loss")
+    for variant in config.variants.values():
+        configs.choose(variant.loss, LOSSES, "loss")
     configs.choose(config.judge, JUDGES, "judge")
     for net in config.metrics:
         configs.choose(net, METRICS, "perceptual metric")
@@ -213,7 +213,7 @@ def run(todo: list[Cell], of: int, outcomes: Iterator[tuple[Cell, str]], togethe
 
 def make_table(cells: list[Cell], folders: list[str], out: Path) -> None:
     """Print the table of the cells that are trained and evaluated, and write it. Raises ValueError where none is."""
-    grid = collect.read_grid(cells, val.label_folders(folders))
+    grid = collect.read_grid(cells, label_folders(folders))
     if grid is None:
         raise ValueError(f"--out {out}: none of the grid's {len(cells)} cells is finished there; leave --collect out")
     lacking = [str(cell) for cell in cells if read_evaluation(cell.folder) is None]

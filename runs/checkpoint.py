@@ -206,7 +206,8 @@ def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, d
         last = learner_states(state, path)
         if wrong:
             print(f"{wrong}; {path.name} of step {state.get('step')} stands in for it")
-    for loss in [configs.choose(loss, config.losses, f"loss in {run}") for loss in losses or config.losses]:
+    names = list(config.variants)
+    for loss in [configs.choose(loss, names, f"loss in {run}") for loss in losses or names]:
         if which == "last" and loss not in last:
             raise ValueError(f"{run / 'last.pt'}: holds no network of {loss}; add --best")
         state = load_checkpoint(run / f"best_{loss}.pt") if which == "best" else last[loss]

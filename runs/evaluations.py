@@ -39,12 +39,16 @@ def read_evaluations(path: Path) -> list[dict]:
 def write_evaluations(path: Path, entries: list[dict]) -> bool:
     """Put entries into a val.json in place of those with the same KEY, and all means into a CSV beside it.
 
-    Returns whether both are there, else it is said. Two processes that write at once both have their entries in it.
-    Raises ValueError if path holds something else.
+    Something else at path is written over. Returns whether both are there, else it is said. Two processes that write
+    at once both have their entries in it.
     """
     with _locked(path):
+        try:
+            before = read_evaluations(path)
+        except (OSError, ValueError):
+            before = []
         new = [_key(entry) for entry in entries]
-        entries = [entry for entry in read_evaluations(path) if _key(entry) not in new] + json_safe(entries)
+        entries = [entry for entry in before if _key(entry) not in new] + json_safe(entries)
         contents = {
             path: json.dumps({"evaluations": entries}, indent=1) + "\n",
             path.with_suffix(".csv"): _csv(entries),

@@ -39,6 +39,6 @@ def test_command_lines(command, monkeypatch):
         return
     if program == "train.py" and "--load" not in words:
         config = configs.load(words)
-        assert config.model in SR_MODELS and set(config.losses) <= set(LOSSES)
+        assert config.model in SR_MODELS and {variant.loss for variant in config.variants.values()} <= set(LOSSES)
     elif program == "val.py":
         val.parse(words)

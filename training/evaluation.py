@@ -174,7 +174,14 @@ def evaluate_run(
     chosen = choose_metrics(device, judges, metrics, weights, bgr, memory)
     for images in sets.values():
         images.check_sizes(chosen, skip_small, shave_lpips)
-    out = check_out(out or run / "val.json") if out or run else None
+    if out is not None:
+        read_evaluations(check_out(out))
+    elif run is not None:
+        out = check_out(run / "val.json")
+        try:
+            read_evaluations(out)
+        except ValueError:
+            print(f"{out} is damaged, and will be written anew without what was in it")
     configs.expect(out is not None or not worst, "worst", worst, "--out FILE beside --model bicubic")
     configs.expect(bool(nets or sr_folders) or not worst, "worst", worst, "--sr-folder NAME=DIR beside --model bicubic")
     for reason in [reason for images in sets.values() for reason in images.left_out]:
@@ -228,7 +235,7 @@ def load_methods(run: Path, checkpoints: Sequence[str], losses) -> tuple[Config,
         config, found, theirs = load_networks(run, which, losses)
         nets |= {Method(loss, which): net for loss, net in found.items()}
         judges += [judge for judge in theirs if judge not in judges]
-    order = list(config.losses)
+    order = list(config.variants)
     return config, dict(sorted(nets.items(), key=lambda item: order.index(item[0].loss))), judges
 
 
@@ -237,5 +244,4 @@ def check_out(path: Path) -> Path:
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     fits = path.suffix != ".csv" and not path.is_dir() and existing.is_dir() and os.access(existing, os.W_OK)
     configs.expect(fits, "out", path, "a file for JSON, such as results.json, in a folder that can be written to")
-    read_evaluations(path)
     return path

@@ -1,6 +1,7 @@
 """What a run trains, on what, and how it is scored, built from its settings."""
 
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import nn
@@ -112,7 +113,8 @@ def add_teachers(experiment: Experiment) -> None:
     """Give the experiment its judge, extractors and metrics. Their weights may be a long download."""
     config, device = experiment.config, experiment.device
     smallest = config.patch or min(map(min, experiment.patches.pairs.sizes))
-    if NEEDS_JUDGE & set(config.losses):
+    variants = config.variants.values()
+    if any(variant.loss in NEEDS_JUDGE for variant in variants):
         memory = (config.judge_memory or MEMORY[device.type]) << 20
         # What data/ reads is in range, however bright.
         judge = JUDGES[config.judge](weights=config.judge_weights, memory=memory, check_range=False)
@@ -120,13 +122,13 @@ def add_teachers(experiment: Experiment) -> None:
         configs.expect(
             smallest >= judge.min_size, "patch", smallest, f"at least {judge.min_size} pixels for {config.judge}"
         )
-    if NEEDS_EXTRACTORS & set(config.losses):
-        for name in config.dp_extractors:
-            extractor = build_extractor(name, config.extractor_weights)
-            experiment.extractors[name] = place_frozen(extractor, device, config.precision)
-            configs.expect(
-                smallest >= extractor.min_size, "patch", smallest, f"at least {extractor.min_size} pixels for {name}"
-            )
+    named = (variant.config.dp_extractors for variant in variants if variant.loss in NEEDS_EXTRACTORS)
+    for name in dict.fromkeys(chain.from_iterable(named)):
+        extractor = build_extractor(name, config.extractor_weights)
+        experiment.extractors[name] = place_frozen(extractor, device, config.precision)
+        configs.expect(
+            smallest >= extractor.min_size, "patch", smallest, f"at least {extractor.min_size} pixels for {name}"
+        )
     files = config.judge_weights + config.extractor_weights
     experiment.metrics = metrics_on(device, experiment.metric_names, files)
     check_sizes(experiment.validation, experiment.metrics, config.protocol)

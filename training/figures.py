@@ -25,7 +25,7 @@ def weights_of(weighting: WeightingNet, hr: Tensor, sr: Tensor, k: float, tile: 
     """
     training = weighting.training
     weighting.eval()
-    step, reach = getattr(weighting, "scale", 1), weighting.receptive_radius
+    step, reach = weighting.scale, weighting.receptive_radius
     logits = torch.empty_like(hr)
     down, across = (-(-x // step) for x in hr.shape[-2:])
     try:
@@ -66,7 +66,8 @@ def weight_maps(nets: Mapping[str, tuple[nn.Module, WeightingNet]], lr: Tensor, 
     for row, (name, (net, weighting)) in zip(axes, nets.items()):
         sr = TiledUpscaler(net, MEMORY)(lr).float().clamp_(-1, 1)
         weight = weights_of(weighting, hr, sr, k=0.5).mean(dim=1, keepdim=True)
-        for ax, title in zip(row, ("reference", f"SR, {name}", "|error|", "weights of the loss (k = 0.5)")):
+        title = "SR, " + name.replace("[", "\n[")
+        for ax, title in zip(row, ("reference", title, "|error|", "weights of the loss (k = 0.5)")):
             ax.set_title(title, fontsize=10)
             ax.axis("off")
         for ax, image in zip(row, (hr, sr)):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import configs
-from configs import Config
+from configs import Config, Variant
 from losses import LOSSES, NEEDS_EXTRACTORS, NEEDS_JUDGE, Loss, global_batch
 from models import SR_MODELS, build_network, init_paper, model_id
 from runs.checkpoint import adam_state, check_counts, check_rng_states, check_weights, load_network
@@ -22,9 +22,12 @@ from .device import fast_memory_format
 class Learner:
     """One SR network, its loss, their optimizers and their own stream of random numbers."""
 
-    def __init__(self, name: str, net: nn.Module, loss: Loss, config: Config, device: torch.device):
-        self.name, self.device, self.model_id = name, device, model_id(config.model, config.scale, config.model_options)
-        self.judges = [config.judge] * (name in NEEDS_JUDGE) + [*config.dp_extractors] * (name in NEEDS_EXTRACTORS)
+    def __init__(self, name: str, net: nn.Module, loss: Loss, variant: Variant, device: torch.device):
+        self.name, self.device = name, device
+        kind, self.config = variant
+        config = self.config
+        self.model_id = model_id(config.model, config.scale, config.model_options)
+        self.judges = [config.judge] * (kind in NEEDS_JUDGE) + [*config.dp_extractors] * (kind in NEEDS_EXTRACTORS)
         layout = fast_memory_format(device, config.precision)
         net, loss = (global_batch.convert_global_batch_norm(part, device) for part in (net, loss))
         self.net = net.to(device, memory_format=layout).train()
@@ -149,18 +152,22 @@ class Learner:
 
 def build_learners(config: Config, device: torch.device) -> list[Learner]:
     """One learner per loss: SR networks start equal, weighting networks too. Raises ValueError on a wrong name."""
-    for name in config.losses:
-        configs.choose(name, LOSSES, "loss")
+    variants = config.variants
+    for name, variant in variants.items():
+        configs.choose(variant.loss, LOSSES, "loss")
+        taken = name in [*LOSSES, "bicubic"] and name != variant.loss
+        remedy = f"a label other than {name}, which names something else"
+        configs.expect(not taken, "losses", " ".join(config.losses), remedy)
     configs.choose(config.model, SR_MODELS, "model")
     torch.manual_seed(config.seed)
     net = build_network(config.model, config.scale, config.model_options)
     if config.init == "paper":
         init_paper(net)
     learners = []
-    for name in config.losses:
+    for name, variant in variants.items():
         torch.manual_seed(config.seed)
-        loss = LOSSES[name](config, net)
+        loss = LOSSES[variant.loss](variant.config, net)
         if config.init == "paper":
             init_paper(loss)
-        learners.append(Learner(name, copy.deepcopy(net), loss, config, device))
+        learners.append(Learner(name, copy.deepcopy(net), loss, variant, device))
     return learners

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from tqdm import tqdm
 
+from configs import Config
 from metrics.evaluate import count_infinite, mean_scores
 from runs.checkpoint import serialize
 from runs.writer import RunWriter
@@ -57,6 +58,8 @@ class Reporter:
             for name, value in scalars.items():
                 entry.setdefault(name, {})[learner.name] = value
             text.append(" ".join([f"{learner.name} {loss:.4f}", *(f"{name} {x:.3g}" for name, x in scalars.items())]))
+            if (own := learner.opt.param_groups[0]["lr"]) != rate:
+                entry.setdefault("own_learning_rate", {})[learner.name] = own
             if (skipped := int(learner.skips[0])) > 0:
                 entry.setdefault("skipped", {})[learner.name] = skipped
         bar.set_postfix_str(" | ".join(text))
@@ -89,3 +92,14 @@ class Reporter:
         if not (folder / "last.pt").exists():
             return "nothing was saved yet"
         return f"to resume: {distributed.launch_command()} train.py --load --modelpath {shlex.quote(str(folder))}"
+
+
+def missing_controls(config: Config) -> list[str]:
+    """A line if a TLW loss is compared with its plain one but with no control of its weights."""
+    variants = config.variants.values()
+    kinds = {variant.loss for variant in variants}
+    learned = {v.loss for v in variants if v.config.weights == "learned" and "TLW" in v.loss.split("+")}
+    controlled = {v.loss for v in variants if v.config.weights in ("uniform", "shuffled")}
+    bare = sorted(loss for loss in learned - controlled if loss.replace("+TLW", "") in kinds)
+    controls = " ".join(f"'{loss}[weights=uniform]'" for loss in bare)
+    return [f"no control of the weights: add {controls} to tell the map's gain from WC's"] if bare else []

@@ -44,11 +44,12 @@ class TrainingState:
         """Load what `state_dict` returned, read from path; return notes on what differs. Raises ValueError."""
         e = self.experiment
         saved = learner_states(state, path)
-        if sorted(saved) != sorted(e.config.losses) or state.get("epoch_steps") != e.epoch_steps:
+        names = [learner.name for learner in e.learners]
+        if sorted(saved) != sorted(names) or state.get("epoch_steps") != e.epoch_steps:
             images = f"; put an image in the place of the one left out: {e.left_out[0]}" if e.left_out else ""
             raise ValueError(
                 f"{path}: is of losses {' '.join(saved)} with {state.get('epoch_steps')} steps an epoch; "
-                f"these settings give {' '.join(e.config.losses)} with {e.epoch_steps}{images}"
+                f"these settings give {' '.join(names)} with {e.epoch_steps}{images}"
             )
         try:
             for learner in e.learners:

@@ -63,7 +63,7 @@ def test_loss_is_a_scalar_with_a_gradient(name):
 def test_loss_is_called_as_the_others(name):
     loss = build(name)
     assert isinstance(loss, Loss)
-    for method in ("forward", "helper_loss", "begin_epoch", "log_scalars"):
+    for method in ("forward", "helper_loss", "begin_epoch", "begin_step", "log_scalars"):
         assert (
             inspect.signature(getattr(type(loss), method)).parameters.keys()
             == inspect.signature(getattr(Loss, method)).parameters.keys()
@@ -136,6 +136,11 @@ def test_settings_reach_tlw():
         assert (loss.samples, loss.eps, loss.k(0)) == (5, 0.01, 0.2)
         assert loss.k(7) == pytest.approx(0.2 + 0.4 * (1 - 0.36787944))
         assert loss.m_step is not build(name).m_step
+        own = dict(weights="inverted", wc="one", e_every=4, reuse_mu=True, weighting_scale=2, weighting_channels=8)
+        cheap = build(name, **own)
+        assert (cheap.move, cheap.wc, cheap.e_every, cheap.reuse_mu) == (losses.tlw.inverted, "one", 4, True)
+        assert (cheap.helper.scale, cheap.helper.conv[0].out_channels) == (2, 8)
+        assert build(name, weights="uniform").helper is None
 
 
 def test_settings_reach_the_rivals():

@@ -16,6 +16,9 @@ class Scaled(Loss):
     def begin_epoch(self, net, epoch):
         self.begun.append((net, epoch))
 
+    def begin_step(self, step):
+        self.begun.append(step)
+
     def helper_loss(self, sr, target, epoch):
         return None if self.helper is None else self.factor * self.helper.weight.sum()
 
@@ -67,7 +70,8 @@ def test_parameters_beside_the_helpers_are_joint():
 def test_every_term_hears_of_the_epoch():
     loss = WeightedSum(Term(Scaled(1)), Term(Scaled(2), since=9))
     loss.begin_epoch("net", 4)
-    assert [inner.begun for inner in loss.losses] == [[("net", 4)]] * 2
+    loss.begin_step(7)
+    assert [inner.begun for inner in loss.losses] == [[("net", 4), 7]] * 2
 
 
 def test_words():

@@ -150,3 +150,28 @@ def test_several_samples_by_broadcasting():
 def test_sample_gradient():
     mu, noise = random(2, 3, low=0.3, high=0.7).requires_grad_(), random(4, 2, 3, seed=1, low=0.3, high=0.7)
     assert torch.autograd.gradcheck(lambda mu: relaxed_bernoulli(mu, noise), mu)
+
+
+@pytest.mark.parametrize("height, width", [(10, 12), (9, 12), (10, 11), (7, 9), (1, 1)])
+def test_weighting_network_at_half_resolution(height, width):
+    net = WeightingNet(scale=2)
+    hr, sr = (random(2, 3, height, width, seed=seed, low=-1).float() for seed in (1, 2))
+    mu = net(hr, sr, 0.3)
+    assert mu.shape == hr.shape and mu.min() >= 0 and mu.max() <= 1
+    torch.testing.assert_close(mu.mean(dim=(-2, -1)), torch.full((2, 3), 0.3))
+    assert (net.conv[0].in_channels, net.conv[0].out_channels, net.conv[-1].out_channels) == (24, 64, 12)
+    # Multiplications per pixel of the image: a third.
+    counts = [sum(p.numel() for p in part.parameters() if p.dim() == 4) for part in (WeightingNet(), net)]
+    assert counts[1] / 4 == 55_360 and 0.34 < counts[1] / 4 / counts[0] < 0.35
+
+
+def test_odd_sizes_at_half_resolution_are_padded_by_their_last_row_and_column():
+    net = WeightingNet(channels=8, scale=2).double().eval()
+    images = random(1, 6, 7, 9, low=-1)
+    padded = torch.cat([images, images[..., -1:]], dim=3)
+    padded = torch.cat([padded, padded[..., -1:, :]], dim=2)
+    torch.testing.assert_close(net.logits(images), net.logits(padded)[..., :7, :9])
+
+
+def test_the_width_of_the_weighting_network():
+    assert [layer.out_channels for layer in WeightingNet(channels=16).conv if isinstance(layer, torch.nn.Conv2d)] == [16, 16, 16, 3]

@@ -19,7 +19,9 @@ import val
 from reproduce import cells, cluster, table1
 from runs.atomic import atomic_write
 from runs.checkpoint import load_checkpoint, save_checkpoint
+from runs.evaluations import read_evaluations, write_evaluations
 from runs.lock import locked_run
+from training.evaluation import label_folders
 
 ROOT = Path(__file__).parents[2]
 LOSSES = ("L1+TLW", "L1")
@@ -41,6 +43,12 @@ def args(images, workplace):
     return grid_of(images)
 
 
+def row_of(loss: str, metrics, value_of: dict[str, float]) -> dict:
+    """A row of val.json in which every metric has the same values."""
+    per_image = {image: dict.fromkeys(metrics, value) for image, value in value_of.items()}
+    return {"loss": loss, "files": len(value_of), "per_image": per_image}
+
+
 @pytest.fixture
 def ran(monkeypatch):
     """Commands are not run but noted, and leave what they would: (program, seed, more) of each. ran.codes: their ends."""
@@ -51,12 +59,15 @@ def ran(monkeypatch):
     noted = Ran()
 
     def evaluate(folder, config, folders, lpips):
-        scores = {
-            loss: {name: [1.0, 2.0] for name in ("PSNR-Y", "SSIM-Y", *lpips)} for loss in ("bicubic", *config.losses)
-        }
-        rows = [val.Row(name, loss, of) for name in val.label_folders(folders) for loss, of in scores.items()]
+        scores = {loss: ("PSNR-Y", "SSIM-Y", *lpips) for loss in ("bicubic", *config.losses)}
+        of_image = {"a.png": 1.0, "b.png": 2.0}
         about = {"checkpoint": "best", "protocol": config.protocol, "judge": config.judge}
-        val.write_results(folder / "val.json", rows, **about)
+        entries = [
+            about
+            | {"dataset": name, "folder": place, "rows": [row_of(loss, of, of_image) for loss, of in scores.items()]}
+            for name, place in label_folders(folders).items()
+        ]
+        write_evaluations(folder / "val.json", entries)
 
     def run(self, command, asked):
         program, words = Path(command[1]).name, command[2:]
@@ -111,7 +122,8 @@ def test_an_evaluation_in_bf16_is_none(args, ran):
     table1.main(args)
     ran.clear()
     path = Path("grid/VDSR_x2_seed1/val.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "bf16"}))
+    entries = [entry | {"precision": "bf16"} for entry in json.loads(path.read_text())["evaluations"]]
+    path.write_text(json.dumps({"evaluations": entries}))
     table1.main(args)
     assert ran == [("val.py", 1, True)]
 
@@ -180,7 +192,7 @@ def test_reasons(code, words):
 
 
 def test_a_command_that_leaves_nothing_is_not_repeated(args, ran, monkeypatch, capsys):
-    monkeypatch.setattr(val, "write_results", lambda *args, **about: None)
+    monkeypatch.setitem(globals(), "write_evaluations", lambda path, entries: None)
     assert "val.py left no val.json" in fails(args, 1, capsys)
     assert len(ran) == 4
 
@@ -310,10 +322,9 @@ def test_killed_and_started_again(args, reference, as_command, assert_same, capf
     shown = capfd.readouterr().out
     assert "cell 1 of 1, 0 left" in shown and "to resume: python train.py" in shown
     scores = json.loads(Path("grid/table1.json").read_text())["scores"]
-    rows = json.loads((CELL / "val.json").read_text())["rows"]
-    assert [row["PSNR-Y"] for row in scores] == pytest.approx(
-        [np.mean(row["per_image"]["PSNR-Y"]) for row in rows[1:] + rows[:1]]
-    )
+    (entry,) = read_evaluations(CELL / "val.json")
+    means = [np.mean([image["PSNR-Y"] for image in row["per_image"].values()]) for row in entry["rows"]]
+    assert [row["PSNR-Y"] for row in scores] == pytest.approx(means[1:] + means[:1])
 
 
 def parent_of(pid: int) -> int:
