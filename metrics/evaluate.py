@@ -67,12 +67,13 @@ def check_sizes(pairs, metrics: Mapping[str, Metric], protocol: str) -> None:
     needed = least_size(pairs.scale, metrics, protocol)
     for path, (height, width) in zip(pairs.paths, pairs.sizes):
         if min(height, width) < needed:
-            raise ValueError(too_small(path, (height, width), needed, metrics) + "; leave it out")
+            raise ValueError(too_small(path, (height, width), needed, metrics, protocol) + "; leave it out")
 
 
-def too_small(path, size: tuple[int, int], needed: int, metrics: Mapping[str, Metric]) -> str:
+def too_small(path, size: tuple[int, int], needed: int, metrics: Mapping[str, Metric], protocol: str) -> str:
     """What is wrong with an image of this size."""
-    return f"{path} is {size[0]}x{size[1]}; {', '.join(['SSIM-Y', *metrics])} need {needed} pixels each way"
+    names = ", ".join(["SSIM-Y", *metrics])
+    return f"{path} is {size[0]}x{size[1]} as protocol {protocol} crops it; {names} need {needed} pixels each way"
 
 
 def build_metrics(nets, weights: tuple = (), bgr: bool = False, memory: int = MEMORY) -> dict[str, Metric]:

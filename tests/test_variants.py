@@ -15,6 +15,7 @@ import val
 from configs import Config
 from configs.variants import OPTIMIZER, TERMS
 from runs.checkpoint import load_checkpoint
+from runs.evaluations import read_evaluations
 from training import stop_signals
 from training.learner import build_learners
 from training.reporter import missing_controls
@@ -177,7 +178,10 @@ def test_all_begin_from_the_same_networks_and_draw_from_a_stream_of_their_own(ar
 @pytest.mark.parametrize("loss, name", [("L1+TLW", "L1+TLW"), (CHEAP, "cheap"), (FAST, FAST)])
 def test_alone_or_among_others_is_the_same(args, whole, loss, name, workplace, assert_same):
     alone = trained([*args, "--losses", loss])
-    assert_same(alone.experiment.learners[0].state_dict(), next(x.state_dict() for x in whole.experiment.learners if x.name == name))
+    assert_same(
+        alone.experiment.learners[0].state_dict(),
+        next(x.state_dict() for x in whole.experiment.learners if x.name == name),
+    )
 
 
 def test_settings_of_the_run_and_of_a_loss_are_the_same(args, whole, workplace, assert_same):
@@ -216,10 +220,10 @@ def test_evaluation_by_names_and_labels(whole, capsys, tmp_path):
     at = ["--modelpath", str(whole.folder), "--metrics", "tiny", "--device", "cpu", "--out", str(tmp_path / "val.json")]
     for more in ([], ["--best"]):
         val.main([*at, *more, "--losses", "cheap", "L1+TLW[weights=uniform]"])
-        rows = json.loads((tmp_path / "val.json").read_text())["rows"]
+        rows = read_evaluations(tmp_path / "val.json")[-1]["rows"]
         assert [row["loss"] for row in rows] == ["bicubic", "cheap", "L1+TLW[weights=uniform]"]
     val.main(at)
-    assert [row["loss"] for row in json.loads((tmp_path / "val.json").read_text())["rows"]] == ["bicubic", *NAMES]
+    assert [row["loss"] for row in read_evaluations(tmp_path / "val.json")[-1]["rows"]] == ["bicubic", *NAMES]
     capsys.readouterr()
     with pytest.raises(SystemExit):
         val.main([*at, "--losses", CHEAP])
@@ -249,7 +253,10 @@ def test_extractors_of_all_losses_are_built(tiny_args, alex_file, squeeze_file, 
             "alexnet:conv2", "squeezenet:fire3", "--extractor-weights", str(alex_file), str(squeeze_file)]  # fmt: skip
     run = train.Trainer(configs.load([*tiny_args, *more]))
     assert list(run.experiment.extractors) == ["alexnet:conv2", "squeezenet:fire3", "alexnet:conv1"]
-    assert [learner.judges for learner in run.experiment.learners] == [["alexnet:conv2", "squeezenet:fire3"], ["alexnet:conv1"]]
+    assert [learner.judges for learner in run.experiment.learners] == [
+        ["alexnet:conv2", "squeezenet:fire3"],
+        ["alexnet:conv1"],
+    ]
 
 
 # --- the note on controls ---------------------------------------------------------------------------------------------

@@ -218,10 +218,8 @@ def evaluate_run(
             picture = draw_worst(rows, sets, methods, worst, device, precision)
             written.append(write_or_report("val.py", path, picture))
         except Exception as error:  # whatever it is: all else is there
-            print(
-                f"val.py: error: {path} not drawn ({configs.one_line(str(error)) or type(error).__name__})",
-                file=sys.stderr,
-            )
+            reason = configs.one_line(str(error)) or type(error).__name__
+            print(f"val.py: error: {path} was not drawn ({reason})", file=sys.stderr)
             written.append(False)
         if written[-1]:
             print(f"where two methods differ most: {path}")

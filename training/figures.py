@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -44,13 +45,13 @@ def weights_of(weighting: WeightingNet, hr: Tensor, sr: Tensor, k: float, tile: 
     return fixed_sum(logits.sigmoid_(), k)
 
 
-def _shown(image: Tensor) -> Tensor:
+def _shown(image: Tensor) -> np.ndarray:
     """image (1,C,H,W) as (H,W,C), or (H,W) for a single channel, on the CPU, averaged down if it is large."""
     height, width = image.shape[-2:]
     shrink = LONGEST / max(height, width)
     if shrink < 1:
         image = F.adaptive_avg_pool2d(image, (max(1, round(height * shrink)), max(1, round(width * shrink))))
-    return image[0].permute(1, 2, 0).squeeze(2).cpu()
+    return image[0].permute(1, 2, 0).squeeze(2).cpu().numpy()
 
 
 @torch.no_grad()
@@ -106,7 +107,7 @@ def side_by_side(rows: Sequence[Crops]) -> bytes:
         for ax in line:
             ax.axis("off")
         for ax, (name, image) in zip(line, row.images.items()):
-            ax.imshow((image.permute(1, 2, 0).cpu() / 2 + 0.5).clamp(0, 1), interpolation="nearest")
+            ax.imshow((image.permute(1, 2, 0).cpu() / 2 + 0.5).clamp(0, 1).numpy(), interpolation="nearest")
             ax.set_title(name, fontsize=9)
             ax.text(0.5, -0.03, row.captions.get(name, ""), transform=ax.transAxes, ha="center", va="top", fontsize=8)
         line[0].text(0.5, -0.03, row.title, transform=line[0].transAxes, ha="center", va="top", fontsize=8)

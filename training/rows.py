@@ -61,7 +61,8 @@ def rows_of(name: str, images: EvaluationSet, scores: Mapping, best: str, folder
                 place = os.path.abspath(images.folder)
                 check = check_bicubic(place, protocol, images.scale, len(images), mean_scores(by_metric))
                 notes = [check.text] if check else []
-            notes += [f"{metric} of {n} infinite, not in the mean" for metric, n in count_infinite(by_metric).items()]
+            for metric, count in count_infinite(by_metric).items():
+                notes.append(f"{metric} of {count} infinite" + ", not in the mean" * (count < len(images)))
             rows.append(Row(name, protocol, method, by_metric, "; ".join(filter(None, notes))))
     return rows
 

@@ -90,7 +90,7 @@ class EvaluationSet:
             for i, path in enumerate(self.paths):
                 size = self.size(i, protocol)
                 if min(size) < needed:
-                    small.setdefault(i, too_small(path, size, needed, metrics))
+                    small.setdefault(i, too_small(path, size, needed, metrics, protocol))
         if small and not skip_small:
             raise ValueError(f"{next(iter(small.values()))}; leave it out, or all that are too small with --skip-small")
         self.leave_out(small)
