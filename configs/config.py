@@ -139,7 +139,7 @@ class Config:
     best_by: str | None = setting(
         None, "what `best` is chosen by: PSNR-Y, SSIM-Y or one of --metrics, as LPIPS-alex; default: the first of those"
     )
-    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard"))
+    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard", "table2"))
     vallrpath: tuple[str, ...] = setting((), "folders of LR validation images; default: made from HR", path="DIR")
     # network
     model_options: dict | None = setting(

@@ -22,8 +22,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 COMMANDS = {
     match[1].split("   ")[0].strip(): page.name
     for page in PAGES
-    for match in re.finditer(r"^(?:.*(?:&& |\| ))?(?:torchrun .* |python )((?:train|val|infer|export|convert)\.py[^\n`#|]*)",
-                             page.read_text(), re.M)
+    for match in re.finditer(
+        r"^(?:.*(?:&& |\| ))?(?:torchrun .* |python )((?:train|val|infer|export|convert)\.py[^\n`#|]*)",
+        page.read_text(),
+        re.M,
+    )
 }
 PARSERS = {"val.py": val.parse, "infer.py": infer.parse, "export.py": export.parse}
 
