@@ -134,11 +134,15 @@ class Config:
     pspl_beta: float = setting(0.0, "PSPL: sigma at epoch 0")
     pspl_max: float = setting(2.0, "PSPL: weight of the worst pixels")
     dp_extractors: tuple[str, ...] = setting(
-        ("vgg19:conv5_4", "resnet50:layer3"), "DP: NETWORK:LAYER of the two perceptual terms, or of one alone"
+        ("vgg19:conv5_4", "resnet50:layer3"),
+        "DP: NETWORK:LAYER+LAYER of the two perceptual terms, or of one alone; NETWORK-unnormalised sees [0,1]",
     )
     dp_mu: float = setting(0.5, "DP: the second term is 1/mu of the first")
+    dp_dynamic: bool = setting(True, "DP: the second term weighted to 1/mu of the first, or only added to it")
     extractor_weights: tuple[str, ...] = setting((), "DP: local files of the extractors' weights, in any order")
-    pixel_weight: float = setting(0.01, "DP: weight of the pixel term beside the perceptual ones")
+    pixel_weight: float = setting(
+        0.005, "DP: weight of the pixel term beside the perceptual ones; the paper's 0.01 is for images in [0,1]"
+    )
     gan_weight: float = setting(0.005, "GAN: weight of the adversarial term")
     gan: str = setting(
         "vanilla", "GAN: the adversarial losses, SRGAN's or ESRGAN's relativistic average", ("vanilla", "ragan")

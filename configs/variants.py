@@ -18,7 +18,7 @@ TERMS = {
             "weighting_scale", "weighting_channels"),
     "UDL": ("udl_epoch", "udl_head", "udl_plus_one"),
     "PSPL": ("pspl_alpha", "pspl_beta", "pspl_max"),
-    "DP": ("dp_extractors", "dp_mu", "pixel_weight", "pretrain_epochs"),
+    "DP": ("dp_extractors", "dp_mu", "dp_dynamic", "pixel_weight", "pretrain_epochs"),
     "GAN": ("gan", "gan_weight"),
 }  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9_.+=,\[\]-]{1,100}")  # what best_NAME.pt can be called anywhere

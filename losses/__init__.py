@@ -85,7 +85,7 @@ def _generator(pixel, settings, net: nn.Module, gan: bool) -> WeightedSum:
     since = settings.pretrain_epochs
     terms = [
         Term(pixel(settings, net), settings.pixel_weight),
-        Term(DualPerceptual(settings.dp_extractors, settings.dp_mu), since=since),
+        Term(DualPerceptual(settings.dp_extractors, settings.dp_mu, settings.dp_dynamic), since=since),
     ]
     if gan:
         terms.append(Term(Adversarial(_discriminator(settings), settings.gan), settings.gan_weight, since))

@@ -1,7 +1,7 @@
 """The judges and the perceptual metrics by name.
 
-A judge maps a, b (B,3,H,W), RGB in [-1,1], to distances (B,), with a gradient; `with_reference(b)` gives the distance to b
-with b's part computed once; `min_size` is the least height and width it takes.
+A judge maps a, b (B,3,H,W), RGB in [-1,1], to distances (B,), with a gradient; `with_reference(b)` gives the distance
+to b with b's part computed once; `min_size` is the least height and width it takes.
 """
 
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ def metric_of(judge: str) -> str:
 
     "lpips-alex-unweighted" -> "alex", "squeezenet:fire9" -> "squeeze", "resnet50:layer3" -> "resnet50", which is none.
     """
-    network = judge.removeprefix("lpips-").removesuffix("-unweighted").split(":")[0]
+    network = judge.split(":")[0].removeprefix("lpips-").removesuffix("-unweighted").removesuffix("-unnormalised")
     return {"alexnet": "alex", "squeezenet": "squeeze", "vgg16": "vgg"}.get(network, network)
 
 

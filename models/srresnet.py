@@ -1,7 +1,8 @@
 """SRResNet: Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a GAN", CVPR 2017, arXiv 1609.04802.
 
-In the form without BatchNorm that BasicSR calls MSRResNet (1,517,571 parameters at x4), the generator of SRGAN in
-later work (Dual Perceptual loss among it). Parameter names are BasicSR's.
+In the form without BatchNorm that BasicSR calls MSRResNet (1,517,571 parameters at x4): bilinear upsampling of lr and
+what it lacks. The authors of the Dual Perceptual loss leave the upsampling out (bilinear_skip=False): SRGAN-DP's
+generator makes the whole image. Parameter names are BasicSR's.
 """
 
 from collections.abc import Iterable
@@ -36,18 +37,20 @@ class ResBlock(nn.Module):
 
 
 class SRResNet(nn.Module):
-    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped: bilinear upsampling and what it lacks.
+    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
+    bilinear_skip: whether the network's output is added to lr's bilinear upsampling, or is the image itself.
     Raises ValueError where the scale is not 2, 3 or 4.
     """
 
-    def __init__(self, scale: int, channels: int = 64, blocks: int = 16) -> None:
+    def __init__(self, scale: int, channels: int = 64, blocks: int = 16, bilinear_skip: bool = True) -> None:
         super().__init__()
         check_scale(scale, "SRResNet")
         self.scale = scale
         self.feature_channels = channels
         self.feature_scale = 1
         self.receptive_radius = 2 * blocks + 3
+        self.bilinear_skip = bilinear_skip
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)))
         for i, factor in enumerate(STEPS[scale], start=1):
@@ -67,9 +70,10 @@ class SRResNet(nn.Module):
         x = features
         for i, factor in enumerate(STEPS[self.scale], start=1):
             x = F.leaky_relu(shuffled(self.get_submodule(f"upconv{i}"), x, factor), 0.1)
-        residual = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
-        base = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        return base + residual
+        sr = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
+        if self.bilinear_skip:
+            sr = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False) + sr
+        return sr
 
     def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """sr and the features it was made from, in one pass: what a second head on the body needs."""

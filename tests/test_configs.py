@@ -42,6 +42,7 @@ OTHER = {
     "pspl_max": 3.0,
     "dp_extractors": ("alexnet:conv5",),
     "dp_mu": 0.2,
+    "dp_dynamic": False,
     "extractor_weights": ("c.pth",),
     "pixel_weight": 0.5,
     "gan_weight": 0.1,
