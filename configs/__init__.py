@@ -133,6 +133,12 @@ class Config:
     pspl_alpha: float = setting(1.0, "PSPL: growth of sigma in an epoch")
     pspl_beta: float = setting(0.0, "PSPL: sigma at epoch 0")
     pspl_max: float = setting(2.0, "PSPL: weight of the worst pixels")
+    pspl_epoch: int = setting(1000, "PSPL: steps in the epoch that sigma grows in, whatever an epoch of the run has")
+    pspl_ssim: str = setting(
+        "standard",
+        "PSPL: SSIM with its constants for these images, or as small as its authors' code has them",
+        ("standard", "authors"),
+    )
     dp_extractors: tuple[str, ...] = setting(
         ("vgg19:conv5_4", "resnet50:layer3"),
         "DP: NETWORK:LAYER+LAYER of the two perceptual terms, or of one alone; NETWORK-unnormalised sees [0,1]",
@@ -206,6 +212,7 @@ class Config:
             "steps",
             "log_every",
             "pspl_max",
+            "pspl_epoch",
             "dp_mu",
             "gan_weight",
             "clip_grad",

@@ -65,7 +65,8 @@ def _udl(settings, net: nn.Module) -> UDL:
 
 
 def _pspl(pixel: str, settings, net: nn.Module) -> PSPL:
-    return PSPL(pixel, alpha=settings.pspl_alpha, beta=settings.pspl_beta, maximum=settings.pspl_max)
+    names = {"alpha": "alpha", "beta": "beta", "maximum": "max", "epoch_steps": "epoch", "ssim": "ssim"}
+    return PSPL(pixel, **{name: getattr(settings, f"pspl_{setting}") for name, setting in names.items()})
 
 
 def _discriminator(settings) -> VGGDiscriminator:

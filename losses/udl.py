@@ -12,7 +12,7 @@ Stage 2 goes on with the weights of stage 1, and its s is that of stage 1's netw
   no weight; the code's is the default, the paper's plus_one=False.
 - The code's images are in [0,255], and its head, which ends in an ELU, gives s > -1. For ours in [-1,1] the best s,
   ln(|sr - hr| / 2), would lie below that almost everywhere. So stage 1 is that of the code's unit, divided by
-  UNIT: mean(|sr - hr| * exp(-s)) + 2 mean(s) / UNIT. It has the same optimum, and the scale of stage 2.
+  LEVELS: mean(|sr - hr| * exp(-s)) + 2 mean(s) / LEVELS. It has the same optimum, and the scale of stage 2.
 - In the code the stages are two runs with an optimizer each. Here the loss changes over at the beginning of an epoch
   of one run and keeps a frozen copy. (TLW's released comparison never trains the head; here it is trained.)
 """
@@ -23,10 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from .base import Loss
-from .pixel import absolute_error
+from .pixel import LEVELS, absolute_error
 from .target import Target
-
-UNIT = 255 / 2  # levels of [0,255] in a unit of [-1,1]
 
 
 class UDL(Loss):
@@ -85,7 +83,7 @@ class UDL(Loss):
         error = absolute_error(sr, target.hr)
         if self.stage == 1:
             s = self.head(features).to(sr.dtype)
-            return (error * torch.exp(-s)).mean() + 2 / UNIT * s.mean()
+            return (error * torch.exp(-s)).mean() + 2 / LEVELS * s.mean()
         return (error * self.weight(target.lr)).mean()
 
     def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:

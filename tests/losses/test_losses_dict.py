@@ -120,7 +120,9 @@ def test_words(name):
     """What the log shows, before and while a helper learns; plain numbers."""
     shown = {"TLW": {"k", "WC"}, "GAN": {"D"}, "UDL": {"stage"}, "PSPL": {"sigma"}}
     expected = set().union(*(words for part, words in shown.items() if part in name))
-    words = build(name).log_scalars(0.25, 2.5)
+    loss = build(name, pspl_epoch=2)
+    loss.begin_step(5)
+    words = loss.log_scalars(0.25, 2.5)
     if name == "L1+TLW+DP+GAN":  # one number of two helpers
         expected = {"k"}
     assert set(words) == expected and all(type(value) in (int, float) for value in words.values())
@@ -148,8 +150,9 @@ def test_settings_reach_the_rivals():
     assert (udl.second, udl.plus_one, udl.head[5].out_channels) == (7, False, 1)
     assert build("L1+UDL").head[5].out_channels == 3 and build("L1+UDL").plus_one
     for name in ("L1+PSPL", "MSE+PSPL"):
-        pspl = build(name, pspl_alpha=0.3, pspl_beta=0.7, pspl_max=5.0)
-        assert (pspl.sigma(10), pspl.maximum) == (pytest.approx(3.7), 5.0)
+        pspl = build(name, pspl_alpha=0.3, pspl_beta=0.7, pspl_max=5.0, pspl_epoch=10, pspl_ssim="authors")
+        pspl.begin_step(100)
+        assert (pspl.sigma(0), pspl.maximum, pspl.data_range) == (pytest.approx(3.7), 5.0, 1 / 255)
     loss = build("L1+DP+GAN", pixel_weight=0.3, gan_weight=0.7, dp_mu=3.0, gan="ragan", pretrain_epochs=1.5)
     pixel, dp, gan = loss.terms
     assert (pixel.weight, pixel.since, dp.weight, dp.since, gan.weight, gan.since) == (0.3, 0, 1, 1.5, 0.7, 1.5)
@@ -197,8 +200,8 @@ def test_l1_and_mse_are_not_mixed_up():
         weighted[name] = LOSSES[name](SETTINGS, None)(sr, target, 0)
     # MSE's weights are divided by |sr - hr| + 0.1 = 0.6 and its error is 0.25.
     torch.testing.assert_close(weighted["MSE+TLW"] / weighted["L1+TLW"], torch.tensor(0.25 / 0.6 / 0.5))
-    paced = {name: build(name)(sr, target, 1e9) for name in ("L1+PSPL", "MSE+PSPL")}
-    assert paced["L1+PSPL"] == 2 * 0.5 and paced["MSE+PSPL"] == 4 * 0.25
+    paced = {name: build(name, pspl_beta=1e9)(sr, target, 0) for name in ("L1+PSPL", "MSE+PSPL")}
+    assert paced["L1+PSPL"] == 2 * 127.5 * 0.5 and paced["MSE+PSPL"] == 4 * 127.5**2 * 0.25
 
 
 @pytest.mark.parametrize(

@@ -96,3 +96,35 @@ def test_srgan_dps_generator_has_no_bilinear_skip():
     for conv in net.parameters():
         nn.init.zeros_(conv)
     assert not net(torch.ones(1, 3, 5, 5)).any()
+
+
+# PSPL: images in [0,255], SSIM with the constants of images in [0,1], sigma grows by 1 in 1,000 steps
+
+
+def authors_ssim(a, b):
+    """11x11 Gaussian, zero-padded, per channel."""
+    line = torch.exp(-((torch.arange(11, dtype=a.dtype) - 5) ** 2) / (2 * 1.5**2))
+    line = line / line.sum()
+    window = (line[:, None] * line).expand(3, 1, 11, 11)
+
+    def blur(x):
+        return F.conv2d(x, window, padding=5, groups=3)
+
+    ma, mb = blur(a), blur(b)
+    va, vb, cov = blur(a * a) - ma * ma, blur(b * b) - mb * mb, blur(a * b) - ma * mb
+    c1, c2 = 0.01**2, 0.03**2
+    return ((2 * ma * mb + c1) * (2 * cov + c2)) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+
+
+@pytest.mark.parametrize("loss, power", [("L1+PSPL", 1), ("MSE+PSPL", 2)])
+@pytest.mark.parametrize("step", [1000, 20_000])
+def test_pspl(loss, power, step):
+    ours = LOSSES[loss](published("pspl"), nn.Identity())
+    sr, hr = images(dtype=torch.float64)
+    ours.begin_step(step)
+    value = ours(sr, Target(hr), 0)
+    a, b = (sr + 1) * 127.5, (hr + 1) * 127.5
+    weight = 2 * torch.exp(-(((authors_ssim(b, a.detach()) + 1) / (1 * step / 1000 + 0)) ** 2))
+    expected = (a * weight - b * weight).abs().pow(power).mean()
+    torch.testing.assert_close(value, expected, rtol=1e-7, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(x, sr)[0] for x in (value, expected)), rtol=1e-6, atol=1e-12)
