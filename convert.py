@@ -12,6 +12,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import configs
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; a wrong one ends the program with exit code 2."""
+    about, examples = __doc__.split("\n\n", 1)
+    parser = configs.OneLineParser(prog="convert.py", description=about, epilog=f"examples:\n{examples}")
+    parser.add_argument("source", type=configs.typed_path, help="a folder of the TLW authors' files, or one file")
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="needed for VDSR, whose weights do not tell it")
+    parser.add_argument(
+        "--modelpath",
+        type=configs.typed_path,
+        metavar="DIR",
+        help="the run to write; default: the next free in checkpoints/",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+    parse(None)
+
 from losses.uncertainty import UncertaintyHead
 from losses.weighting import WeightingNet
 from models import build_network, model_id, released
@@ -116,15 +136,11 @@ def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, 
 
 
 def main(argv: list[str] | None = None) -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = configs.OneLineParser(prog="convert.py", description=__doc__, formatter_class=raw)
-    parser.add_argument("source", type=Path, help="a folder of the TLW authors' files, or one file")
-    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="needed for VDSR, whose weights do not tell it")
-    parser.add_argument("--modelpath", help="the run to write; default: the next free in checkpoints/")
-    args = parser.parse_args(argv)
+    args = parse(argv)
     with configs.one_line_errors("convert.py"):
-        configs.expect(args.source.exists(), "source", args.source, "an existing file or folder")
-        config, best, last = convert(args.source, args.scale)
+        source = Path(args.source)
+        configs.expect(source.exists(), "source", source, "an existing file or folder")
+        config, best, last = convert(source, args.scale)
         configs.expect(args.modelpath != "", "modelpath", '""', "a folder; leave it out for a new one in checkpoints/")
         run = Path(args.modelpath) if args.modelpath else next_run_dir(config.model, config.scale)
         check_new_run(run)

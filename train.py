@@ -17,11 +17,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import configs
+from runs.folder import newest_run_dir
+from runs.output import ignore_output_errors
+
+if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+    ignore_output_errors()
+    configs.check_command_line(newest_run_dir)
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import configs
 import val
 from configs import Config
 from data import ImageReadError, ResumableBatchSampler, load_batches
@@ -33,10 +40,10 @@ from runs.atomic import write_or_report
 from runs.checkpoint import serialize
 from runs.folder import check_new_run, checkpoint_stamp, next_run_dir
 from runs.lock import check_unlocked
-from runs.output import ignore_output_errors
 from runs.writer import NullWriter, RunWriter
 from training import distributed, stop_signals
 from training.device import fast_memory_format
+from training.divergence import DivergenceWatch
 from training.experiment import add_teachers, build_experiment
 from training.figures import weight_maps
 from training.learner import Learner
@@ -81,14 +88,15 @@ class Trainer:
     """A training: its experiment, its state, the loop, and what it writes. Building one checks all input."""
 
     def __init__(self, config: Config):
-        self.config = config
         self.experiment = build_experiment(config)
+        self.config = config = self.experiment.config
         self.state = TrainingState(self.experiment)
         folder = Path(config.modelpath) if config.modelpath else next_run_dir(config.model, config.scale)
         self.writer = (RunWriter if distributed.is_main_process() else NullWriter)(folder)
         if small := self.experiment.small_images:
             total = len(self.experiment.patches.pairs)
             self.writer.notes.append(f"{small} of {total} images are smaller than --patch {config.patch}: left out")
+        self.writer.notes += self.experiment.notes
         check_unlocked(folder)
         if config.load:
             for note in self.state.resume(folder):
@@ -103,6 +111,7 @@ class Trainer:
         self.report = Reporter(self.experiment, self.state, self.writer)
         self.reference_cache = ReferenceCache()
         self.skipped_in_a_row = 0
+        self.divergence = DivergenceWatch([learner.name for learner in self.experiment.learners], config.log_every)
         self.waited = 0.0  # seconds, for images to train on
         self.stop_requested = lambda: None  # the signal that asks the run to stop
 
@@ -157,11 +166,13 @@ class Trainer:
                     learner.set_learning_rate(lr_at_step(learner.config, *place))
                     learner.loss.begin_step(state.step)
                 values = train_step(e.learners, e.judge, e.extractors, lr, hr, age, config.precision)
+                self.divergence.add({name: loss for name, (_, loss) in values.items()})
                 state.step += 1
                 state.validated = state.step < stop
                 bar.update(config.batchsize)
                 if state.step % config.log_every == 0 or state.step == stop:  # reading values waits for the device
                     self.report.losses(bar, values, age, lr_at_step(config, *place))
+                    self.check_divergence(age)
                 if before or e.device.type == "cpu" or state.step % config.max_skipped == 0:  # so does counting
                     self.count_skipped()
                 if before and self.skipped_in_a_row > config.max_skipped:
@@ -249,6 +260,16 @@ class Trainer:
             raise ImageReadError(next(filter(None, distributed.all_gather(unreadable))))
         if news:
             self.report.left_out(chain.from_iterable(distributed.all_gather(replaced)))
+
+    def check_divergence(self, epoch: float) -> None:
+        """Say, log and note which networks diverge; raises FloatingPointError with --on-divergence stop."""
+        phases = {learner.name: learner.loss.phase(epoch) for learner in self.experiment.learners}
+        for line in self.divergence.check(self.state.step, phases):
+            self.writer.log(step=self.state.step, note=line)
+            if self.config.on_divergence == "stop":
+                raise FloatingPointError(line)
+            self.writer.notes.append(line)
+            print(f"\n{line}", flush=True)
 
     def count_skipped(self) -> None:
         """Read from the device how many steps in a row were skipped, by the learner with the most."""
@@ -368,7 +389,7 @@ def main(argv: list[str] | None = None) -> None:
     with distributed.process_group():
         with stop_signals.exit_on_signal("nothing was begun, nor written"):
             with distributed.raise_on_any_rank(), configs.one_line_errors("train.py"):
-                trainer = Trainer(configs.load(argv))
+                trainer = Trainer(configs.load(argv, newest_run_dir))
             print(trainer.report.start())
         code, is_main = run_training(trainer), distributed.is_main_process()
     if code == 0 and is_main:
@@ -378,5 +399,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    ignore_output_errors()
     main()

@@ -15,13 +15,90 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import configs
+from runs.output import escape_unencodable_output
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; a wrong one ends the program with exit code 2."""
+    about, examples = __doc__.split("\n\n", 1)
+    parser = configs.OneLineParser(prog="val.py", description=about, epilog=f"examples:\n{examples}")
+    parser.add_argument("--model", help="what the run must be (a check), or `bicubic` alone")
+    parser.add_argument(
+        "--modelpath",
+        type=configs.typed_path,
+        metavar="DIR",
+        help="folder of a run (default: the newest in checkpoints/)",
+    )
+    parser.add_argument("--best", action="store_true", help="each loss's best epoch (default: the last one)")
+    parser.add_argument(
+        "--folder", nargs="+", type=configs.typed_path, metavar="DIR", help="data sets (default: the run's --valpath)"
+    )
+    parser.add_argument(
+        "--lrfolder",
+        nargs="+",
+        type=configs.typed_path,
+        metavar="DIR",
+        help="LR images, a folder for each data set (default: made from HR)",
+    )
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="of --model bicubic (default: 4); else a check")
+    parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these of the run, by name or label")
+    parser.add_argument("--protocol", choices=configs.names("protocol"), default="paper", help="(default: paper)")
+    parser.add_argument(
+        "--metrics",
+        "--lpips",
+        nargs="*",
+        metavar="NET",
+        help=f"perceptual metrics: {' '.join(configs.names('perceptual metric'))} "
+        "(default: the judge's, and an LPIPS that was not the judge if its weights are at hand)",
+    )
+    parser.add_argument(
+        "--judge-weights",
+        nargs="+",
+        type=configs.typed_path,
+        metavar="FILE",
+        help="local backbone files (default: the run's)",
+    )
+    parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the released code does")
+    parser.add_argument(
+        "--memory",
+        type=int,
+        default=configs.constant("metrics/evaluate.py", "MEMORY") >> 20,
+        metavar="MIB",
+        help="for the activations of the "
+        "network and of each metric; larger images go in parts, with the same result (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="of the networks; bf16 is faster where the machine has it, and moves the scores a little (default: fp32)",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: what the machine has)")
+    parser.add_argument(
+        "--out",
+        "--output",
+        type=configs.typed_path,
+        metavar="FILE",
+        help="where the JSON goes, a CSV beside it (default: RUN/val.json)",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+    escape_unencodable_output()
+    given = parse(None)
+    with configs.one_line_errors("val.py"):
+        configs.check_known("model", {given.model} - {None, "bicubic"}, "bicubic")
+        configs.check_known("perceptual metric", given.metrics or ())
+
 from tabulate import tabulate
 from torch import nn
 
-import configs
 from data import ImageReadError, PairedDataset
 from metrics.backbones import at_hand, read_backbone_file
-from metrics.evaluate import MEMORY, PROTOCOLS, Metric, check_sizes, evaluate, mean
+from metrics.base import PerceptualMetric
+from metrics.evaluate import MEMORY, check_sizes, evaluate, mean
 from metrics.judges import METRICS, mark_biased, metric_of
 from metrics.references import ReferenceCache
 from models import SR_MODELS
@@ -31,7 +108,6 @@ from runs.atomic import write_or_report
 from runs.checkpoint import load_networks
 from runs.folder import newest_run_dir
 from runs.log import json_safe
-from runs.output import escape_unencodable_output
 from training import stop_signals
 from training.device import place_frozen, setup_device
 from training.validation import metrics_on, read_validation_set
@@ -75,62 +151,22 @@ def table(rows: list[Row], judges: Collection[str] = ()) -> str:
     return tabulate(lines, ["data set (images)", "loss", *headers], disable_numparse=True, colalign=align)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = configs.OneLineParser(prog="val.py", description="PSNR-Y, SSIM-Y and LPIPS of SR networks.")
-    parser.add_argument("--model", help="what the run must be (a check), or `bicubic` alone")
-    parser.add_argument("--modelpath", help="folder of a run (default: the newest in checkpoints/)")
-    parser.add_argument("--best", action="store_true", help="each loss's best epoch (default: the last one)")
-    parser.add_argument("--folder", nargs="+", metavar="DIR", help="data sets (default: the run's --valpath)")
-    parser.add_argument(
-        "--lrfolder", nargs="+", metavar="DIR", help="LR images, a folder for each data set (default: made from HR)"
-    )
-    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="of --model bicubic (default: 4); else a check")
-    parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these of the run, by name or label")
-    parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="(default: paper)")
-    parser.add_argument(
-        "--metrics",
-        "--lpips",
-        nargs="*",
-        metavar="NET",
-        help="perceptual metrics: LPIPS's alex vgg squeeze, "
-        "tiny, ms-ssim (default: the judge's, and an LPIPS that was not the judge if it can be had)",
-    )
-    parser.add_argument("--judge-weights", nargs="+", metavar="FILE", help="local backbone files (default: the run's)")
-    parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the released code does")
-    parser.add_argument(
-        "--memory",
-        type=int,
-        default=MEMORY >> 20,
-        metavar="MIB",
-        help="for the activations of the "
-        "network and of each metric; larger images go in parts, with the same result (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="of the networks; bf16 is faster where the machine has it, and moves the scores a little (default: fp32)",
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: what the machine has)")
-    parser.add_argument("--out", metavar="FILE", help="where the JSON goes, a CSV beside it (default: RUN/val.json)")
-    return parser.parse_args(argv)
-
-
 def choose_metrics(
     device, judges: Collection[str], nets=None, weights: tuple = (), bgr: bool = False, memory: int = MEMORY
-) -> dict[str, Metric]:
-    """The metrics `nets`, else the judges' and one that was no judge: an LPIPS if its weights can be had."""
-    if nets is not None:
-        return metrics_on(device, nets, weights, bgr, memory)
-    judging = [net for net in METRICS if net in map(metric_of, judges)]
-    metrics = metrics_on(device, judging, weights, bgr, memory)
-    others = [net for net in ("squeeze", "alex", "vgg") if net not in judging] or ["tiny"]
-    other = next((net for net in others if net == "tiny" or at_hand(net, weights)), others[0])
-    try:
-        return metrics | metrics_on(device, [other], weights, bgr, memory)
-    except ValueError as error:
-        print(f"no LPIPS network{' that was not the judge' if judging else ''}: {error}")
-        return metrics | metrics_on(device, [] if "ms-ssim" in judging else ["ms-ssim"], memory=memory)
+) -> dict[str, PerceptualMetric]:
+    """The metrics `nets`, else the judges' and one that was no judge: an LPIPS whose weights are at hand, or MS-SSIM.
+
+    Nothing is downloaded for a metric that was not asked for.
+    """
+    if nets is None:
+        nets = [net for net in METRICS if net in map(metric_of, judges)]
+        others = [net for net in ("squeeze", "alex", "vgg") if net not in nets]
+        here = [net for net in others if at_hand(net, weights)][:1]
+        if others and not here:
+            which = "LPIPS beside the judge's network" if nets else "LPIPS"
+            print(f"left out: {which}, for no weights are at hand; --metrics {others[0]} fetches them")
+        nets += here or ["ms-ssim"] * ("ms-ssim" not in nets)
+    return metrics_on(device, nets, weights, bgr, memory)
 
 
 def write_results(path: Path, rows: list[Row], **about) -> bool:
@@ -158,7 +194,7 @@ def write_results(path: Path, rows: list[Row], **about) -> bool:
 def evaluate_sets(
     nets: Mapping[str, nn.Module],
     sets: Mapping[str, PairedDataset],
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, PerceptualMetric],
     protocol: str,
     device,
     memory: int = MEMORY,
@@ -296,6 +332,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    escape_unencodable_output()
     with stop_signals.exit_on_signal("the evaluation was not finished"):
         main()

@@ -1,15 +1,15 @@
 """Every loss a run can train with, by the name it has on the command line.
 
-LOSSES[name](settings, net) builds one for the SR network `net`; `Loss` says how they are called. A new loss: one
-file here, one line in LOSSES, and its name in the sets below if it needs a judge or feature extractors.
+`Loss` (base.py) says what a loss has to offer. A new loss is one file with a subclass of it, and one line in LOSSES.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import nn
 
 from .adversarial import Adversarial
-from .base import Loss
+from .base import Loss, check_loss
 from .discriminator import VGGDiscriminator
 from .dual_perceptual import DualPerceptual
 from .pixel import PixelLoss, absolute_error, squared_error
@@ -22,8 +22,6 @@ from .weighted_sum import Term, WeightedSum
 
 __all__ = [
     "LOSSES",
-    "NEEDS_EXTRACTORS",
-    "NEEDS_JUDGE",
     "PSPL",
     "TLW",
     "UDL",
@@ -34,6 +32,7 @@ __all__ = [
     "Target",
     "Term",
     "WeightedSum",
+    "build_loss",
     "k_schedule",
     "weight_criterion",
 ]
@@ -93,7 +92,8 @@ def _generator(pixel, settings, net: nn.Module, gan: bool) -> WeightedSum:
     return WeightedSum(*terms)
 
 
-LOSSES = {
+# Called as LOSSES[name](settings, net): settings are a run's (configs.Config), net the SR network that it is for.
+LOSSES: dict[str, Callable[..., Loss]] = {
     "L1+TLW": partial(_tlw, "L1"),
     "MSE+TLW": partial(_tlw, "MSE"),
     "L1": _l1,
@@ -106,5 +106,15 @@ LOSSES = {
     "L1+TLW+DP": partial(_generator, partial(_tlw, "L1"), gan=False),
     "L1+TLW+DP+GAN": partial(_generator, partial(_tlw, "L1"), gan=True),
 }
-NEEDS_JUDGE = {"L1+TLW", "MSE+TLW", "L1+TLW+DP", "L1+TLW+DP+GAN"}
-NEEDS_EXTRACTORS = {"L1+DP", "L1+DP+GAN", "L1+TLW+DP", "L1+TLW+DP+GAN"}
+
+
+def build_loss(name: str, settings, net: nn.Module) -> Loss:
+    """Build the loss `name` for the SR network net.
+
+    Raises ValueError for settings that do not fit and for a loss that breaks the contract of `Loss`.
+    """
+    loss = LOSSES[name](settings, net)
+    try:
+        return check_loss(loss)
+    except ValueError as error:
+        raise ValueError(f"--losses {name}: {error}; mend LOSSES[{name!r}]") from None

@@ -84,6 +84,11 @@ class PSPL(Loss):
         age = epoch if self.epoch_steps is None else self.step / self.epoch_steps
         return max(self.alpha * age + self.beta, LEAST_SIGMA)
 
+    def phase(self, epoch: float) -> int:
+        """Of the growing loss: within a phase a perfect pixel's weight in it grows by a factor of e at most."""
+        power = 1 if self.error is absolute_error else 2
+        return round(power * (2 / self.sigma(epoch)) ** 2)
+
     @torch.no_grad()
     def weight(self, sr: Tensor, hr: Tensor, epoch: float) -> Tensor:
         """The attention w: sr, hr (B,3,H,W) in [-1,1] -> (B,3,H,W) in (0,maximum]."""

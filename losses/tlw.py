@@ -42,6 +42,12 @@ def k_schedule(epoch: int, k_start: float = 0.3, k_end: float = 0.9, k_epochs: f
 LEAST, LARGEST = 1e-8, 1e15
 
 
+def mix(w: Tensor, sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
+    """x_w = w hr + (1 - w) sr, where w picks the pixels that are repaired, and x_{1-w}; w (...,B,3,H,W) in [0,1]."""
+    gap = w * (hr - sr)
+    return sr + gap, hr - gap
+
+
 def weight_criterion(w: Tensor, sr: Tensor, target: Target, eps: float = 1e-3, far_eps: float | None = None) -> Tensor:
     """WC of Eq. (4): how much more it helps to repair the pixels that w picks than all the others.
 
@@ -50,10 +56,7 @@ def weight_criterion(w: Tensor, sr: Tensor, target: Target, eps: float = 1e-3, f
     WC is within [1e-23, 1e23], whatever the distances and epsilons; NaN where a distance is infinite or NaN, and
     nowhere else, so that the step is skipped.
     """
-    hr = target.hr
-    gap = w * (hr - sr)
-    repaired, spoiled = sr + gap, hr - gap  # x_w and x_{1-w}
-    distance = target.distance(torch.stack([repaired, spoiled])).to(hr.dtype)
+    distance = target.distance(torch.stack(mix(w, sr, target.hr))).to(target.hr.dtype)
     near, far = torch.where(distance.isfinite(), distance.abs(), math.nan)
     far_eps = eps if far_eps is None else far_eps
     return (far + far_eps).clamp(LEAST, LARGEST) / (near + eps).clamp(LEAST, LARGEST)
@@ -145,6 +148,7 @@ class TLW(Loss):
         self.samples, self.eps, self.k = samples, eps, k
         self.move = None if weights == "uniform" else MAPS[weights]
         self.wc, self.e_every, self.reuse_mu = wc, e_every, reuse_mu
+        self.needs_judge = self.helper is not None or wc != "one"
         self.e_step_is_due, self.mu = True, None  # mu: the E-step's, until the M-step takes it
 
     @property

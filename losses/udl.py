@@ -88,3 +88,6 @@ class UDL(Loss):
 
     def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
         return {"stage": self.stage}
+
+    def phase(self, epoch: float) -> int:
+        return self.stage

@@ -23,6 +23,8 @@ class WeightedSum(Loss):
         helpers = [term.loss.helper for term in terms if term.loss.helper is not None]
         super().__init__(nn.ModuleList(helpers) if helpers else None)
         self.losses = nn.ModuleList(term.loss for term in terms)
+        self.needs_judge = any(term.loss.needs_judge for term in terms)
+        self.extractors = tuple(dict.fromkeys(name for term in terms for name in term.loss.extractors))
         self.terms = terms
 
     @property
@@ -49,6 +51,9 @@ class WeightedSum(Loss):
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
         return sum(term.weight * term.loss(sr, target, epoch, features) for term in self.acting(epoch))
+
+    def phase(self, epoch: float) -> int:
+        return sum(1 + term.loss.phase(epoch) for term in self.acting(epoch))
 
     def helper_parameters(self, epoch: float) -> list[nn.Parameter]:
         return [p for term in self.acting(epoch) for p in term.loss.helper_parameters(epoch)]

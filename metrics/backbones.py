@@ -6,12 +6,14 @@ Never from anywhere else: a metric whose network holds other weights is another 
 import re
 import socket
 import urllib.error
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 from torchvision.models import AlexNet_Weights, ResNet50_Weights, SqueezeNet1_1_Weights, VGG16_Weights, VGG19_Weights
 
+from .errors import one_line
 from .tensor_file import load_tensor_file
 
 URLS = {
@@ -51,6 +53,12 @@ def read_backbone_file(path: str | Path) -> tuple[str, dict]:
         f"{path}: expected torchvision's VGG16, VGG19, ResNet-50, AlexNet or SqueezeNet 1.1 weights (the whole "
         "checkpoint or its features), found another file"
     )
+
+
+def unused_files(files: Iterable[str | Path], nets: Iterable[str]) -> list[tuple[str | Path, str]]:
+    """Files that hold a network other than nets, each with its network. Raises what read_backbone_file does."""
+    nets = set(nets)
+    return [(path, net) for path in files if (net := read_backbone_file(path)[0]) not in nets]
 
 
 def cache_file(net: str) -> Path:
@@ -108,5 +116,6 @@ def fill_backbone(module: nn.Module, features: dict, path: Path) -> None:
         # The slices keep torchvision's layer numbers: slice2.3.weight is features.3.weight.
         module.load_state_dict({key: features[re.sub(r"^slice\d+\.", "", key)] for key in module.state_dict()})
     except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{path}: the weights do not fit their network ({reason}); fetch them again") from None
+        raise ValueError(
+            f"{path}: the weights do not fit their network ({one_line(error)}); fetch them again"
+        ) from None

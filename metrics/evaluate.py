@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .base import PerceptualMetric
 from .fidelity import quantize
-from .judges import METRICS
-from .perceptual import NETS
+from .judges import build_metric
+from .ops.gaussian import WINDOW
 from .references import ReferenceCache
 
-Metric = Callable[[Tensor, Tensor], Tensor]  # sr, hr (1,3,H,W) in [-1,1] -> (1,); with_reference(hr) as judges have it
 MEMORY = 2 << 30  # bytes
+HIGHER_IS_BETTER = {"psnr-y", "ssim-y"}  # all others are distances
 
 
 class Protocol(NamedTuple):
@@ -36,9 +37,9 @@ PROTOCOLS = {
 }
 
 
-def check_sizes(pairs, metrics: Mapping[str, Metric], protocol: str) -> None:
+def check_sizes(pairs, metrics: Mapping[str, PerceptualMetric], protocol: str) -> None:
     """Raise ValueError, naming the image, if one of pairs is too small for SSIM's window or a metric's network."""
-    window = 11 + (2 * pairs.scale if PROTOCOLS[protocol].shave else 0)
+    window = WINDOW + (2 * pairs.scale if PROTOCOLS[protocol].shave else 0)
     needed = max([window, *(metric.min_size for metric in metrics.values())])
     for path, (height, width) in zip(pairs.paths, pairs.sizes):
         if min(height, width) < needed:
@@ -46,7 +47,7 @@ def check_sizes(pairs, metrics: Mapping[str, Metric], protocol: str) -> None:
             raise ValueError(f"{path} is {height}x{width}; {names} need {needed} pixels each way; leave it out")
 
 
-def build_metrics(nets, weights: tuple = (), bgr: bool = False, memory: int = MEMORY) -> dict[str, Metric]:
+def build_metrics(nets, weights: tuple = (), bgr: bool = False, memory: int = MEMORY) -> dict[str, PerceptualMetric]:
     """Build the perceptual metrics `nets`, keyed by their full names.
 
     Args:
@@ -57,22 +58,15 @@ def build_metrics(nets, weights: tuple = (), bgr: bool = False, memory: int = ME
 
     Raises ValueError for an unknown name and for weights that cannot be had.
     """
-    metrics = {}
-    for net in nets:
-        if net not in METRICS:
-            raise ValueError(f"unknown perceptual metric {net!r}; one of: {', '.join(METRICS)}")
-        options = {"bgr": True} if bgr and net in NETS else {}
-        # What data/ reads is in range, however bright.
-        metric = METRICS[net](weights=weights, memory=memory, check_range=False, **options)
-        metrics[metric.name] = metric
-    return metrics
+    metrics = [build_metric(net, weights, memory, bgr) for net in nets]
+    return {metric.name: metric for metric in metrics}
 
 
 @torch.inference_mode()
 def evaluate(
     upscale: Callable[[Tensor], Tensor],
     pairs,
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, PerceptualMetric],
     protocol: str,
     device="cpu",
     label: str = "",

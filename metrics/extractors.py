@@ -8,8 +8,7 @@ in [0,1], as the authors' ResNet-50 does: "resnet50-unnormalised:layer1+layer2+l
 that code it also normalises by the statistics of each batch. Here it never does: sr and hr would be measured apart.)
 """
 
-import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from .backbones import fill_backbone, find_backbone
+from .base import PerceptualMetric, ReferenceDistance
+from .errors import choose
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0,1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -85,15 +86,6 @@ NETWORKS = {
 }
 
 
-def choose(name: str, options, what: str) -> str:
-    """name, if it is one of options; else ValueError with the nearest one and the list."""
-    if name in options:
-        return name
-    near = difflib.get_close_matches(name.lower(), options, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(f"unknown {what} {name!r}; {hint}one of: {', '.join(options)}")
-
-
 def parse_extractor(name: str) -> tuple[str, list[str], bool]:
     """ "resnet50:layer1+layer2" -> ("resnet50", ["layer1", "layer2"], True), layers in the order of the network.
 
@@ -122,7 +114,7 @@ def smallest_size(layers: nn.Sequential) -> int:
     raise AssertionError("no image is large enough")
 
 
-class FeatureDistance(nn.Module):
+class FeatureDistance(PerceptualMetric):
     """Mean absolute difference of features, summed over layers; frozen. forward(a, b) (B,3,H,W) in [-1,1] -> (B,).
 
     name: network and layers, as "vgg19:conv5_4" (see NETWORKS), the network with UNNORMALISED behind it or without. The
@@ -131,9 +123,8 @@ class FeatureDistance(nn.Module):
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__()
+        super().__init__(name)
         network, layers, normalised = parse_extractor(name)
-        self.name = name
         self.taken = [NETWORKS[network].layers[layer] for layer in layers]
         with torch.device("meta"):  # no time or random numbers for weights that a file replaces
             children = dict(NETWORKS[network].build().named_children())
@@ -165,21 +156,17 @@ class FeatureDistance(nn.Module):
                 taken.append(x.float())
         return taken
 
-    def with_reference(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
-        """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B).
+    def compare(self, images: Tensor, reference: Sequence[Tensor]) -> Tensor:
+        """Images (N,3,H,W) and the features of B references, N a multiple of B -> distances (N,)."""
+        total = images.new_zeros(())
+        for f, r in zip(self.features(images), reference):
+            total = total + (f.unflatten(0, (-1, len(r))) - r).abs().mean(dim=(-3, -2, -1)).flatten()
+        return total
 
-        The reference's features are computed here, once, without a gradient.
-        """
+    def with_reference(self, reference: Tensor) -> ReferenceDistance:
+        """Return the distance to reference (B,3,H,W), whose features are computed here, without a gradient."""
         with torch.no_grad():
-            reference_features = self.features(reference)
-
-        def distance(images: Tensor) -> Tensor:
-            total = 0.0
-            for f, r in zip(self.features(images.flatten(0, -4)), reference_features):
-                total = total + (f.unflatten(0, images.shape[:-3]) - r).abs().mean(dim=(-3, -2, -1))
-            return total
-
-        return distance
+            return ReferenceDistance(self.compare, self.features(reference))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.with_reference(b)(a)

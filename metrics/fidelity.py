@@ -7,8 +7,9 @@ similarity", IEEE Trans. Image Processing 13(4), 2004. Luma: ITU-R BT.601 with s
 import torch
 from torch import Tensor
 
+from .ops.gaussian import WINDOW, gaussian_window
+
 _PEAK = 255.0
-_WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
 _STRIP = 1 << 15  # pixels of a strip: its maps take 256 KB each
 
@@ -54,10 +55,10 @@ class Fidelity:
 
     def __init__(self, hr: Tensor, shave: int = 0) -> None:
         self.shape, self.shave = hr.shape, shave
-        hr, _ = _shaved(hr, hr, shave, smallest=_WINDOW)
+        hr, _ = _shaved(hr, hr, shave, smallest=WINDOW)
         self.inside = hr.shape
         self.strips = []
-        for y in map(luma, _strips(hr, _WINDOW - 1)):
+        for y in map(luma, _strips(hr, WINDOW - 1)):
             mean, square = _blur(torch.cat([y, y * y], dim=1)).split(1, dim=1)
             self.strips.append((y, mean, mean.square(), square))
         self.nbytes = sum(x.nbytes for strip in self.strips for x in strip)
@@ -68,7 +69,7 @@ class Fidelity:
         height, width = self.shape[-2:]
         sr = sr[..., self.shave : height - self.shave, self.shave : width - self.shave]
         squares, similarity, last = 0, 0, len(self.strips) - 1
-        for i, (part, (hr, mean_hr, mean_hr2, square_hr)) in enumerate(zip(_strips(sr, _WINDOW - 1), self.strips)):
+        for i, (part, (hr, mean_hr, mean_hr2, square_hr)) in enumerate(zip(_strips(sr, WINDOW - 1), self.strips)):
             y = luma(part)
             own = slice(None, None if i == last else mean_hr.shape[2])  # the rows that the next strip has not
             squares = squares + (y - hr)[:, :, own].square().sum(dim=(1, 2, 3))
@@ -79,7 +80,7 @@ class Fidelity:
             similarity = similarity + here.sum(dim=(1, 2, 3))
         height, width = self.inside[-2:]
         mse = squares / (height * width)
-        return 10 * torch.log10(_PEAK**2 / mse), similarity / ((height - _WINDOW + 1) * (width - _WINDOW + 1))
+        return 10 * torch.log10(_PEAK**2 / mse), similarity / ((height - WINDOW + 1) * (width - WINDOW + 1))
 
 
 def _strips(x: Tensor, overlap: int = 0) -> list[Tensor]:
@@ -109,15 +110,13 @@ def _blur(x: Tensor) -> Tensor:
 
     Sums of slices, mirrored taps first: torch's float64 convolution on the CPU is several times slower.
     """
-    offsets = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
-    window = torch.exp(-offsets.square() / (2 * _SIGMA**2))
-    window = (window / window.sum()).tolist()
-    middle = _WINDOW // 2
+    window = gaussian_window(torch.float64).tolist()
+    middle = WINDOW // 2
     for dim in (-2, -1):
-        length = x.shape[dim] - _WINDOW + 1
+        length = x.shape[dim] - WINDOW + 1
         total = x.narrow(dim, middle, length) * window[middle]
         for tap in range(middle):
-            pair = x.narrow(dim, tap, length) + x.narrow(dim, _WINDOW - 1 - tap, length)
+            pair = x.narrow(dim, tap, length) + x.narrow(dim, WINDOW - 1 - tap, length)
             total.add_(pair, alpha=window[tap])
         x = total
     return x

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from .errors import one_line
+
 
 class FileAccessError(ValueError):
     """A file that is there, and may be whole, but cannot be read now."""
@@ -46,7 +48,7 @@ def _reason(error: Exception) -> str:
     expected = "expected tensors alone, as of torch.save(net.state_dict(), FILE)"
     code = re.search(r"GLOBAL (\S+) was not an allowed|GLOBAL (\S+) whose module", text)
     if code:
-        return f"it would run code: {(code[1] or code[2])[:160]}; {expected}"
+        return f"it would run code: {one_line(code[1] or code[2])}; {expected}"
     if "weights_only" in text:
         return f"damaged, or not torch.save's; {expected}"
-    return text[:160] or type(error).__name__
+    return one_line(text) or type(error).__name__

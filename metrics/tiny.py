@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .deep_features import DeepDistance
+from .errors import one_line
 from .ops.strided import StridedConv
 
 TINY_FILE = Path(__file__).with_name("tiny.safetensors")
@@ -60,8 +61,7 @@ class Tiny(DeepDistance):
                 if not all(weight.isfinite().all() for weight in state.values()):
                     raise RuntimeError("values that are not finite")
             except (OSError, SafetensorError, RuntimeError) as error:
-                reason = " ".join(str(error).split())[:160]
                 raise ValueError(
-                    f"{path}: no weights of the judge tiny ({reason}); restore the file, or make it again "
+                    f"{path}: no weights of the judge tiny ({one_line(error)}); restore the file, or make it again "
                     "with python -m reproduce.train_judge"
                 ) from None

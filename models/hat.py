@@ -10,9 +10,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import SRNetwork
 from .ops.attention import Windows, attend, windows
 from .ops.linear import Linear
-from .upsample import STEPS, PixelShuffleUpsampler, check_scale, reflect_to_multiple
+from .upsample import STEPS, PixelShuffleUpsampler, reflect_to_multiple
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB in [0,1]
 
@@ -199,7 +200,7 @@ class ResidualGroup(nn.Module):
         return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class HAT(nn.Module):
+class HAT(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped. Any size: the input is extended inside.
 
     The defaults are the published HAT (20,772,507 parameters at x4). `channels` is the width after the body. The
@@ -221,17 +222,19 @@ class HAT(nn.Module):
         drop_path: float = 0.1,
         channels: int = 64,
     ) -> None:
-        super().__init__()
-        check_scale(scale, "HAT")
+        super().__init__(scale, feature_channels=channels)
+        for option, value, most in (("window", window, 64), ("overlap_ratio", overlap_ratio, 1)):
+            if value > most:  # the attention of a window of side m takes m^4 numbers
+                raise ValueError(f"{option}={value} is beyond {most}; use {most} or less")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path={drop_path} is no probability below 1; use 0.1")
         key_window = window + int(window * overlap_ratio)
         if (key_window - window) % 2:
             raise ValueError(
                 f"overlap_ratio={overlap_ratio} widens window={window} by {key_window - window}, an odd number; "
                 "choose them so that int(window * overlap_ratio) is even"
             )
-        self.scale, self.window = scale, window
-        self.feature_channels = channels
-        self.feature_scale = 1
+        self.window = window
         self.register_buffer("mean", 2 * torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1) - 1)
         self.register_buffer("relative_position_index_SA", self_attention_index(window))
         self.register_buffer("relative_position_index_OCA", overlapping_attention_index(window, key_window))
@@ -283,7 +286,6 @@ class HAT(nn.Module):
         return self.conv_before_upsample(x + self.conv_after_body(y))
 
     def forward_features(self, lr: Tensor) -> Tensor:
-        """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
         return self.forward_body(lr)[:, :, : lr.shape[2], : lr.shape[3]]
 
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
@@ -291,11 +293,7 @@ class HAT(nn.Module):
         return self.conv_last(self.upsample(features)) + self.mean
 
     def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """sr and the features it was made from, in one pass: what a second head on the body needs."""
         h, w = lr.shape[2:]
         features = self.forward_body(lr)
         sr = self.forward_head(lr, features)
         return sr[:, :, : h * self.scale, : w * self.scale], features[:, :, :h, :w]
-
-    def forward(self, lr: Tensor) -> Tensor:
-        return self.forward_with_features(lr)[0]

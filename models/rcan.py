@@ -7,7 +7,8 @@ own x4 network upsamples in two steps of x2. Parameter names are those of the RC
 
 from torch import Tensor, nn
 
-from .upsample import PixelShuffleUpsampler, check_scale
+from .base import SRNetwork
+from .upsample import PixelShuffleUpsampler
 
 
 class ChannelAttention(nn.Module):
@@ -56,15 +57,11 @@ class ResidualGroup(nn.Module):
         return x + self.body(x)
 
 
-class RCAN(nn.Module):
+class RCAN(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped."""
 
     def __init__(self, scale: int, channels: int = 64, groups: int = 10, blocks: int = 20, reduction: int = 16) -> None:
-        super().__init__()
-        check_scale(scale, "RCAN")
-        self.scale = scale
-        self.feature_channels = channels
-        self.feature_scale = 1
+        super().__init__(scale, feature_channels=channels)
         self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1))
         self.body = nn.Sequential(
             *(ResidualGroup(channels, blocks, reduction) for _ in range(groups)),
@@ -73,20 +70,8 @@ class RCAN(nn.Module):
         self.tail = nn.Sequential(PixelShuffleUpsampler(channels, (scale,)), nn.Conv2d(channels, 3, 3, padding=1))
 
     def forward_features(self, lr: Tensor) -> Tensor:
-        """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
         x = self.head(lr)
         return x + self.body(x)
 
-    forward_body = forward_features
-
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
-        """The body's features and the lr they come from -> sr."""
         return self.tail(features)
-
-    def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """sr and the features it was made from, in one pass: what a second head on the body needs."""
-        features = self.forward_features(lr)
-        return self.forward_head(lr, features), features
-
-    def forward(self, lr: Tensor) -> Tensor:
-        return self.forward_with_features(lr)[0]

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .upsample import STEPS, check_scale, shuffled
+from .base import SRNetwork
+from .upsample import STEPS, conv_pixel_shuffle
 
 
 def init_small(convs: Iterable[nn.Conv2d]) -> None:
@@ -36,7 +37,7 @@ class ResBlock(nn.Module):
         return x + self.conv2(F.relu(self.conv1(x), inplace=True))
 
 
-class SRResNet(nn.Module):
+class SRResNet(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
     bilinear_skip: whether the network's output is added to lr's bilinear upsampling, or is the image itself.
@@ -44,12 +45,7 @@ class SRResNet(nn.Module):
     """
 
     def __init__(self, scale: int, channels: int = 64, blocks: int = 16, bilinear_skip: bool = True) -> None:
-        super().__init__()
-        check_scale(scale, "SRResNet")
-        self.scale = scale
-        self.feature_channels = channels
-        self.feature_scale = 1
-        self.receptive_radius = 2 * blocks + 3
+        super().__init__(scale, feature_channels=channels, receptive_radius=2 * blocks + 3)
         self.bilinear_skip = bilinear_skip
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)))
@@ -60,25 +56,13 @@ class SRResNet(nn.Module):
         init_small(layer for layer in self.modules() if isinstance(layer, nn.Conv2d))
 
     def forward_features(self, lr: Tensor) -> Tensor:
-        """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
         return self.body(F.leaky_relu(self.conv_first(lr), 0.1))
 
-    forward_body = forward_features
-
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
-        """The body's features and the lr they come from -> sr."""
         x = features
         for i, factor in enumerate(STEPS[self.scale], start=1):
-            x = F.leaky_relu(shuffled(self.get_submodule(f"upconv{i}"), x, factor), 0.1)
+            x = F.leaky_relu(conv_pixel_shuffle(self.get_submodule(f"upconv{i}"), x, factor), 0.1)
         sr = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
         if self.bilinear_skip:
             sr = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False) + sr
         return sr
-
-    def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """sr and the features it was made from, in one pass: what a second head on the body needs."""
-        features = self.forward_features(lr)
-        return self.forward_head(lr, features), features
-
-    def forward(self, lr: Tensor) -> Tensor:
-        return self.forward_with_features(lr)[0]

@@ -1,20 +1,11 @@
-"""What the super-resolution networks share: which scales they offer, how an image is extended to a size they need, and
-sub-pixel upsampling (Shi et al., CVPR 2016, arXiv 1609.05158)."""
+"""Upsampling steps, sub-pixel upsampling (Shi et al., CVPR 2016, arXiv 1609.05158), and reflection to a multiple."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SCALES = (2, 3, 4)
-
 # The factors by which most published networks reach a scale: x4 in two steps of x2.
 STEPS = {2: (2,), 3: (3,), 4: (2, 2)}
-
-
-def check_scale(scale: int, model_name: str) -> None:
-    """Raise ValueError unless the scale is 2, 3 or 4."""
-    if scale not in SCALES:
-        raise ValueError(f"scale={scale} is not supported by {model_name}; use 2, 3 or 4")
 
 
 def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -31,7 +22,7 @@ def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
-def shuffled(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
+def conv_pixel_shuffle(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
     """PixelShuffle(factor)(conv(x)): (B,C,h,w) -> (B,C',factor*h,factor*w).
 
     conv has a bias, one group, no dilation, and pads with zeros. In channels_last it gives its channels in the order in
@@ -60,5 +51,5 @@ class PixelShuffleUpsampler(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         layers = [*self.children()]
         for conv, shuffle in zip(layers[::2], layers[1::2]):
-            x = shuffled(conv, x, shuffle.upscale_factor)
+            x = conv_pixel_shuffle(conv, x, shuffle.upscale_factor)
         return x

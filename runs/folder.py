@@ -44,9 +44,10 @@ def checkpoint_stamp(run: Path) -> tuple[int, int] | None:
     return stat.st_ino, stat.st_mtime_ns
 
 
-def newest_run_dir(root: Path = CHECKPOINTS) -> Path:
-    """The run that was last written to. Raises ValueError where there is none."""
-    runs = [path.parent for name in ("last", "previous", "best_*") for path in root.glob(f"*/{name}.pt")]
+def newest_run_dir(root: Path = CHECKPOINTS, resumable: bool = False) -> Path:
+    """The run that was last written to (resumable: of those with a last.pt). Raises ValueError if there is none."""
+    names = ("last", "previous") if resumable else ("last", "previous", "best_*")
+    runs = [path.parent for name in names for path in root.glob(f"*/{name}.pt")]
     if not runs:
         raise ValueError(f"no run in {root.resolve()}; train one with train.py, or name a folder with --modelpath")
     return max(runs, key=lambda run: max(path.stat().st_mtime_ns for path in run.glob("*.pt")))

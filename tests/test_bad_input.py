@@ -166,7 +166,10 @@ TRAIN = (
         ("--model-options scale=2", "--model-options"),
         ("--model-options blocks", "expected NAME=VALUE"),
         ("--model-options channels=-1", "--model-options"),
-        ("--model-options blocks=1000000000", "numbers up to 4096"),
+        (
+            "--model-options blocks=1000000000",
+            "blocks=1000000000: expected a whole number from 1 to 4096; the options of EDSR",
+        ),
         ("--model-options channels=0", "--model-options"),
         ("--model HAT --model-options heads=[0] depths=[1]", "--model-options"),
         ("--model HAT --model-options embed=10 heads=[3] depths=[1]", "--model-options"),
@@ -213,7 +216,7 @@ TRAIN = (
         ("--losses L1+UDL --udl-epoch 3 --startepoch 3 --endepoch 9", "expected an epoch after startepoch=3"),
         ("--losses L1+DPP", "did you mean L1+DP?"),
         # runs
-        ("--load", "--load: no run in checkpoints without --modelpath"),
+        ("--load", "--load: no run in "),
         ("--load --modelpath nowhere", "--load: no run in nowhere"),
         ("--load --modelpath no_last", "no_last/last.pt: no such checkpoint"),
         ("--load --modelpath maliciouslast.pt", "maliciouslast.pt/last.pt: cannot be read"),
@@ -228,7 +231,7 @@ TRAIN = (
         ("--modelpath file", "--modelpath file"),
         ("--modelpath file/run", "--modelpath file/run"),
         (f"--modelpath {300 * 'x'}", f"--modelpath {300 * 'x'}: cannot be a folder (File name too long); name another"),
-        (f"--judge-memory {10**22}", f"--judge-memory {10**22}: expected 1000000000 or less"),
+        (f"--judge-memory {10**22}", f"--judge-memory {10**22}: expected a whole number from 1 to 1000000000"),
         # what training would find out only after an epoch
         ("--valpath small --protocol standard", "small"),
         ("--losses L1+TLW --patch 4", "patch"),
@@ -456,7 +459,12 @@ def test_names_that_are_not_utf8(place):
 def test_a_diverging_run_says_so(place, capsys):
     """Not a wrong command line, but no traceback either, and the log stays JSON."""
     with pytest.raises(SystemExit) as caught:
-        train.main((TRAIN + "--modelpath far --learning-rate 1e30 --steps 6 --log-every 1").split())
+        train.main(
+            (
+                TRAIN
+                + "--modelpath far --model-options blocks=8 channels=16 --learning-rate 1000 --steps 6 --log-every 1"
+            ).split()
+        )
     err = capsys.readouterr().err
     assert caught.value.code not in (0, None) and err.count("\n") == 1 and "--learning-rate" in err
     assert "NaN" not in Path("far/log.jsonl").read_text() and "Infinity" not in Path("far/log.jsonl").read_text()

@@ -285,6 +285,20 @@ def test_schedules():
     assert rates("cosine", (2, 0), (2, 2), (2, 4), (2, 8)) == pytest.approx([0.1, 0.05 + 0.05 * 0.5**0.5, 0.05, 0])
 
 
+def test_warm_up():
+    """Linear from the first step of the run on, times the schedule."""
+    config = configs.Config(learning_rate=0.1, warmup=4)
+
+    def rates(**settings):
+        return [
+            train.lr_at_step(configs.dataclasses.replace(config, **settings), 0, step, 8) for step in (0, 1, 3, 4, 6)
+        ]
+
+    assert rates() == pytest.approx([0.025, 0.05, 0.1, 0.1, 0.1])
+    plain = rates(schedule="cosine", warmup=0)
+    assert rates(schedule="cosine") == pytest.approx([plain[0] / 4, plain[1] / 2, *plain[2:]])
+
+
 def test_the_schedule_reaches_both_optimizers(tiny_args, workplace):
     run = trained(tiny_args, "--losses", "L1+TLW", "--endepoch", 2, "--schedule", "cosine", "--learning-rate", 0.01)
     assert [entry["learning_rate"] for entry in log_of(run) if "loss" in entry] == pytest.approx(

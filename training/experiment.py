@@ -1,7 +1,6 @@
 """What a run trains, on what, and how it is scored, built from its settings."""
 
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -10,11 +9,11 @@ from torch.utils.data import Dataset
 import configs
 from configs import Config
 from data import PairedDataset, PatchDataset, ResumableBatchSampler
-from losses import NEEDS_EXTRACTORS, NEEDS_JUDGE
-from metrics.backbones import read_backbone_file
+from losses import Loss
+from metrics.backbones import at_hand, unused_files
 from metrics.evaluate import PROTOCOLS, check_sizes
 from metrics.extractors import build_extractor
-from metrics.judges import JUDGES, MEMORY, metric_of
+from metrics.judges import JUDGES, MEMORY, build_judge, metric_of, word_of
 
 from . import distributed
 from .device import check_compile, place_frozen, setup_device
@@ -37,6 +36,7 @@ class Experiment:
     first_step: int
     last_step: int
     left_out: list[str]  # a line for each training image that --bad-images skip left out
+    notes: list[str]  # what there is to say of the settings
     judge: nn.Module | None = None
     extractors: dict[str, nn.Module] = field(default_factory=dict)
     metrics: dict[str, nn.Module] = field(default_factory=dict)
@@ -47,14 +47,14 @@ class Experiment:
         return len(self.patches.pairs) - len(self.patches)
 
     @property
-    def metric_names(self) -> tuple[str, ...]:
-        """The perceptual metrics of validation; the first chooses `best`."""
-        return self.config.metrics or (metric_of(self.config.judge),)
+    def best_by(self) -> str:
+        """The metric that chooses `best`, as `word_of` calls it."""
+        return word_of(self.config.best_by) if self.config.best_by else self.config.metrics[0]
 
     @property
     def selection_criterion(self) -> list[str]:
         """What `best` is chosen by: the metric, the protocol and the images."""
-        return [self.metric_names[0], self.config.protocol, *self.config.valpath]
+        return [self.best_by, self.config.protocol, *self.config.valpath]
 
 
 def build_experiment(config: Config) -> Experiment:
@@ -71,8 +71,9 @@ def build_experiment(config: Config) -> Experiment:
     if config.compile:
         check_compile(device)
     learners = build_learners(config, device)
-    for path in config.judge_weights + config.extractor_weights:  # those that this run has no use for too
-        read_backbone_file(path)
+    losses = [learner.loss for learner in learners]
+    config, notes = resolve_metrics(config, losses)
+    notes += unused_weights(config, losses)
     patches, left_out = build_patches(config)
     validation = read_validation_set(config.valpath, config.scale, config.protocol, config.vallrpath)
     repeat = config.repeat or patches.draws_to_cover
@@ -91,7 +92,37 @@ def build_experiment(config: Config) -> Experiment:
         first_step,
         last_step,
         left_out,
+        notes,
     )
+
+
+def resolve_metrics(config: Config, losses: list[Loss]) -> tuple[Config, list[str]]:
+    """The settings with their perceptual metrics in place of a default, and what there is to say of that.
+
+    The default is the judge's. If nobody named that judge and no loss needs it, nothing is downloaded for it.
+    """
+    notes, metrics = [], config.metrics or (metric_of(config.judge),)
+    needed = any(loss.needs_judge for loss in losses)
+    named = config.metrics or needed or config.judge != Config.judge
+    if not named and not distributed.all_gather(at_hand(metrics[0], config.judge_weights))[0]:
+        notes.append(
+            f"LPIPS-{metrics[0]} is left out: its weights are not at hand; --metrics {metrics[0]} fetches them"
+        )
+        metrics = ("tiny",)
+    if config.best_by:
+        known = ["PSNR-Y", "SSIM-Y", *metrics]
+        fits = word_of(config.best_by) in map(str.lower, known)
+        expected = f"one of {', '.join(known)}; others come with --metrics"
+        configs.expect(fits, "best_by", config.best_by, expected)
+    return replace(config, metrics=metrics), notes
+
+
+def unused_weights(config: Config, losses: list[Loss]) -> list[str]:
+    """A line for each file of weights that no network of the run uses. Raises ValueError if one cannot be read."""
+    used = [*config.metrics, *(name for loss in losses for name in loss.extractors)]
+    used += [config.judge] * any(loss.needs_judge for loss in losses)
+    files = config.judge_weights + config.extractor_weights
+    return [f"{path} is not used: it holds {net}'s weights" for path, net in unused_files(files, map(metric_of, used))]
 
 
 def build_patches(config: Config) -> tuple[PatchDataset, list[str]]:
@@ -113,22 +144,20 @@ def add_teachers(experiment: Experiment) -> None:
     """Give the experiment its judge, extractors and metrics. Their weights may be a long download."""
     config, device = experiment.config, experiment.device
     smallest = config.patch or min(map(min, experiment.patches.pairs.sizes))
-    variants = config.variants.values()
-    if any(variant.loss in NEEDS_JUDGE for variant in variants):
+    losses = [learner.loss for learner in experiment.learners]
+    if any(loss.needs_judge for loss in losses):
         memory = (config.judge_memory or MEMORY[device.type]) << 20
-        # What data/ reads is in range, however bright.
-        judge = JUDGES[config.judge](weights=config.judge_weights, memory=memory, check_range=False)
+        judge = build_judge(config.judge, config.judge_weights, memory)
         experiment.judge = place_frozen(judge, device, config.precision)
         configs.expect(
             smallest >= judge.min_size, "patch", smallest, f"at least {judge.min_size} pixels for {config.judge}"
         )
-    named = (variant.config.dp_extractors for variant in variants if variant.loss in NEEDS_EXTRACTORS)
-    for name in dict.fromkeys(chain.from_iterable(named)):
+    for name in dict.fromkeys(name for loss in losses for name in loss.extractors):
         extractor = build_extractor(name, config.extractor_weights)
         experiment.extractors[name] = place_frozen(extractor, device, config.precision)
         configs.expect(
             smallest >= extractor.min_size, "patch", smallest, f"at least {extractor.min_size} pixels for {name}"
         )
     files = config.judge_weights + config.extractor_weights
-    experiment.metrics = metrics_on(device, experiment.metric_names, files)
+    experiment.metrics = metrics_on(device, config.metrics, files)
     check_sizes(experiment.validation, experiment.metrics, config.protocol)

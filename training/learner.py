@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import configs
 from configs import Config, Variant
-from losses import LOSSES, NEEDS_EXTRACTORS, NEEDS_JUDGE, Loss, global_batch
+from losses import LOSSES, Loss, build_loss, global_batch
 from models import SR_MODELS, build_network, init_paper, model_id
 from runs.checkpoint import adam_state, check_counts, check_rng_states, check_weights, load_network
 
@@ -24,10 +24,9 @@ class Learner:
 
     def __init__(self, name: str, net: nn.Module, loss: Loss, variant: Variant, device: torch.device):
         self.name, self.device = name, device
-        kind, self.config = variant
-        config = self.config
+        self.config = config = variant.config
         self.model_id = model_id(config.model, config.scale, config.model_options)
-        self.judges = [config.judge] * (kind in NEEDS_JUDGE) + [*config.dp_extractors] * (kind in NEEDS_EXTRACTORS)
+        self.judges = [config.judge] * loss.needs_judge + [*loss.extractors]
         layout = fast_memory_format(device, config.precision)
         net, loss = (global_batch.convert_global_batch_norm(part, device) for part in (net, loss))
         self.net = net.to(device, memory_format=layout).train()
@@ -47,7 +46,7 @@ class Learner:
         self.opt = torch.optim.Adam([*self.net.parameters(), *loss.joint_parameters()], **adam)
         self.helper_opt = torch.optim.Adam(loss.helper.parameters(), **adam) if loss.helper is not None else None
         self.clip_grad = config.clip_grad
-        self.best = math.inf  # lowest validation LPIPS so far
+        self.best = math.inf  # lowest validation score so far, by --best-by; that of PSNR and SSIM is negative
         self.found_inf = torch.zeros((), device=device)  # 1: something in this step is not finite
         self.skips = torch.zeros(2, device=device)  # steps skipped for that: in all, and the last ones in a row
         # Of the loss's name, not of its place in the run: alone or among others, it draws the same numbers.
@@ -94,6 +93,8 @@ class Learner:
 
     def backward_and_step(self, opt: torch.optim.Optimizer, loss: Tensor) -> Tensor:
         """Take one step of opt down the gradient of loss; return the global batch's loss, on its device."""
+        if loss.ndim:
+            raise ValueError(f"{self.name} gives a loss of shape {tuple(loss.shape)}; expected a scalar, as of .mean()")
         opt.zero_grad(set_to_none=True)
         with torch.autocast(loss.device.type, enabled=False):  # backward keeps the forward's types by itself
             loss.backward()
@@ -135,7 +136,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict, source: str) -> None:
-        """Take up what `state_dict` returned; source: its file. Raises ValueError where something of it does not fit."""
+        """Load what `state_dict` returned; source: its file. Raises ValueError if something of it does not fit."""
         check_counts(state, source)
         check_rng_states(state["rng_states"], self.rng_states, source)
         load_network(self.net, state, source, self.model_id)
@@ -166,7 +167,7 @@ def build_learners(config: Config, device: torch.device) -> list[Learner]:
     learners = []
     for name, variant in variants.items():
         torch.manual_seed(config.seed)
-        loss = LOSSES[variant.loss](variant.config, net)
+        loss = build_loss(variant.loss, variant.config, net)
         if config.init == "paper":
             init_paper(loss)
         learners.append(Learner(name, copy.deepcopy(net), loss, variant, device))

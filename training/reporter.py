@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from tqdm import tqdm
 
 from configs import Config
-from metrics.evaluate import mean
+from metrics.evaluate import HIGHER_IS_BETTER, mean
+from metrics.judges import word_of
 from runs.checkpoint import serialize
 from runs.writer import RunWriter
 
@@ -68,7 +69,9 @@ class Reporter:
     def scores(self, learner: Learner, epoch: int, scores: dict[str, list[float]]) -> None:
         """Print and log a learner's scores of the validation images; queue its checkpoint if it was never better."""
         means = {name: mean(values) for name, values in scores.items()}
-        decisive = means[next(iter(self.experiment.metrics))]
+        by_word = {word_of(name): score for name, score in means.items()}
+        by = self.experiment.best_by
+        decisive = -by_word[by] if by in HIGHER_IS_BETTER else by_word[by]
         better = decisive < learner.best
         if better:
             learner.best = decisive

@@ -13,4 +13,5 @@ def lr_at_step(config: Config, epoch: int, step: int, total_steps: int) -> float
         "milestones": config.step_gamma ** sum(step >= milestone for milestone in config.milestones),
         "cosine": (1 + math.cos(math.pi * (step / total_steps))) / 2,
     }
-    return config.learning_rate * factor[config.schedule]
+    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    return config.learning_rate * warm * factor[config.schedule]

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import configs
 from runs.checkpoint import check_progress, learner_states, load_last
 
 from .experiment import Experiment
@@ -56,7 +57,7 @@ class TrainingState:
                 learner.load_state_dict(saved[learner.name], str(path))
             check_progress(state, str(path))
         except (AttributeError, KeyError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = configs.one_line(str(error), 160)
             raise ValueError(f"{path}: not a state of this run ({type(error).__name__}: {reason})") from None
         self.step, self.validated = state["step"], state["validated"]
         if self.step > e.last_step:

@@ -2,10 +2,9 @@
 
 import torch
 
-import configs
 from data import PairedDataset
-from metrics.evaluate import MEMORY, PROTOCOLS, Metric, build_metrics
-from metrics.judges import METRICS
+from metrics.base import PerceptualMetric
+from metrics.evaluate import MEMORY, PROTOCOLS, build_metrics
 
 from .device import place_frozen
 
@@ -16,9 +15,9 @@ def read_validation_set(folders, scale: int, protocol: str, lr_folders=()) -> Pa
     return PairedDataset(folders, scale, p.multiple or scale, lr_folders=lr_folders or None, round_lr=p.eight_bit)
 
 
-def metrics_on(device, nets, weights: tuple = (), bgr: bool = False, memory: int = MEMORY) -> dict[str, Metric]:
+def metrics_on(
+    device, nets, weights: tuple = (), bgr: bool = False, memory: int = MEMORY
+) -> dict[str, PerceptualMetric]:
     """Build the perceptual metrics `nets` on the device, as `metrics.evaluate.build_metrics` does."""
-    for net in nets:
-        configs.choose(net, METRICS, "perceptual metric")
     metrics = build_metrics(nets, weights, bgr, memory)
     return {name: place_frozen(metric, torch.device(device), "fp32") for name, metric in metrics.items()}

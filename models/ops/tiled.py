@@ -30,7 +30,7 @@ class TiledUpscaler:
 
     def __init__(self, net: nn.Module, memory: int) -> None:
         self.net, self.memory = net, memory
-        self.staged = hasattr(net, "forward_head")
+        self.staged = has_stages(net)
         self.receptive_radius = getattr(net, "receptive_radius", None)
         self.whole_cost = self.body_cost = self.tail_cost = 0.0
 
@@ -77,6 +77,11 @@ class TiledUpscaler:
         return sr
 
 
+def has_stages(net: nn.Module) -> bool:
+    """Whether net is an SRNetwork whose features are as large as lr, so that its head alone can go in tiles."""
+    return getattr(net, "feature_scale", None) == 1
+
+
 _COSTS: WeakKeyDictionary[nn.Module, dict[bool, tuple[float, float, float]]] = WeakKeyDictionary()
 
 
@@ -84,7 +89,7 @@ _COSTS: WeakKeyDictionary[nn.Module, dict[bool, tuple[float, float, float]]] = W
 def costs(net: nn.Module, like: Tensor) -> tuple[float, float, float]:
     """Bytes per pixel of lr that net, its body and its reconstruction take; like: of lr's dtype, on net's device.
 
-    Of a network without `forward_head`, 0 for the last two. Counted once for each network, with and without
+    Of a network without stages, 0 for the last two. Counted once for each network, with and without
     autocast, on a small image.
     """
     known = _COSTS.setdefault(net, {})
@@ -99,7 +104,7 @@ def costs(net: nn.Module, like: Tensor) -> tuple[float, float, float]:
 
     lr = like.new_zeros(1, 3, SAMPLE, SAMPLE)
     whole, body, tail = count(net, lr)[0], 0.0, 0.0
-    if hasattr(net, "forward_head"):
+    if has_stages(net):
         body, features = count(net.forward_body, lr)
         tail, _ = count(net.forward_head, lr, features)
     known[autocast] = whole, body, tail

@@ -9,7 +9,7 @@ import torch
 
 import losses
 from configs import Config
-from losses import LOSSES, NEEDS_EXTRACTORS, NEEDS_JUDGE, Loss, Target, WeightedSum
+from losses import LOSSES, Loss, Target, WeightedSum, build_loss
 from losses.discriminator import VGGDiscriminator
 from models import SR_MODELS
 
@@ -37,7 +37,7 @@ def small_net():
 
 def build(name, **changes) -> Loss:
     net = small_net()
-    return LOSSES[name](replace(SETTINGS, **changes), net)
+    return build_loss(name, replace(SETTINGS, **changes), net)
 
 
 def batch():
@@ -86,25 +86,19 @@ def test_a_helper_learns_from_a_loss_of_its_own_and_nothing_else_does(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_is_asked_of_the_target(name):
-    """The judge and the extractors where the loss's name stands in the sets, and only there."""
+    """The judge and the extractors that the loss says it needs, which its name says too, and no others."""
     sr, features, target = batch()
     loss = build(name)
     loss(sr, target, 0.5, features)
     loss.helper_loss(sr, target, 0.5)
-    assert (target.distance.calls > 0) == (name in NEEDS_JUDGE)
-    assert all((distance.calls == 1) == (name in NEEDS_EXTRACTORS) for distance in target.features.values())
+    assert (target.distance.calls > 0) == loss.needs_judge == ("TLW" in name)
+    assert {key for key, distance in target.features.items() if distance.calls == 1} == set(loss.extractors)
+    assert loss.extractors == (("a:x", "b:y") if "DP" in name else ())
     bare = Target(
-        target.hr,
-        target.distance if name in NEEDS_JUDGE else None,
-        None,
-        target.features if name in NEEDS_EXTRACTORS else None,
+        target.hr, target.distance if loss.needs_judge else None, None, target.features if loss.extractors else None
     )
     loss(sr, bare, 0.5, features)
     loss.helper_loss(sr, bare, 0.5)
-
-
-def test_the_names_in_the_sets_exist():
-    assert NEEDS_JUDGE | NEEDS_EXTRACTORS <= set(LOSSES)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -142,7 +136,9 @@ def test_settings_reach_tlw():
         cheap = build(name, **own)
         assert (cheap.move, cheap.wc, cheap.e_every, cheap.reuse_mu) == (losses.tlw.inverted, "one", 4, True)
         assert (cheap.helper.scale, cheap.helper.conv[0].out_channels) == (2, 8)
-        assert build(name, weights="uniform").helper is None
+        uniform = build(name, weights="uniform")
+        assert uniform.helper is None and uniform.needs_judge  # for WC
+        assert not build(name, weights="uniform", wc="one").needs_judge
 
 
 def test_settings_reach_the_rivals():
@@ -200,7 +196,7 @@ def test_l1_and_mse_are_not_mixed_up():
         weighted[name] = LOSSES[name](SETTINGS, None)(sr, target, 0)
     # MSE's weights are divided by |sr - hr| + 0.1 = 0.6 and its error is 0.25.
     torch.testing.assert_close(weighted["MSE+TLW"] / weighted["L1+TLW"], torch.tensor(0.25 / 0.6 / 0.5))
-    paced = {name: build(name, pspl_beta=1e9)(sr, target, 0) for name in ("L1+PSPL", "MSE+PSPL")}
+    paced = {name: build(name, pspl_beta=1e6)(sr, target, 0) for name in ("L1+PSPL", "MSE+PSPL")}
     assert paced["L1+PSPL"] == 2 * 127.5 * 0.5 and paced["MSE+PSPL"] == 4 * 127.5**2 * 0.25
 
 

@@ -131,6 +131,19 @@ def test_age_is_counted_in_steps():
     assert PSPL(alpha=2.0, beta=0.5).sigma(3) == 6.5
 
 
+@pytest.mark.parametrize("pixel", ["L1", "MSE"])
+def test_a_phase_is_over_before_the_loss_has_grown_much(pixel):
+    """Else its growth by orders of magnitude would be taken for divergence."""
+    sr, hr = (x.float() for x in pair())
+    sr = hr + 0.01 * (sr - hr)  # nearly perfect: what grows most
+    loss, of_phase = PSPL(pixel, epoch_steps=1000), {}
+    for step in range(400, 5000, 5):
+        loss.begin_step(step)
+        of_phase.setdefault(loss.phase(0), []).append(loss(sr, Target(hr), 0).item())
+    assert len(of_phase) > 10 and all(max(of) < 3 * min(of) for of in of_phase.values())
+    assert max(of_phase[0]) > 1e4 * min(of_phase[max(of_phase)])
+
+
 def test_flat_areas_have_the_ssim_of_their_pixels():
     """The authors' constants are smaller than float32's rounding of squares."""
     hr = torch.full((1, 3, 24, 24), 0.7)
