@@ -178,6 +178,12 @@ class Config:
     udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins", bounds=_EPOCHS, group="other losses")
     udl_head: str = setting("authors", "UDL: a head for each colour channel, or TLW's for all", ("authors", "tlw"))
     udl_plus_one: bool = setting(True, "UDL: second stage's weights from 1 on, as in the authors' code, or from 0")
+    udl_minimum: str = setting(
+        "image",
+        "UDL: what is subtracted from them, the minimum of each image or, as TLW's code, of the batch",
+        ("image", "batch"),
+    )
+    udl_restart: bool = setting(False, "UDL: second stage with a new optimizer and schedule, as in the authors' code")
     pspl_alpha: float = setting(1.0, "PSPL: growth of sigma in an epoch", bounds=_FACTOR)
     pspl_beta: float = setting(0.0, "PSPL: sigma at epoch 0", bounds=_FACTOR)
     pspl_max: float = setting(2.0, "PSPL: weight of the worst pixels", bounds=_POSITIVE)

@@ -60,7 +60,7 @@ def _udl(settings, net: nn.Module) -> UDL:
             f"startepoch={settings.startepoch}"
         )
     head = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, head=settings.udl_head)
-    return UDL(net, head, settings.udl_epoch, settings.udl_plus_one)
+    return UDL(net, head, settings.udl_epoch, settings.udl_plus_one, settings.udl_minimum, settings.udl_restart)
 
 
 def _pspl(pixel: str, settings, net: nn.Module) -> PSPL:

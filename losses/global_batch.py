@@ -1,4 +1,4 @@
-"""What couples the images of a batch where several processes share it: noise, means and BatchNorm's statistics.
+"""What couples the images of a batch where several processes share it: noise, means, minima, BatchNorm's statistics.
 
 Each process of a torch.distributed group has equally many rows of the batch, in the order of ranks. In a single process
 everything here is torch's own, and in several it gives each the rows of what a single one would compute.
@@ -46,6 +46,14 @@ def all_reduce_mean(x: Tensor) -> Tensor:
     """
     processes = rank_and_world_size()[1]
     return _Sum.apply(x) / processes if processes > 1 else x
+
+
+def all_reduce_min(x: Tensor) -> Tensor:
+    """The element-wise minimum of x over the processes, each of which must call this; without a gradient."""
+    least = x.detach().clone(memory_format=torch.contiguous_format)
+    if rank_and_world_size()[1] > 1:
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+    return least
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):

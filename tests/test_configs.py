@@ -37,6 +37,8 @@ OTHER = {
     "udl_epoch": 4,
     "udl_head": "tlw",
     "udl_plus_one": False,
+    "udl_minimum": "batch",
+    "udl_restart": True,
     "pspl_alpha": 0.3,
     "pspl_beta": 0.2,
     "pspl_max": 3.0,

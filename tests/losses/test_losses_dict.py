@@ -142,8 +142,9 @@ def test_settings_reach_tlw():
 
 
 def test_settings_reach_the_rivals():
-    udl = build("L1+UDL", udl_epoch=7, udl_head="tlw", udl_plus_one=False)
+    udl = build("L1+UDL", udl_epoch=7, udl_head="tlw", udl_plus_one=False, udl_minimum="batch", udl_restart=True)
     assert (udl.second, udl.plus_one, udl.head[5].out_channels) == (7, False, 1)
+    assert udl.minimum is losses.udl.batch_minimum and udl.restart_epoch == 7
     assert build("L1+UDL").head[5].out_channels == 3 and build("L1+UDL").plus_one
     for name in ("L1+PSPL", "MSE+PSPL"):
         pspl = build(name, pspl_alpha=0.3, pspl_beta=0.7, pspl_max=5.0, pspl_epoch=10, pspl_ssim="authors")

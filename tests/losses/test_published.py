@@ -128,3 +128,32 @@ def test_pspl(loss, power, step):
     expected = (a * weight - b * weight).abs().pow(power).mean()
     torch.testing.assert_close(value, expected, rtol=1e-7, atol=0)
     torch.testing.assert_close(*(torch.autograd.grad(x, sr)[0] for x in (value, expected)), rtol=1e-6, atol=1e-12)
+
+
+# UDL: its authors' second stage in their own set-up, and TLW's comparison with it (Table II)
+
+
+@pytest.mark.parametrize("name, plus_one, of_batch", [("udl", 1, False), ("table2", 0, True)])
+def test_udls_second_stage(name, plus_one, of_batch):
+    """mean |sr v - hr v|, v = s - min s (+ 1)."""
+    config = published(name)
+    net = SR_MODELS["EDSR"](scale=4, channels=8, blocks=1, res_scale=0.1)
+    torch.manual_seed(0)
+    ours = LOSSES["L1+UDL"](config, net)
+    ours.begin_epoch(net, config.udl_epoch)
+    lr, hr = images(size=8)[1], images(size=32)[1]
+    sr = net(lr)
+    with torch.no_grad():
+        s = ours.head(net.forward_features(lr))
+    assert s.shape[1] == (1 if of_batch else 3)
+    least = s.min() if of_batch else s.view(*s.shape[:2], -1).min(dim=-1)[0][..., None, None]
+    v = s - least + plus_one
+    torch.testing.assert_close(ours(sr, Target(hr, lr=lr), config.udl_epoch), (sr * v - hr * v).abs().mean())
+
+
+def test_udls_set_up():
+    config = published("udl")
+    assert (config.udl_epoch, config.endepoch, config.batchsize, config.patch) == (400, 800, 64, 192)
+    assert LOSSES["L1+UDL"](config, SR_MODELS["EDSR"](4, channels=8, blocks=1)).restart_epoch == 400
+    net = SR_MODELS["EDSR"](config.scale, channels=8, **config.model_options)
+    assert len(net.body) == 9 and {block.res_scale for block in net.body[:-1]} == {0.1}
