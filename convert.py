@@ -7,7 +7,6 @@ What is converted, and how, stands in models/released.py.
 """
 
 import argparse
-import shlex
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,7 +37,7 @@ from models import build_network, model_id, released
 from runs.atomic import write_or_report
 from runs.checkpoint import check_weights, load_checkpoint, load_network, serialize
 from runs.folder import check_new_run, next_run_dir
-from runs.output import escape_unencodable_output
+from runs.output import escape_unencodable_output, script_command
 
 # By the tags in the authors' file names; that of their UHAT is not known, and udl is named after the others.
 LOSSES = {"tlw1": "L1+TLW", "tlw2": "MSE+TLW", "l1": "L1", "mse": "MSE", "udl": "L1+UDL"}
@@ -151,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     if not all(write_or_report("convert.py", run / name, content) for name, content in contents.items()):
         raise SystemExit(1)
     print(f"{config.model} x{config.scale}: {len(best)} best and {len(last)} last networks written to {run}")
-    print(f"next: python val.py --modelpath {shlex.quote(str(run))}{' --best' if best else ''} --folder DIR")
+    print(f"next: {script_command('val.py', '--modelpath', run, *['--best'] * bool(best))} --folder DIR")
 
 
 if __name__ == "__main__":

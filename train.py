@@ -8,7 +8,6 @@ Trainable Loss Weights, arXiv 2301.10575: `em_step` below is its Algorithm 1. Ex
 2 bad input; 128 + its number: stopped by SIGINT, SIGTERM or SIGUSR1, all saved.
 """
 
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 import configs
 from runs.folder import newest_run_dir
-from runs.output import ignore_output_errors
+from runs.output import ignore_output_errors, script_command
 
 if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
     ignore_output_errors()
@@ -137,7 +136,9 @@ class Trainer:
     def run_epochs(self) -> None:
         """The steps and validations that are left."""
         state, epoch_steps, last_step = self.state, self.experiment.epoch_steps, self.experiment.last_step
+        began = time.monotonic()
         batches = self.batches()
+        self.waited += time.monotonic() - began  # processes that load images take a while to start
         stop_signals.survive_worker_death()
         self.report.log_notes()
         self.count_skipped()
@@ -364,7 +365,7 @@ def final_evaluation(trainer: Trainer) -> int:
         remedy = "lower --learning-rate, or add --clip-grad"
         print(f"train.py: error: {' '.join(lost)}: no validation was finite; {remedy}", file=sys.stderr)
         return 1
-    command = f"python val.py --modelpath {shlex.quote(str(folder))} --best"
+    command = script_command("val.py", "--modelpath", folder, "--best")
     weighted = {x.name: (x.net, x.loss.weighting) for x in e.learners if x.loss.weighting is not None}
     with stop_signals.exit_on_signal(f"the run is complete; next: {command}"):
         try:

@@ -41,6 +41,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="LR images, a folder for each data set (default: made from HR)",
     )
+    parser.add_argument(
+        "--lr-template", metavar="NAME", help="of LR images where {} is the HR's, such as {}_small (default: the run's)"
+    )
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="of --model bicubic (default: 4); else a check")
     parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these of the run, by name or label")
     parser.add_argument("--protocol", choices=configs.names("protocol"), default="paper", help="(default: paper)")
@@ -211,12 +214,12 @@ def evaluate_sets(
     return rows
 
 
-def read_sets(folders, lr_folders, scale: int, protocol: str) -> dict[str, PairedDataset]:
+def read_sets(folders, lr_folders, scale: int, protocol: str, lr_template=None) -> dict[str, PairedDataset]:
     """The data sets in folders by short names, with their LR images or those made from HR. Raises ValueError."""
     configs.expect(len(folders) > 0, "folder", "", "one or more folders of HR images")
     configs.expect(len(lr_folders) in (0, len(folders)), "lrfolder", " ".join(lr_folders), "one for each data set")
     return {
-        name: read_validation_set([path], scale, protocol, lr_folders[i : i + 1])
+        name: read_validation_set([path], scale, protocol, lr_folders[i : i + 1], lr_template)
         for i, (name, path) in enumerate(label_folders(folders).items())
     }
 
@@ -230,6 +233,7 @@ def evaluate_run(
     losses=None,
     folders=None,
     lr_folders=None,
+    lr_template: str | None = None,
     protocol: str = "paper",
     metrics=None,
     weights: tuple = (),
@@ -245,6 +249,7 @@ def evaluate_run(
         which: "best" (each loss's best epoch) or "last".
         model, scale: what the run must be; the scale of bicubic.
         folders, lr_folders: the data sets; default: the run's validation images.
+        lr_template: names of LR images where {} is the HR's; default: the run's.
         out: the JSON file, a CSV beside it; default: val.json in the run's folder.
 
     Raises ValueError for wrong input and ImageReadError if an image cannot be read any more.
@@ -258,9 +263,10 @@ def evaluate_run(
             configs.expect(wanted in (None, found), name, wanted, f"{found}, as {run} was trained")
         scale, title = config.scale, f"{config.model} ({run.name}, {which})"
         lr_folders = lr_folders or ([] if folders else config.vallrpath)
+        lr_template = lr_template or config.lr_template
         folders = folders or config.valpath
         weights = weights or config.judge_weights + config.extractor_weights
-    sets = read_sets(folders or (), lr_folders or (), scale, protocol)
+    sets = read_sets(folders or (), lr_folders or (), scale, protocol, lr_template)
     chosen = choose_metrics(device, judges, metrics, weights, bgr, memory)
     for pairs in sets.values():
         check_sizes(pairs, chosen, protocol)
@@ -296,6 +302,8 @@ def main(argv: list[str] | None = None) -> None:
             read_backbone_file(path)
         configs.expect(0 < args.memory <= 10**9, "memory", args.memory, f"MiB, from 1 to {10**9}")
         configs.expect(args.modelpath != "", "modelpath", '""', "a run's folder; leave it out for the newest")
+        template = args.lr_template is None or "{}" in args.lr_template
+        configs.expect(template, "lr_template", args.lr_template, "a name with {} in it, such as {}_small")
         configs.expect(args.out != "", "out", '""', "a file for JSON, such as results.json")
         run = None
         if args.model == "bicubic":
@@ -315,6 +323,7 @@ def main(argv: list[str] | None = None) -> None:
                 losses=args.losses,
                 folders=args.folder,
                 lr_folders=args.lrfolder,
+                lr_template=args.lr_template,
                 protocol=args.protocol,
                 metrics=args.metrics,
                 weights=tuple(args.judge_weights or ()),

@@ -16,7 +16,7 @@ from .command_line import (
     settings_of,
     typed_path,
 )
-from .config import RESUMABLE, Config, from_mapping, is_of_a_run, to_yaml
+from .config import RESUMABLE, Config, absolute_paths, from_mapping, is_of_a_run, to_yaml
 from .errors import OneLineParser, choose, expect, flag_of, one_line, one_line_errors
 from .reading import expand_path, parse_pairs, read_yaml
 from .variants import Variant
@@ -26,6 +26,7 @@ __all__ = [
     "Config",
     "OneLineParser",
     "Variant",
+    "absolute_paths",
     "add_settings",
     "check_command_line",
     "check_known",

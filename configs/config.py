@@ -1,9 +1,11 @@
 """Every setting of a run: its default, its bounds, its help text."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -45,6 +47,11 @@ RESUMABLE = {
     "max_skipped",
     "on_divergence",
     "warmup",
+    "trainpath",
+    "lrpath",
+    "lr_template",
+    "cache",
+    "cache_size",
 }
 
 
@@ -95,6 +102,14 @@ class Config:
     lrpath: tuple[str, ...] = setting(
         (), "folders of LR training images; default: made from HR (MATLAB bicubic)", path="DIR", group="training images"
     )
+    lr_template: str | None = setting(
+        None, "names of LR images where {} is the HR's, such as {}_small; default: the same, {}x4, {}_LR and the like"
+    )
+    degradation: str = setting(
+        "bicubic",
+        "how LR is made from HR: as MATLAB's imresize does, or by blur, noise and JPEG of random strength",
+        ("bicubic", "blur-noise-jpeg"),
+    )
     augment: bool = setting(False, "random flips and rotations")
     repeat: int | None = setting(
         None,
@@ -104,6 +119,10 @@ class Config:
     skip_small: bool = setting(False, "leave out images smaller than the patch instead of stopping")
     bad_images: str = setting("stop", "damaged training images: stop, or skip and name them", ("stop", "skip"))
     workers: int = setting(0, "processes that load data (0: none besides this one)", bounds=_from(0, 1000))
+    cache: str | None = setting(
+        None, "for the decoded images of sets beyond 512 MiB; none: no such; default: one in ~/.cache", path="DIR"
+    )
+    cache_size: float = setting(32.0, "GiB that the images in --cache may take", bounds=_above(0, 10**6))
     # validation
     metrics: tuple[str, ...] = setting(
         (), "perceptual metrics; default: the judge's", names="perceptual metric", group="validation"
@@ -243,6 +262,9 @@ class Config:
         expect(len(self.betas) == 2, "betas", shown(self.betas), "two values from 0 to below 1")
         pairs = len(self.vallrpath) in (0, len(self.valpath))  # else val.py would refuse them, after the training
         expect(pairs, "vallrpath", " ".join(self.vallrpath), "one folder for each of --valpath")
+        template = self.lr_template is None or "{}" in self.lr_template and "/" not in self.lr_template
+        expect(template, "lr_template", self.lr_template, "a name with {} in it and no /, such as {}_small")
+        expect(self.cache != "", "cache", '""', "a folder, or none; leave it out for the one in ~/.cache")
         expect(self.modelpath != "", "modelpath", '""', "a folder; leave it out for a new one in checkpoints/")
         expect(len(self.losses) > 0, "losses", self.losses, "at least one loss")
         expected = f"sum or one beside --m-step {self.m_step}, which divides by the sum of WC already"
@@ -263,7 +285,7 @@ def canonical(values: Mapping, source: str = "settings") -> dict:
     """The values by the names of Config's fields. Raises ValueError for a name that is none, or that comes twice."""
     fields, found = [field.name for field in dataclasses.fields(Config)], {}
     for key, value in values.items():
-        name = choose(ALIASES.get(key, key), fields, f"key in {source}")
+        name = choose(ALIASES.get(str(key), str(key)), fields, f"key in {source}")
         if name in found:
             raise ValueError(f"{source}: {key} and {name} are the same setting; leave one out")
         found[name] = value
@@ -274,7 +296,21 @@ def from_mapping(values: Mapping, source: str = "settings") -> Config:
     """A Config from the names and values of a YAML file or of parsed flags; ValueError names what does not fit."""
     known = {field.name: field for field in dataclasses.fields(Config)}
     values = canonical(values, source)
-    return Config(**{name: convert(known[name], value) for name, value in values.items()})
+    converted: dict[str, Any] = {name: convert(known[name], value) for name, value in values.items()}
+    return Config(**converted)
+
+
+def absolute_paths(config: Config) -> Config:
+    """config with its paths absolute, so that they mean the same in every working folder."""
+
+    def absolute(path: str) -> str:
+        return path if path.startswith("skimage:") else os.path.abspath(path)
+
+    names = [field.name for field in dataclasses.fields(Config) if field.metadata["path"]]
+    values = {name: getattr(config, name) for name in names}
+    values = {name: absolute(x) if isinstance(x, str) else x and tuple(map(absolute, x)) for name, x in values.items()}
+    values["cache"] = config.cache if config.cache == "none" else values["cache"]
+    return dataclasses.replace(config, **values)
 
 
 def to_yaml(config: Config) -> bytes:

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import reprlib
 from types import UnionType
-from typing import NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from .errors import expect, flag_of
 from .reading import expand_path, has_commas
@@ -89,7 +89,7 @@ def _refuse_commas(field, text) -> None:
     raise ValueError(f"{flag} {text}: separate with spaces, {flag} {' '.join(parts)} (in YAML: [{', '.join(parts)}])")
 
 
-def _convert_one(field, kind: type, value):
+def _convert_one(field, kind: type, value: Any):
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             value = float(value)  # YAML reads 1e-4 as a string
@@ -103,6 +103,6 @@ def _convert_one(field, kind: type, value):
     if not field.metadata["path"]:
         return value
     try:
-        return expand_path(value)
+        return expand_path(str(value))
     except ValueError as error:
         raise ValueError(f"{flag_of(field.name)} {error}") from None

@@ -38,13 +38,13 @@ def vanilla(sr: Tensor, hr: Tensor, sr_label: float) -> Tensor:
 
 
 def relativistic_average(sr: Tensor, hr: Tensor, sr_label: float) -> Tensor:
-    """The same where each side's logits count relative to the mean of the other's."""
+    """`vanilla` with each side's logits relative to the mean of the other's."""
     return vanilla(sr - global_batch.all_reduce_mean(hr.mean()), hr - global_batch.all_reduce_mean(sr.mean()), sr_label)
 
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Within, what is computed goes back through the module but not into its parameters."""
+    """While it lasts, gradients flow through the module but not into its parameters."""
     learning = [p for p in module.parameters() if p.requires_grad]
     for p in learning:
         p.requires_grad_(False)
@@ -58,6 +58,8 @@ def frozen(module: nn.Module) -> Iterator[None]:
 class Adversarial(Loss):
     """The adversarial loss, kind "vanilla" or "ragan"; discriminator: (B,3,H,W) in [-1,1] -> logits (B,1)."""
 
+    helper: nn.Module
+
     def __init__(self, discriminator: nn.Module, kind: str = "vanilla"):
         super().__init__(discriminator)
         self.relativistic = {"vanilla": False, "ragan": True}[kind]
@@ -66,7 +68,7 @@ class Adversarial(Loss):
         return self.helper(images).to(images.dtype)  # under autocast the discriminator's are bf16
 
     def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor:
-        """What the discriminator descends; sr (B,3,H,W) is a constant."""
+        """The discriminator's loss; sr (B,3,H,W) is a constant."""
         compare = relativistic_average if self.relativistic else vanilla
         return compare(self.logits(sr.detach()), self.logits(target.hr), sr_label=0.0)
 

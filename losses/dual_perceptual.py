@@ -10,7 +10,7 @@ authors' code multiplies the ratio by 1/mu instead, which is the same up to eps.
 L_a + L_b, Eq. (6) and the second row of the paper's Table 7. With one extractor it is L_a alone, the perceptual loss
 of SRGAN and ESRGAN.
 
-eps keeps the weight finite where L_b is 0: there L_b's own derivative is 0, and so is the second term's.
+eps keeps the weight finite if L_b is 0: there L_b's own derivative is 0, and so is the second term's.
 """
 
 import torch
@@ -22,7 +22,7 @@ from .target import Target
 
 
 class DualPerceptual(Loss):
-    """The loss of one or two feature extractors, by their names in target.features; the sum if not dynamic."""
+    """DP of one or two feature extractors, by their names in target.features; their sum if not dynamic."""
 
     def __init__(self, extractors: tuple[str, ...], mu: float = 0.5, dynamic: bool = True, eps: float = 1e-6):
         super().__init__()

@@ -1,18 +1,18 @@
-"""Pixel-level self-paced learning: badly reconstructed pixels first, the others as the training grows older.
+"""Pixel-level self-paced learning: badly reconstructed pixels first, the others in later epochs.
 
 Lin et al., "Pixel-Level Self-Paced Learning for Super-Resolution", ICASSP 2020, arXiv 2003.03113:
 
-    w = max * exp(-((SSIM(hr, sr) + 1) / sigma)^2),  sigma = alpha * age + beta,  loss = mean error of w*sr to w*hr
+    w = max * exp(-((SSIM(hr, sr) + 1) / sigma)^2),  sigma = alpha * epoch + beta,  loss = mean error of w*sr to w*hr
 
-per pixel and channel, w a constant, age in epochs of 1,000 steps in the authors' code. As there, errors are of images
+per pixel and channel, w a constant; an epoch of the authors' code is 1,000 steps. As there, errors are of images
 in [0,255], MSE squares w, and SSIM's map is that of an 11x11 Gaussian window (sigma 1.5) on the zero-padded image.
 
 - The unit matters because w begins tiny: in that of [-1,1] gradients are LEVELS (L1) or LEVELS^2 (MSE) times smaller,
   and Adam's epsilon of 1e-8 is what its first steps are divided by.
 - The code takes SSIM of images in [0,255] with the constants of images in [0,1], 0.01^2 and 0.03^2. That is
   ssim="authors"; w differs from the standard one's by half of its mean and more at sigma = 1, by 0.2 % at sigma = 20.
-- The code's age begins at one step, where every w is 0 in float32, and nothing learns until sigma has grown to about
-  0.4. Here sigma is at least LEAST_SIGMA; with alpha = 1 that is the sigma after 500 steps.
+- The code's epochs begin at 0 plus one step, where every w is 0 in float32, and nothing learns until sigma has grown
+  to about 0.4. Here sigma is at least MIN_SIGMA; with alpha = 1 that is the sigma after 500 steps.
 """
 
 import torch
@@ -24,7 +24,7 @@ from .pixel import LEVELS, absolute_error, squared_error
 from .target import Target
 
 WINDOW, DEVIATION = 11, 1.5
-LEAST_SIGMA = 0.5
+MIN_SIGMA = 0.5
 ERRORS = {"L1": absolute_error, "MSE": squared_error}
 RANGES = {"standard": 1.0, "authors": 1 / 255}  # of the images that SSIM's constants are of, in units of [0,1]
 
@@ -53,11 +53,11 @@ def ssim_map(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
 
 
 class PSPL(Loss):
-    """The self-paced loss on a pixel loss ("L1" or "MSE"); nothing but the SR network learns.
+    """PSPL on a pixel loss, "L1" or "MSE".
 
     Args:
         alpha, beta: of sigma. maximum: max, the weight of the worst pixels.
-        epoch_steps: steps in an epoch of age, counted by begin_step; None: age is the epoch that the loss is given.
+        epoch_steps: steps in an epoch of sigma's, counted by begin_step; None: the epoch that the loss is given counts.
         ssim: whose constants SSIM has, a name in RANGES.
     """
 
@@ -80,9 +80,9 @@ class PSPL(Loss):
         self.step = step
 
     def sigma(self, epoch: float) -> float:
-        """How far apart in SSIM + 1 a pixel may be from the worst and still count; grows with age."""
-        age = epoch if self.epoch_steps is None else self.step / self.epoch_steps
-        return max(self.alpha * age + self.beta, LEAST_SIGMA)
+        """The width of the attention in this epoch."""
+        epoch = epoch if self.epoch_steps is None else self.step / self.epoch_steps
+        return max(self.alpha * epoch + self.beta, MIN_SIGMA)
 
     def phase(self, epoch: float) -> int:
         """Of the growing loss: within a phase a perfect pixel's weight in it grows by a factor of e at most."""

@@ -18,7 +18,7 @@ HIGHER_IS_BETTER = {"psnr-y", "ssim-y"}  # all others are distances
 
 
 class Protocol(NamedTuple):
-    """How images are cropped, rounded and shaved before they are compared.
+    """The cropping, rounding and shaving of images before they are compared.
 
     multiple: HR is cropped at the bottom and right to multiples of it (None: of the scale). eight_bit: LR and SR
     are rounded to 8 bits. shave: PSNR and SSIM leave out `scale` pixels at each border. LPIPS sees the whole image.
@@ -38,7 +38,7 @@ PROTOCOLS = {
 
 
 def check_sizes(pairs, metrics: Mapping[str, PerceptualMetric], protocol: str) -> None:
-    """Raise ValueError, naming the image, if one of pairs is too small for SSIM's window or a metric's network."""
+    """Raise ValueError, naming the image, if one is too small for SSIM's window or a metric's network."""
     window = WINDOW + (2 * pairs.scale if PROTOCOLS[protocol].shave else 0)
     needed = max([window, *(metric.min_size for metric in metrics.values())])
     for path, (height, width) in zip(pairs.paths, pairs.sizes):

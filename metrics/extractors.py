@@ -37,7 +37,7 @@ def vgg_layers(*convs_per_block: int) -> dict[str, str]:
 
 
 class Network(NamedTuple):
-    """A network's name in backbones.py, how to build its layers, and which of torchvision's layers is which of ours."""
+    """A network: its name in backbones.py, its constructor, and torchvision's layers by our names."""
 
     backbone: str
     build: Callable[[], nn.Module]
@@ -104,7 +104,7 @@ def parse_extractor(name: str) -> tuple[str, list[str], bool]:
 
 
 def smallest_size(layers: nn.Sequential) -> int:
-    """The least height and width that the layers, on the meta device, can take: below, pooling leaves nothing."""
+    """The least height and width that the layers, on the meta device, take: pooling leaves something."""
     for size in range(1, 512):
         try:
             layers(torch.empty(1, 3, size, size, device="meta"))
@@ -115,12 +115,15 @@ def smallest_size(layers: nn.Sequential) -> int:
 
 
 class FeatureDistance(PerceptualMetric):
-    """Mean absolute difference of features, summed over layers; frozen. forward(a, b) (B,3,H,W) in [-1,1] -> (B,).
+    """Mean absolute difference of features, summed over layers; a, b (B,3,H,W) in [-1,1] -> (B,).
 
-    name: network and layers, as "vgg19:conv5_4" (see NETWORKS), the network with UNNORMALISED behind it or without. The
-    network ends at the deepest layer asked for and its weights are left empty: build_extractor fills them. No gradient
-    reaches b or the weights, train() has no effect, and `min_size` is the least height and width of an image.
+    name: network and layers, as "vgg19:conv5_4" (see NETWORKS), the network with UNNORMALISED behind it or without. It
+    ends at the deepest layer that is named, and its weights are left empty: build_extractor fills them. No gradient
+    reaches b or the weights, and train() has no effect.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -135,8 +138,9 @@ class FeatureDistance(PerceptualMetric):
         self.min_size = smallest_size(self.net)
         self.net.to_empty(device="cpu")
         for layer, following in zip(names, names[1:]):
-            if layer in self.taken and isinstance(children[following], nn.ReLU):
-                children[following].inplace = False  # it would overwrite the features before activation
+            activation = children[following]
+            if layer in self.taken and isinstance(activation, nn.ReLU):
+                activation.inplace = False  # it would overwrite the features before activation
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,) * 3, (1.0,) * 3)  # of images in [0,1]
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
         self.register_buffer("mean", 2 * mean - 1, persistent=False)
@@ -148,7 +152,7 @@ class FeatureDistance(PerceptualMetric):
         return super().train(False)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """(N,3,H,W) -> float32 features (N,C,h,w) of the layers asked for, shallow first."""
+        """(N,3,H,W) -> float32 features (N,C,h,w) of the named layers, shallow first."""
         x, taken = (images - self.mean) / self.std, []
         for name, layer in self.net.named_children():
             x = layer(x)
@@ -173,10 +177,14 @@ class FeatureDistance(PerceptualMetric):
 
 
 def build_extractor(name: str, weights: tuple = (), flag: str = "--extractor-weights") -> FeatureDistance:
-    """The feature distance called `name`, as "vgg19:conv5_4" or "resnet50:layer1+layer2+layer3", with ImageNet weights.
+    """Build the feature distance `name` with ImageNet weights.
 
-    weights: local backbone files, see find_backbone; flag: the command's flag that names them. Raises ValueError on
-    an unknown network or layer, and where the weights cannot be had.
+    Args:
+        name: network and layers, as "vgg19:conv5_4" or "resnet50:layer1+layer2+layer3".
+        weights: local backbone files, see find_backbone.
+        flag: the command's flag that names them.
+
+    Raises ValueError for an unknown network or layer, and if the weights cannot be had.
     """
     extractor = FeatureDistance(name)
     backbone = NETWORKS[parse_extractor(name)[0]].backbone

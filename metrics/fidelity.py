@@ -4,6 +4,8 @@ SSIM: Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error 
 similarity", IEEE Trans. Image Processing 13(4), 2004. Luma: ITU-R BT.601 with studio swing, as MATLAB's rgb2ycbcr.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,22 +29,22 @@ def quantize(x: Tensor) -> Tensor:
 
 
 def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
-    """PSNR in dB on luma, peak 255, of RGB images (B,3,H,W) in [-1,1]; (B,) float64, inf where they are equal.
+    """PSNR in dB on luma, peak 255, of RGB images (B,3,H,W) in [-1,1]; (B,) float64, inf if they are equal.
 
     shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
-    Raises ValueError where the shapes differ or shave leaves nothing.
+    Raises ValueError if the shapes differ or shave leaves nothing.
     """
     sr, hr = _shaved(sr, hr, shave, smallest=1)
-    squares = sum((luma(a) - luma(b)).square().sum(dim=(1, 2, 3)) for a, b in zip(_strips(sr), _strips(hr)))
+    squares: Any = sum((luma(a) - luma(b)).square().sum(dim=(1, 2, 3)) for a, b in zip(_strips(sr), _strips(hr)))
     return 10 * torch.log10(_PEAK**2 / (squares / hr[0, 0].numel()))
 
 
 def ssim_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
-    """SSIM on luma of RGB images (B,3,H,W) in [-1,1]; (B,) float64, 1 where they are equal.
+    """SSIM on luma of RGB images (B,3,H,W) in [-1,1]; (B,) float64, 1 if they are equal.
 
     Gaussian window 11x11 with sigma 1.5 where it fits wholly ("valid"), K1 = 0.01, K2 = 0.03, L = 255, no downsampling.
     shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
-    Raises ValueError where the shapes differ or an image is smaller than the window after shaving.
+    Raises ValueError if the shapes differ or an image is smaller than the window after shaving.
     """
     return Fidelity(hr, shave)(sr)[1]
 
@@ -68,7 +70,9 @@ class Fidelity:
             _shaved(sr, torch.empty(self.shape, device="meta"), self.shave, smallest=1)
         height, width = self.shape[-2:]
         sr = sr[..., self.shave : height - self.shave, self.shave : width - self.shave]
-        squares, similarity, last = 0, 0, len(self.strips) - 1
+        squares: Any = 0
+        similarity: Any = 0
+        last = len(self.strips) - 1
         for i, (part, (hr, mean_hr, mean_hr2, square_hr)) in enumerate(zip(_strips(sr, WINDOW - 1), self.strips)):
             y = luma(part)
             own = slice(None, None if i == last else mean_hr.shape[2])  # the rows that the next strip has not

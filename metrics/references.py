@@ -13,7 +13,7 @@ KEPT_BYTES = 1 << 30  # of one data set; the images beyond it are prepared again
 
 
 class Reference(NamedTuple):
-    """An image that sr (1,3,H,W) is measured on: its lr (1,3,h,w), PSNR and SSIM to its hr, each metric's distance."""
+    """A reference image: its lr (1,3,h,w), PSNR and SSIM to its hr, and each metric's distance to its hr."""
 
     lr: Tensor
     fidelity: Fidelity
@@ -33,7 +33,7 @@ class References:
         self.left = KEPT_BYTES
 
     def matches(self, metrics: Mapping, shave: int, device) -> bool:
-        """Whether these are references for the same."""
+        """True if these references are for the same metrics, shave and device."""
         same = self.metrics.keys() == metrics.keys() and all(self.metrics[name] is metrics[name] for name in metrics)
         return same and (self.shave, self.device) == (shave, torch.device(device))
 
@@ -58,7 +58,7 @@ class References:
 
 
 class ReferenceCache:
-    """Keeps the prepared images of the data set used last, for evaluations of several networks or epochs on it."""
+    """The prepared images of the data set used last, for several networks or epochs measured on it."""
 
     def __init__(self) -> None:
         self.pairs, self.latest = None, None

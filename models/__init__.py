@@ -5,6 +5,7 @@ import reprlib
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,7 +44,7 @@ def init_paper(module: nn.Module) -> None:
             nn.init.normal_(layer.bias, 0.02, 1.0)
 
 
-def option_defaults(name: str) -> dict[str, object]:
+def option_defaults(name: str) -> dict[str, Any]:
     """The options of SR_MODELS[name] with their defaults."""
     parameters = inspect.signature(SR_MODELS[name]).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "scale"]
@@ -53,7 +54,7 @@ def option_defaults(name: str) -> dict[str, object]:
 MOST, MOST_WEIGHTS = 4096, 10**9  # of an option, and of all: a network of a billion blocks takes hours to build
 
 
-def fits_default(value: object, default: object) -> str | None:
+def fits_default(value: Any, default: Any) -> str | None:
     """What an option with this default should be, if value is not; None if it is.
 
     Numbers are at least 1, or 0 if the default is a fraction or 0 itself.

@@ -6,6 +6,7 @@ functions take a state dict as torch.load returns it and leave it untouched.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,7 +136,8 @@ def from_published_hat(state_dict: StateDict) -> dict[str, Tensor]:
     Our [-1,1] moves into the outermost convolutions and the mean, exactly: the factors are powers of two.
     """
     for key in ("params_ema", "params"):
-        state_dict = state_dict.get(key, state_dict)
+        inner: Any = state_dict.get(key, state_dict)
+        state_dict = inner
     expect(state_dict, "published HAT")
     return dict(state_dict) | {
         "mean": 2 * torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1) - 1,

@@ -6,6 +6,7 @@ generator makes the whole image. Parameter names are BasicSR's.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from .base import SRNetwork
 from .upsample import STEPS, conv_pixel_shuffle
 
 
-def init_small(convs: Iterable[nn.Conv2d]) -> None:
-    """Give convolutions weights of a tenth of Kaiming's size and no bias, in place, so that residuals start small.
+def init_small(convs: Iterable[Any]) -> None:
+    """Give convolutions weights of a tenth of Kaiming's size and a bias of 0, so that residuals start small.
 
-    From torch's global random stream. ESRGAN (arXiv 1809.00219, section 3.1) says why: deep networks train easier.
+    In place, from torch's global random stream. ESRGAN (arXiv 1809.00219, section 3.1) says why: deep networks train
+    easier.
     """
     for conv in convs:
         nn.init.kaiming_normal_(conv.weight)
@@ -61,7 +63,8 @@ class SRResNet(SRNetwork):
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
         x = features
         for i, factor in enumerate(STEPS[self.scale], start=1):
-            x = F.leaky_relu(conv_pixel_shuffle(self.get_submodule(f"upconv{i}"), x, factor), 0.1)
+            conv: Any = self.get_submodule(f"upconv{i}")
+            x = F.leaky_relu(conv_pixel_shuffle(conv, x, factor), 0.1)
         sr = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
         if self.bilinear_skip:
             sr = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False) + sr

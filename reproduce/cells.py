@@ -40,6 +40,8 @@ PLACEMENT = {
     "log_every",
     "save_every",
     "save_minutes",
+    "cache",
+    "cache_size",
 }
 
 
@@ -49,6 +51,7 @@ class Failed(Exception):
 
 def differing(one: Config, other: Config, besides: set[str] = frozenset()) -> list[str]:
     """The names of the settings in which two runs differ, where they run and those of `besides` left out."""
+    one, other = map(configs.absolute_paths, (one, other))
     names = [field.name for field in fields(Config) if field.name not in PLACEMENT | besides]
     return [name for name in names if getattr(one, name) != getattr(other, name)]
 

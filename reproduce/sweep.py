@@ -276,8 +276,8 @@ def main(argv: list[str] | None = None) -> None:
         with configs.one_line_errors(PROGRAM):
             points = read_points(cells)
             metric = metric_that_chooses(points, args)
-            wanted = {name: [beyond(of, metric, args.bounds)] for name, of in points.items()}
-            more = make_cells(args, {name: of for name, of in wanted.items() if of != [None]})
+            wanted = {name: beyond(of, metric, args.bounds) for name, of in points.items()}
+            more = make_cells(args, {name: [rate] for name, rate in wanted.items() if rate is not None})
         known = {cell.folder for cell in cells}
         more = [cell for cell in more if cell.folder not in known and (not args.collect or read_point(cell))]
         if failed or not more:

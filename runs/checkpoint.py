@@ -7,7 +7,6 @@ Fused Adam reads out of bounds when a moment has the wrong shape, so shapes and 
 import io
 import math
 import os
-import shlex
 import zipfile
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from metrics.tensor_file import FileAccessError, load_tensor_file, verify_checks
 from models import build_network, model_id
 
 from .atomic import atomic_write
+from .output import script_command
 
 
 def serialize(state: dict) -> bytes:
@@ -178,7 +178,7 @@ def check_progress(state: dict, source: str) -> None:
 
 
 def load_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
-    """Load state["net"] into net after checking that every name, shape and type fits and that state["model_id"] is `wanted`.
+    """Load state["net"] into net after checking every name, shape and type, and that state["model_id"] is `wanted`.
 
     source: the state's file; wanted: net's identity. Raises ValueError, net untouched.
     """
@@ -188,17 +188,22 @@ def load_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
     net.load_state_dict(state["net"])
 
 
+def read_settings(run: Path) -> configs.Config:
+    """The settings of a run. Raises ValueError if run is none."""
+    if not (run / "config.yaml").is_file():
+        released = sorted(run.glob("SRModel_*.pth"))
+        convert = f"convert the released files with: {script_command('convert.py', run)}"
+        remedy = convert if released else "expected a run's folder"
+        raise ValueError(f"--modelpath {run}: no config.yaml there; {remedy}")
+    return configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
+
+
 def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], list[str]]:
     """The settings of a run, its SR networks by loss (all, or those named), and what judges and extractors they had.
 
     which: "best" (each loss's epoch of the lowest LPIPS) or "last". Raises ValueError.
     """
-    if not (run / "config.yaml").is_file():
-        released = sorted(run.glob("SRModel_*.pth"))
-        convert = f"convert the released files with: python convert.py {shlex.quote(str(run))}"
-        remedy = convert if released else "expected a run's folder"
-        raise ValueError(f"--modelpath {run}: no config.yaml there; {remedy}")
-    config = configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
+    config = read_settings(run)
     nets, judges = {}, []
     last = {}
     if which == "last":

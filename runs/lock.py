@@ -44,7 +44,7 @@ os.register_at_fork(after_in_child=lambda: [file.close() for file in HELD])
 
 @contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
-    """Within, no other run can have the folder. Raises RunFolderError where one has it. A process that dies lets it go."""
+    """Within, no other run can have the folder; a process that dies lets it go. Raises RunFolderError if one has it."""
     import fcntl
 
     path = folder / ".lock"

@@ -141,7 +141,7 @@ TRAIN = (
         ("--valpath cut", "cannot read image cut/coffee.png"),
         ("--valpath fake", "cannot read image fake/coffee.png"),
         ("--trainpath tiny", "dot.png is 8x8 after cropping, smaller than patch=32"),
-        ("--valpath tiny", "tiny/dot.png is 11x11, smaller than multiple=12"),
+        ("--valpath tiny", "tiny/dot.png is 11x11, smaller than 12x12"),
         ("--patch 52", "smaller than patch=52"),
         ("--patch 400 --skip-small", "smaller than patch=400"),
         ("--patch 34", "patch=34 is not divisible by scale=4; use 32"),
@@ -311,7 +311,7 @@ def test_a_run_in_udls_second_stage_without_its_first(place, capsys):
     [
         ("", "no run in"),
         ("--modelpath nowhere", "--modelpath nowhere: no config.yaml there"),
-        ("--modelpath official", "convert the released files with: python convert.py official"),
+        ("--modelpath official", f"convert the released files with: python {convert.__file__} official"),
         ("--modelpath no_settings", "--modelpath no_settings: no config.yaml there"),
         ("--modelpath bad_settings", "unknown key in bad_settings/config.yaml 'modle'; did you mean model?"),
         ("--modelpath file", "--modelpath file"),

@@ -64,9 +64,9 @@ def test_the_commands_shown_are_for_a_shell(workplace, capsys):
     released_folder(workplace / "of others")
     with pytest.raises(SystemExit):
         val.main(["--modelpath", "of others", "--device", "cpu"])
-    assert capsys.readouterr().err.endswith("python convert.py 'of others'\n")
+    assert capsys.readouterr().err.endswith(f"python {convert.__file__} 'of others'\n")
     convert.main(["of others", "--modelpath", "my run"])
-    assert "next: python val.py --modelpath 'my run' --best" in capsys.readouterr().out
+    assert f"next: python {val.__file__} --modelpath 'my run' --best" in capsys.readouterr().out
 
 
 def test_a_released_folder_becomes_a_run(workplace, images, capsys):
@@ -74,7 +74,7 @@ def test_a_released_folder_becomes_a_run(workplace, images, capsys):
     convert.main(["released", "--modelpath", "run"])
     out, err = capsys.readouterr()
     assert err == "" and "EDSR x4: 2 best and 2 last networks written to run" in out
-    assert "next: python val.py --modelpath run --best" in out
+    assert f"next: python {val.__file__} --modelpath run --best" in out
     assert {path.name for path in Path("run").iterdir()} == {"config.yaml", "best_L1+TLW.pt", "best_L1.pt", "last.pt"}
 
     for flags in (["--best"], []):

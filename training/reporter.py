@@ -1,7 +1,6 @@
 """What a run prints and logs while it trains, and at its end."""
 
 import math
-import shlex
 from collections.abc import Iterable, Mapping
 
 from tqdm import tqdm
@@ -10,6 +9,7 @@ from configs import Config
 from metrics.evaluate import HIGHER_IS_BETTER, mean
 from metrics.judges import word_of
 from runs.checkpoint import serialize
+from runs.output import script_command
 from runs.writer import RunWriter
 
 from . import distributed
@@ -27,10 +27,12 @@ class Reporter:
     def start(self) -> str:
         """What the run is about to do."""
         config, e = self.experiment.config, self.experiment
+        notes = "".join(f"\n{note}" for note in e.data_notes)
         return (
             f"run: {self.writer.folder}, {config.model} x{config.scale} on {e.device}, steps {self.state.step} to "
             f"{e.last_step}, {e.epoch_steps} an epoch\ntraining on {len(e.patches)} images of "
             f"{' '.join(config.trainpath)}, validating on {len(e.validation)} of {' '.join(config.valpath)}"
+            f"{notes}"
         )
 
     def log_notes(self) -> None:
@@ -38,8 +40,10 @@ class Reporter:
         for reason in self.experiment.left_out:
             print(f"left out: {reason}")
             self.writer.log(step=self.state.step, left_out=reason)
+        known = self.experiment.notes if self.experiment.config.load else []  # logged when the run began
         for note in self.writer.notes:
-            self.writer.log(step=self.state.step, note=note)
+            if note not in known:
+                self.writer.log(step=self.state.step, note=note)
 
     def left_out(self, reasons: Iterable[str]) -> None:
         """Print and log once for each image why it is replaced from now on."""
@@ -90,10 +94,10 @@ class Reporter:
 
     def resume_command(self) -> str:
         """The command that resumes a run that has ended early."""
-        folder = self.writer.folder
+        folder, launcher = self.writer.folder, distributed.launch_command()
         if not (folder / "last.pt").exists():
             return "nothing was saved yet"
-        return f"to resume: {distributed.launch_command()} train.py --load --modelpath {shlex.quote(str(folder))}"
+        return f"to resume: {script_command('train.py', '--load', '--modelpath', folder, launcher=launcher)}"
 
 
 def missing_controls(config: Config) -> list[str]:

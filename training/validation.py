@@ -2,17 +2,34 @@
 
 import torch
 
-from data import PairedDataset
+from data import ImageCache, PairedDataset
 from metrics.base import PerceptualMetric
 from metrics.evaluate import MEMORY, PROTOCOLS, build_metrics
 
 from .device import place_frozen
 
 
-def read_validation_set(folders, scale: int, protocol: str, lr_folders=()) -> PairedDataset:
+def read_validation_set(
+    folders,
+    scale: int,
+    protocol: str,
+    lr_folders=(),
+    lr_template: str | None = None,
+    cache: ImageCache | None = None,
+    progress: bool = True,
+) -> PairedDataset:
     """The images of folders with the LR that the protocol asks for, or with that of lr_folders."""
     p = PROTOCOLS[protocol]
-    return PairedDataset(folders, scale, p.multiple or scale, lr_folders=lr_folders or None, round_lr=p.eight_bit)
+    return PairedDataset(
+        folders,
+        scale,
+        p.multiple or scale,
+        lr_folders=lr_folders or None,
+        lr_template=lr_template,
+        round_lr=p.eight_bit,
+        cache=cache,
+        progress=progress,
+    )
 
 
 def metrics_on(

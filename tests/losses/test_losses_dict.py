@@ -152,7 +152,14 @@ def test_settings_reach_the_rivals():
         assert (pspl.sigma(0), pspl.maximum, pspl.data_range) == (pytest.approx(3.7), 5.0, 1 / 255)
     loss = build("L1+DP+GAN", pixel_weight=0.3, gan_weight=0.7, dp_mu=3.0, gan="ragan", pretrain_epochs=1.5)
     pixel, dp, gan = loss.terms
-    assert (pixel.weight, pixel.since, dp.weight, dp.since, gan.weight, gan.since) == (0.3, 0, 1, 1.5, 0.7, 1.5)
+    assert (pixel.weight, pixel.start_epoch, dp.weight, dp.start_epoch, gan.weight, gan.start_epoch) == (
+        0.3,
+        0,
+        1,
+        1.5,
+        0.7,
+        1.5,
+    )
     assert (dp.loss.mu, dp.loss.extractors, gan.loss.relativistic) == (3.0, ("a:x", "b:y"), True)
     assert dp.loss.dynamic and not build("L1+DP", dp_dynamic=False).terms[1].loss.dynamic
     assert not build("L1+DP+GAN").terms[2].loss.relativistic

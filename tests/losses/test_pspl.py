@@ -10,7 +10,7 @@ from skimage.metrics import structural_similarity
 from data import make_pair, read_rgb
 from losses import PSPL, PixelLoss, Target
 from losses.pixel import absolute_error, squared_error
-from losses.pspl import LEAST_SIGMA, RANGES, ssim_map
+from losses.pspl import MIN_SIGMA, RANGES, ssim_map
 from models import SR_MODELS
 
 
@@ -93,7 +93,7 @@ def test_an_old_training_has_the_plain_loss_scaled(pixel, power):
 def test_something_learns_from_the_first_step_on(alpha, beta):
     """The published sigma is 0 there, and every weight 0 or NaN."""
     loss = PSPL("L1", alpha=alpha, beta=beta)
-    assert loss.sigma(0) == LEAST_SIGMA
+    assert loss.sigma(0) == MIN_SIGMA
     for sr, hr in (pair(dtype=torch.float32), (torch.full((1, 3, 12, 12), 0.01), torch.zeros(1, 3, 12, 12))):
         sr.requires_grad_()
         (gradient,) = torch.autograd.grad(loss(sr, Target(hr), 0), sr)
