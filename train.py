@@ -49,7 +49,7 @@ from training.initial import network_settings
 from training.learner import Learner
 from training.outcome import is_out_of_memory, outcome_of
 from training.reporter import Reporter, missing_controls
-from training.schedule import lr_at_step
+from training.schedule import lr_at_step, place_in_schedule
 from training.state import TrainingState
 
 
@@ -163,9 +163,10 @@ class Trainer:
                 batch = self.next_batch(batches)
                 lr, hr = (x.to(e.device, non_blocking=True, memory_format=memory_format) for x in batch)
                 before = serialize(state.state_dict()) if self.skipped_in_a_row >= config.max_skipped else None
-                age, place = state.epoch, (epoch, state.step - e.first_step, e.last_step - e.first_step)
+                age, place = state.epoch, (state.step, e.epoch_steps, e.first_step, e.last_step)
                 for learner in e.learners:
-                    learner.set_learning_rate(lr_at_step(learner.config, *place))
+                    own = place_in_schedule(*place, learner.loss.restart_epoch)
+                    learner.set_learning_rate(lr_at_step(learner.config, *own))
                     learner.loss.begin_step(state.step)
                 values = train_step(e.learners, e.judge, e.extractors, lr, hr, age, config.precision)
                 self.divergence.add({name: loss for name, (_, loss) in values.items()})
@@ -173,7 +174,7 @@ class Trainer:
                 state.validated = state.step < stop
                 bar.update(config.batchsize)
                 if state.step % config.log_every == 0 or state.step == stop:  # reading values waits for the device
-                    self.report.losses(bar, values, age, lr_at_step(config, *place))
+                    self.report.losses(bar, values, age, lr_at_step(config, *place_in_schedule(*place)))
                     self.check_divergence(age)
                 if before or e.device.type == "cpu" or state.step % config.max_skipped == 0:  # so does counting
                     self.count_skipped()
@@ -183,7 +184,7 @@ class Trainer:
 
     def begin_epoch(self) -> None:
         for learner in self.experiment.learners:
-            learner.loss.begin_epoch(learner.net, self.state.epoch)
+            learner.begin_epoch(self.state.epoch)
 
     def validate(self, epoch: int) -> None:
         """Score every network, save `best` where its metric improved, then `last`. Raises what sync_ranks does."""

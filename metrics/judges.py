@@ -68,7 +68,7 @@ def metric_of(judge: str) -> str:
 
     "lpips-alex-unweighted" -> "alex", "squeezenet:fire9" -> "squeeze", "resnet50:layer3" -> "resnet50", which is none.
     """
-    network = judge.removeprefix("lpips-").removesuffix("-unweighted").split(":")[0]
+    network = judge.split(":")[0].removeprefix("lpips-").removesuffix("-unweighted").removesuffix("-unnormalised")
     return {"alexnet": "alex", "squeezenet": "squeeze", "vgg16": "vgg"}.get(network, network)
 
 
