@@ -2,6 +2,10 @@
 
 Song et al., "Dual Perceptual Loss for Single Image Super-Resolution Using ESRGAN", 2022, arXiv 2201.06383: VGG19's
 conv5_4 beside stages of ResNet-50. Both stay in eval mode, BatchNorm on ImageNet's statistics. Images: RGB in [-1,1].
+
+Networks see images normalised by ImageNet's mean and deviation, and those whose name ends in "-unnormalised" see them
+in [0,1], as the authors' ResNet-50 does: "resnet50-unnormalised:layer1+layer2+layer3" is the sum of their code. (In
+that code it also normalises by the statistics of each batch. Here it never does: sr and hr would be measured apart.)
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +22,7 @@ from .errors import choose
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0,1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
+UNNORMALISED = "-unnormalised"
 
 
 def vgg_layers(*convs_per_block: int) -> dict[str, str]:
@@ -81,19 +86,21 @@ NETWORKS = {
 }
 
 
-def parse_extractor(name: str) -> tuple[str, list[str]]:
-    """ "resnet50:layer1+layer2" -> ("resnet50", ["layer1", "layer2"]), layers in the order of the network.
+def parse_extractor(name: str) -> tuple[str, list[str], bool]:
+    """ "resnet50:layer1+layer2" -> ("resnet50", ["layer1", "layer2"], True), layers in the order of the network.
 
-    Raises ValueError on unknown or repeated names.
+    The last says whether the network sees images normalised. Raises ValueError on unknown or repeated names.
     """
     network, colon, layers = str(name).partition(":")
+    normalised = not network.endswith(UNNORMALISED)
+    network = network.removesuffix(UNNORMALISED)
     choose(network, NETWORKS, "extractor network")
     if not colon:
         raise ValueError(f"extractor {name!r} names no layer; write it as in {name}:{[*NETWORKS[network].layers][-1]}")
     asked = [choose(layer, NETWORKS[network].layers, f"layer of {network}") for layer in layers.split("+")]
     if len(set(asked)) < len(asked):
         raise ValueError(f"extractor {name!r} names a layer twice; name each once")
-    return network, [layer for layer in NETWORKS[network].layers if layer in asked]
+    return network, [layer for layer in NETWORKS[network].layers if layer in asked], normalised
 
 
 def smallest_size(layers: nn.Sequential) -> int:
@@ -110,9 +117,9 @@ def smallest_size(layers: nn.Sequential) -> int:
 class FeatureDistance(PerceptualMetric):
     """Mean absolute difference of features, summed over layers; a, b (B,3,H,W) in [-1,1] -> (B,).
 
-    name: network and layers, as "vgg19:conv5_4" (see NETWORKS). The network ends at the deepest layer that is named,
-    and its weights are left empty: build_extractor fills them. No gradient reaches b or the weights, and train() has no
-    effect.
+    name: network and layers, as "vgg19:conv5_4" (see NETWORKS), the network with UNNORMALISED behind it or without. It
+    ends at the deepest layer that is named, and its weights are left empty: build_extractor fills them. No gradient
+    reaches b or the weights, and train() has no effect.
     """
 
     mean: Tensor
@@ -120,7 +127,7 @@ class FeatureDistance(PerceptualMetric):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        network, layers = parse_extractor(name)
+        network, layers, normalised = parse_extractor(name)
         self.taken = [NETWORKS[network].layers[layer] for layer in layers]
         with torch.device("meta"):  # no time or random numbers for weights that a file replaces
             children = dict(NETWORKS[network].build().named_children())
@@ -134,7 +141,8 @@ class FeatureDistance(PerceptualMetric):
             activation = children[following]
             if layer in self.taken and isinstance(activation, nn.ReLU):
                 activation.inplace = False  # it would overwrite the features before activation
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,) * 3, (1.0,) * 3)  # of images in [0,1]
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
         self.register_buffer("mean", 2 * mean - 1, persistent=False)
         self.register_buffer("std", 2 * std, persistent=False)
         self.requires_grad_(False).eval()

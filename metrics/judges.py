@@ -68,13 +68,13 @@ def metric_of(judge: str) -> str:
 
     "lpips-alex-unweighted" -> "alex", "squeezenet:fire9" -> "squeeze", "resnet50:layer3" -> "resnet50", which is none.
     """
-    network = judge.removeprefix("lpips-").removesuffix("-unweighted").split(":")[0]
+    network = judge.split(":")[0].removeprefix("lpips-").removesuffix("-unweighted").removesuffix("-unnormalised")
     return {"alexnet": "alex", "squeezenet": "squeeze", "vgg16": "vgg"}.get(network, network)
 
 
 def word_of(metric: str) -> str:
-    """A metric's name in METRICS from its full name: "LPIPS-alex-BGR" -> "alex", "1-MS-SSIM" -> "ms-ssim"."""
-    return metric.lower().removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-")
+    """A metric's name in METRICS, from its full name: "LPIPS-alex-BGR-shaved" -> "alex", "1-MS-SSIM" -> "ms-ssim"."""
+    return metric.lower().removesuffix("-shaved").removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-")
 
 
 def mark_biased(metric: str, judges: Iterable[str]) -> str:

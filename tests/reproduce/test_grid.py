@@ -559,7 +559,7 @@ def test_killed_and_started_again(args, reference, as_command, assert_same, capf
     grid.main([*args, *STEPS])
     assert_same(load_checkpoint(CELL / "last.pt"), reference)
     shown = capfd.readouterr().out
-    assert "cell 1 of 1, 0 left" in shown and "to resume: python train.py" in shown
+    assert "cell 1 of 1, 0 left" in shown and "to resume: python " in shown and "train.py --load" in shown
     results = collect.read(Path("grid"))
     for which in cells.CHECKPOINTS:
         bicubic, row = json.loads((CELL / f"test_{which}.json").read_text())["rows"]
