@@ -71,7 +71,9 @@ def check_bicubic(folder: str | Path, protocol: str, scale: int, images: int, me
     Returns None if there is nothing to compare with.
     """
     dataset = dataset_of(folder)
-    published = PSNR_Y.get(protocol, {}).get(dataset, (None,) * 3)[scale - 2] if 2 <= scale <= 4 else None
+    if dataset is None or not 2 <= scale <= 4:
+        return None
+    published = PSNR_Y.get(protocol, {}).get(dataset, (None,) * 3)[scale - 2]
     if published is None:
         return None
     if images != IMAGES[dataset]:
