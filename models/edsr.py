@@ -1,4 +1,6 @@
-"""EDSR: Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPRW 2017, arXiv 1707.02921.
+"""EDSR, a residual network without BatchNorm.
+
+Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPRW 2017, arXiv 1707.02921.
 
 The defaults are the "baseline" network (16 blocks, 64 channels, no residual scaling), without mean shift, as in the
 TLW paper (arXiv 2301.10575). Parameter names are those of the authors' PyTorch release.

@@ -1,4 +1,4 @@
-"""The self-ensemble of the EDSR paper (Lim et al., CVPRW 2017), "+" in the field's tables: eight views, one mean."""
+"""The self-ensemble of EDSR (Lim et al., CVPRW 2017), "+" in the field's tables: the mean of 8 views."""
 
 from collections.abc import Callable
 from itertools import product
