@@ -13,7 +13,10 @@ class RunFolderError(ValueError):
 
 
 def _lock(file, folder: Path, how: int) -> None:
-    """Lock the open file as fcntl.flock does; on a file system without locks do nothing. Raises RunFolderError."""
+    """Lock the open file as fcntl.flock does, on file systems that have locks.
+
+    Raises RunFolderError if another process has locked it.
+    """
     import fcntl  # not on Windows, where val.py needs none of this
 
     try:
@@ -27,7 +30,7 @@ def _lock(file, folder: Path, how: int) -> None:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise RunFolderError, naming it, where a run is going on in the folder."""
+    """Raise RunFolderError, naming the run, if a run is going on in the folder."""
     import fcntl
 
     try:
@@ -44,7 +47,7 @@ os.register_at_fork(after_in_child=lambda: [file.close() for file in HELD])
 
 @contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
-    """Within, no other run can have the folder; a process that dies lets it go. Raises RunFolderError if one has it."""
+    """Hold the folder's lock, which ends with the process. Raises RunFolderError if another run has it."""
     import fcntl
 
     path = folder / ".lock"
@@ -59,7 +62,7 @@ def locked_run(folder: Path) -> Iterator[None]:
             _lock(file, folder, fcntl.LOCK_EX)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 break
-        except FileNotFoundError:  # the one who had it has just removed it
+        except FileNotFoundError:  # its holder has just removed it
             pass
         except RunFolderError:
             file.close()
