@@ -1,6 +1,7 @@
 """Training: Algorithm 1 against a naive transcription, independence of the learners, exact resume, the run's files."""
 
 import copy
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -276,7 +277,7 @@ def test_schedules():
     config = configs.Config(learning_rate=0.1, step_epochs=3, step_gamma=0.5, startepoch=2, endepoch=20)
 
     def rates(schedule, *points):
-        settings = configs.dataclasses.replace(config, schedule=schedule, milestones=(4, 6))
+        settings = dataclasses.replace(config, schedule=schedule, milestones=(4, 6))
         return [train.lr_at_step(settings, epoch, step, 8) for epoch, step in points]
 
     assert rates("constant", (2, 0), (19, 8)) == [0.1, 0.1]
@@ -290,7 +291,7 @@ def test_warm_up():
     config = configs.Config(learning_rate=0.1, warmup=4)
 
     def rates(**settings):
-        return [train.lr_at_step(configs.dataclasses.replace(config, **settings), 0, step, 8) for step in (0, 1, 3, 4, 6)]
+        return [train.lr_at_step(dataclasses.replace(config, **settings), 0, step, 8) for step in (0, 1, 3, 4, 6)]
 
     assert rates() == pytest.approx([0.025, 0.05, 0.1, 0.1, 0.1])
     plain = rates(schedule="cosine", warmup=0)

@@ -1,14 +1,22 @@
 """Pictures of what a run learned."""
 
 import io
+import logging
 from collections.abc import Mapping
 
-import matplotlib
-
-matplotlib.use("Agg")  # no screen is needed
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
+
+
+def _pyplot():
+    """matplotlib.pyplot, which needs no screen and says nothing of a home folder that cannot be written to."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import matplotlib  # here, for a run without pictures does not need it
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
 
 
 @torch.no_grad()
@@ -17,6 +25,7 @@ def weight_maps(nets: Mapping[str, tuple[nn.Module, nn.Module]], lr: Tensor, hr:
 
     nets: name -> (SR network, weighting network); lr (1,3,h,w) and hr (1,3,s*h,s*w) in [-1,1] on their device.
     """
+    plt = _pyplot()
     size = (12.4, (0.3 + 3 * hr.shape[2] / hr.shape[3]) * len(nets))
     figure, axes = plt.subplots(len(nets), 4, figsize=size, squeeze=False, layout="constrained")
     for row, (name, (net, weighting)) in zip(axes, nets.items()):

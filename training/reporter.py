@@ -31,6 +31,7 @@ class Reporter:
             f"run: {self.writer.folder}, {config.model} x{config.scale} on {e.device}, steps {self.state.step} to "
             f"{e.last_step}, {e.epoch_steps} an epoch\ntraining on {len(e.patches)} images of "
             f"{' '.join(config.trainpath)}, validating on {len(e.validation)} of {' '.join(config.valpath)}"
+            + "".join(f"\n{note}" for note in e.notes)
         )
 
     def log_notes(self) -> None:

@@ -1,5 +1,6 @@
 """The grid: what is skipped, taken up again, refused; killed and preempted in real processes."""
 
+import dataclasses
 import json
 import os
 import re
@@ -361,7 +362,7 @@ def test_seconds_per_step(args, monkeypatch):
     monkeypatch.setattr(budget, "BLOCK", 2)
     monkeypatch.setattr(budget, "ROUNDS", 3)
     (cell, *_) = grid.make_cells(grid.parse([*args, "--valpath", args[args.index("--trainpath") + 1]]))
-    seconds = budget.measure(configs.dataclasses.replace(cell.config, losses=LOSSES))
+    seconds = budget.measure(dataclasses.replace(cell.config, losses=LOSSES))
     assert 1.2 * seconds["L1"] < seconds["L1+TLW"] < 60
     assert list(Path().iterdir()) == []
 
