@@ -207,8 +207,9 @@ class ResidualGroup(nn.Module):
 class HAT(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    Images of any size are extended inside. The defaults are the published HAT (20,772,507 parameters at x4). `channels` is the width after the body. The
-    buffer `mean` is subtracted from the input and added to the output; it is DIV2K's, moved to [-1,1].
+    Images of any size are extended inside. The defaults are the published HAT (20,772,507 parameters at x4). `channels`
+    is the width after the body. The buffer `mean` is subtracted from the input and added to the output; it is DIV2K's,
+    moved to [-1,1].
     """
 
     mean: Tensor
@@ -232,6 +233,8 @@ class HAT(SRNetwork):
         for option, value, most in (("window", window, 64), ("overlap_ratio", overlap_ratio, 1)):
             if value > most:  # the attention of a window of side m takes m^4 numbers
                 raise ValueError(f"{option}={value} is beyond {most}; use {most} or less")
+        if len(heads) != len(depths):
+            raise ValueError(f"heads={heads} has not one number for each of depths={depths}")
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path={drop_path} is no probability below 1; use 0.1")
         key_window = window + int(window * overlap_ratio)
