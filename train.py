@@ -58,7 +58,7 @@ def em_step(learner: Learner, lr: Tensor, target: Target, epoch: float) -> tuple
 
     Args:
         lr: (B,3,h,w) in [-1,1]; target.hr is (B,3,s*h,s*w) in [-1,1].
-        epoch: the age of the training in epochs.
+        epoch: the progress of the training in epochs.
 
     Returns the two losses before their steps: the E-step's (-log WC; None where there is none) and the M-step's.
     """
@@ -165,19 +165,19 @@ class Trainer:
                 batch = self.next_batch(batches)
                 lr, hr = (x.to(e.device, non_blocking=True, memory_format=memory_format) for x in batch)
                 before = serialize(state.state_dict()) if self.skipped_in_a_row >= config.max_skipped else None
-                age, place = state.epoch, (state.step, e.epoch_steps, e.first_step, e.last_step)
+                progress, place = state.epoch, (state.step, e.epoch_steps, e.first_step, e.last_step)
                 for learner in e.learners:
                     own = place_in_schedule(*place, learner.loss.restart_epoch)
                     learner.set_learning_rate(lr_at_step(learner.config, *own))
                     learner.loss.begin_step(state.step)
-                values = train_step(e.learners, e.judge, e.extractors, lr, hr, age, config.precision)
+                values = train_step(e.learners, e.judge, e.extractors, lr, hr, progress, config.precision)
                 self.divergence.add({name: loss for name, (_, loss) in values.items()})
                 state.step += 1
                 state.validated = state.step < stop
                 bar.update(config.batchsize)
                 if state.step % config.log_every == 0 or state.step == stop:  # reading values waits for the device
-                    self.report.losses(bar, values, age, lr_at_step(config, *place_in_schedule(*place)))
-                    self.check_divergence(age)
+                    self.report.losses(bar, values, progress, lr_at_step(config, *place_in_schedule(*place)))
+                    self.check_divergence(progress)
                 if before or e.device.type == "cpu" or state.step % config.max_skipped == 0:  # so does counting
                     self.count_skipped()
                 if before and self.skipped_in_a_row > config.max_skipped:

@@ -137,7 +137,7 @@ def _watched(loader: Iterator) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
                 error.__traceback__ = None  # it holds the loader too
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise ImageReadError(
-                    f"a process that loads data has died ({reason}), most often for want of memory; take "
+                    f"a process that loads data has died ({reason}), most often for lack of memory; take "
                     "fewer --workers, or 0"
                 ) from None
             if lr is None:

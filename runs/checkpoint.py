@@ -139,7 +139,7 @@ def _described(value: object) -> str:
 def check_weights(module: nn.Module, weights: object, source: str, wanted: str) -> None:
     """Raise ValueError unless weights is a state dict with exactly the module's names, shapes and types.
 
-    wanted: what it should be of, in words.
+    wanted: what it should be of, for the error.
     """
     own = module.state_dict()
     found = weights if isinstance(weights, dict) else {}

@@ -32,7 +32,7 @@ def _try_lock(file, shared: bool) -> None:
 
 
 def _lock(file, folder: Path, shared: bool = False) -> None:
-    """Lock the open file; do nothing on a file system without locks. Raises RunFolderError if another has it."""
+    """Lock the open file, unless the file system has no locks. Raises RunFolderError if another has it."""
     try:
         _try_lock(file, shared)
     except (BlockingIOError, PermissionError):  # of fcntl, of msvcrt

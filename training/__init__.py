@@ -1,1 +1,1 @@
-"""What a run has in memory: its experiment, learners, schedule and state, and how it ends."""
+"""A run in memory: its experiment, learners, schedule and state, and how it ends."""

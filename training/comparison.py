@@ -27,7 +27,7 @@ def draw_worst(
     device,
     precision: str,
 ) -> bytes:
-    """The PNG of the images on which two methods differ most, cut to where they do; of the first protocol alone."""
+    """A PNG of the images on which two methods differ most, cut to there; of the first protocol alone."""
     protocol, crops = rows[0].protocol, []
     rows = [row for row in rows if row.protocol == protocol]
     for name, i, one, other in most_different_images(rows, count):
@@ -52,7 +52,10 @@ def draw_worst(
 
 
 class ImageFiles:
-    """Saves SR images as 8-bit PNG: FOLDER/DATASET/[PROTOCOL/]METHOD/NAME.png. failed: what could not be written."""
+    """Saves SR images as 8-bit PNG: FOLDER/DATASET/[PROTOCOL/]METHOD/NAME.png.
+
+    failed: True once something could not be written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.failed = folder, False

@@ -9,10 +9,10 @@ from . import malloc
 
 
 def setup_device(name: str | None) -> torch.device:
-    """The device called `name`, or the best one this machine has. Raises ValueError where it is not there.
+    """Set up the device called `name`, or the best one of this machine.
 
-    From then on fp32 means fp32 on a GPU too: its convolutions would round to TF32, and metrics with them. On the CPU
-    freed memory is kept for the next tensors.
+    It also turns TF32 off, which convolutions on a GPU, and metrics with them, would round fp32 to; and on the CPU it
+    keeps freed memory for the next tensors. Raises ValueError if there is no such device.
     """
     torch.backends.cudnn.allow_tf32 = False
     if name is None:
@@ -39,9 +39,11 @@ def fast_memory_format(device: torch.device, precision: str) -> torch.memory_for
 
 
 def place_frozen(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
-    """module, which does not learn (a judge, a network to evaluate), on the device in the layout of its fast kernels.
+    """Move a module that does not learn (a judge, a network to evaluate) to the device.
 
-    Under bf16 its convolutions hold the weights that autocast would make of them anew at each use: the same values.
+    It gets the memory layout of its fast kernels.
+
+    Under bf16 its convolutions hold bf16 weights, the values that autocast would compute at each use.
     """
     module.to(device, memory_format=torch.channels_last)
     if precision == "bf16":
@@ -52,7 +54,7 @@ def place_frozen(module: nn.Module, device: torch.device, precision: str) -> nn.
 
 
 def check_compile(device: torch.device) -> None:
-    """Raise ValueError where torch.compile does not work on the device, as without a C++ compiler."""
+    """Raise ValueError if torch.compile does not work on the device, as without a C++ compiler."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # whatever it is, of torch's or of the compiler's own

@@ -1,9 +1,9 @@
-"""One run trained by several processes, as torchrun starts them: each has its rows of every batch, the first writes.
+"""One run trained by several processes that torchrun starts.
 
-Without torchrun nothing here acts. Two groups connect the processes: the default one (nccl between GPUs, gloo between
-CPUs) carries what a step needs, where none may keep the others waiting for longer than PATIENCE; the other, gloo,
-carries what they agree on between steps, where one may write or validate for long. Both notice one that has died at
-once, except where its machine went with it: that takes PATIENCE, or LONG_PATIENCE outside of steps.
+Each process has its samples of every batch, and the main process writes. Without torchrun nothing here acts. Two groups
+connect the processes. The default one (nccl between GPUs, gloo between CPUs) carries what a step needs; its timeout is
+STEP_TIMEOUT. The other one, gloo, carries what they agree on between steps, when one may write or validate for long;
+its timeout is SYNC_TIMEOUT. Both notice the death of a process at once, and the death of its machine after the timeout.
 """
 
 import io
@@ -21,11 +21,11 @@ from torch.utils.data import Dataset, Subset
 
 from losses import global_batch
 
-PATIENCE, LONG_PATIENCE = timedelta(seconds=60), timedelta(minutes=30)
+STEP_TIMEOUT, SYNC_TIMEOUT = timedelta(seconds=60), timedelta(minutes=30)
 
 
 def get_world_size() -> int:
-    """How many processes train together; 1 without torchrun."""
+    """The number of processes that train together; 1 without torchrun."""
     return global_batch.rank_and_world_size()[1]
 
 
@@ -35,31 +35,31 @@ def get_rank() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """True for the process that writes and prints."""
     return get_rank() == 0
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Within, the processes that torchrun started are connected, and only the first prints."""
+    """Connect the processes that torchrun started; only the main process prints."""
     global _between_steps
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    _between_steps = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=STEP_TIMEOUT)
+    _between_steps = dist.new_group(backend="gloo", timeout=SYNC_TIMEOUT)
     with (
         open(os.devnull, "w", errors="replace") as nowhere,
         nullcontext() if is_main_process() else redirect_stdout(nowhere),
     ):
         yield
-    dist.destroy_process_group()  # not after an exception: with a process lost it could wait for ever
+    dist.destroy_process_group()  # not after an exception: with a process lost it could hang
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process where `device` is the run's: the GPU of its number on its machine, or the CPU.
+    """The device of this process if `device` is the run's: its local rank's GPU, or the CPU.
 
-    Raises ValueError where there are fewer GPUs than processes, or one is named for all.
+    Raises ValueError if there are fewer GPUs than processes, or one is named for all.
     """
     if get_world_size() == 1 or device.type != "cuda":
         return device
@@ -72,7 +72,7 @@ def local_device(device: torch.device) -> torch.device:
     return torch.device("cuda", number)
 
 
-# --- agreeing ---
+# --- collectives between steps ---
 
 
 def all_gather(value) -> list:
@@ -85,7 +85,7 @@ def all_gather(value) -> list:
 
 
 def all_reduce_max(*values: int) -> list[int]:
-    """Of each value the largest that a process has."""
+    """The largest of each value over the processes."""
     if get_world_size() == 1:
         return [*values]
     numbers = torch.tensor(values, dtype=torch.int64)
@@ -101,7 +101,10 @@ def barrier() -> None:
 
 @contextmanager
 def raise_on_any_rank() -> Iterator[None]:
-    """Within, an error of one process ends all, when they come to the end: the first that has one says it alone."""
+    """Re-raise on every rank an error from any rank; the lowest failing rank prints it.
+
+    The ranks compare their errors at the end of the block, which all of them must reach.
+    """
     if get_world_size() == 1:
         yield
         return
@@ -109,7 +112,7 @@ def raise_on_any_rank() -> Iterator[None]:
     try:
         with nullcontext() if is_main_process() else redirect_stderr(said):
             yield
-    except (Exception, SystemExit) as caught:  # whatever it is, the others must hear of it
+    except (Exception, SystemExit) as caught:  # the other ranks must be told of any error
         error = caught
     try:
         codes = all_gather(exit_code(error))
@@ -124,32 +127,35 @@ def raise_on_any_rank() -> Iterator[None]:
 
 
 def exit_code(error: BaseException | None) -> int | None:
-    """The exit code that an error stands for; None for none."""
+    """The exit code of an error; None for no error."""
     if isinstance(error, SystemExit):
         return error.code
     return None if error is None else 2 if isinstance(error, ValueError) else 1
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether the error says that another process does not answer any more."""
+    """True if the error says that another process does not answer any more."""
     return isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error).lower()
 
 
 def launch_command() -> str:
-    """What train.py was started with."""
+    """The program that train.py was started with: python or torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return "python"
     return f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
 
 
-# --- sharing the work ---
+# --- data parallel ---
 
 
 class GradientAveraged:
-    """compute(*args), and the gradients of learning(*args) averaged over the processes in the backward that follows.
+    """compute(*args), with gradients of learning(*args) averaged over the processes in the backward.
 
-    learning: the parameters that this backward reaches, all of them. By DistributedDataParallel, which is made anew
-    where these are others than before; in a single process it is compute alone.
+    By DistributedDataParallel, which is built again if the parameters change; in a single process it is compute alone.
+
+    Args:
+        compute: what the gradients flow back from.
+        learning: with compute's arguments, all parameters that this backward reaches.
     """
 
     def __init__(self, compute: Callable, learning: Callable[..., list[nn.Parameter]]):
@@ -168,7 +174,7 @@ class GradientAveraged:
 
 
 class _Part(nn.Module):
-    """compute as a module of these parameters, whichever modules they belong to."""
+    """compute as a module with these parameters, whichever modules they belong to."""
 
     def __init__(self, compute: Callable, parameters: list[nn.Parameter]):
         super().__init__()
@@ -179,7 +185,7 @@ class _Part(nn.Module):
 
 
 class ImageShard(Subset):
-    """Of pairs (data.PairedDataset) those that this process validates on: every so many-th."""
+    """The pairs (data.PairedDataset) that this process validates on: every world_size-th."""
 
     def __init__(self, pairs: Dataset):
         super().__init__(pairs, range(get_rank(), len(pairs), get_world_size()))
@@ -187,12 +193,12 @@ class ImageShard(Subset):
 
 
 def shard_images(pairs: Dataset) -> Dataset:
-    """What this process validates on: its ImageShard, or pairs where it is alone."""
+    """The images that this process validates on: its ImageShard, or all pairs without torchrun."""
     return pairs if get_world_size() == 1 else ImageShard(pairs)
 
 
 def gather_scores(own: dict[str, list[float]] | None) -> dict[str, list[float]] | None:
-    """The scores of all images in their order, from those that each process has of its own; None where one has none."""
+    """Gather the scores of all images, in their order, from every process's; None if one has none."""
     parts, n = all_gather(own), get_world_size()
     if None in parts:
         return None

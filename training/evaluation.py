@@ -28,7 +28,7 @@ from .validation import BICUBIC, EvaluationSet, FinishedImages, Upscale, metrics
 
 
 def label_folders(folders: Sequence) -> dict[str, str]:
-    """A short name for each data set: its folder's own name where that tells it from the others, else its path."""
+    """A short name for each data set: its folder's own name if no other has it, else its path."""
     names = [str(f) if str(f).startswith("skimage:") else Path(os.path.abspath(f)).name for f in folders]
     return {name if names.count(name) == 1 else str(folder): str(folder) for name, folder in zip(names, folders)}
 
@@ -36,7 +36,9 @@ def label_folders(folders: Sequence) -> dict[str, str]:
 def choose_metrics(
     device, judges: Collection[str], nets=None, weights: tuple = (), bgr: bool = False, memory: int = MEMORY
 ) -> dict[str, PerceptualMetric]:
-    """The metrics `nets`, else the judges' and one that was no judge: an LPIPS whose weights are at hand, or MS-SSIM.
+    """Build the metrics `nets`, else the judges' and one that was no judge.
+
+    The latter is an LPIPS whose weights are at hand, or MS-SSIM.
 
     Nothing is downloaded for a metric that was not asked for.
     """
@@ -52,7 +54,7 @@ def choose_metrics(
 
 
 def selected_on(run: Path, config: Config, images: EvaluationSet) -> str:
-    """What there is to say of `best` networks on the images that they were selected on, known by place or content."""
+    """A note if `best` networks were selected on these images, known by place or content."""
     if not (run / "log.jsonl").exists():  # not trained here, as convert.py's
         return ""
     try:
@@ -77,7 +79,7 @@ def collect_methods(
     memory: int,
     ensemble: bool,
 ) -> dict[str, dict[Method, Upscale]]:
-    """What makes SR images of a data set, by protocol: bicubic, networks, their self-ensembles, finished images."""
+    """The methods of a data set by protocol: bicubic, networks, self-ensembles, finished images."""
     shared: dict[Method, Upscale] = {}
     for method, net in nets.items():
         upscale = TiledUpscaler(net, memory)
@@ -146,7 +148,9 @@ def evaluate_run(
     save_images: Path | None = None,
     worst: int = 0,
 ) -> bool:
-    """Measure the networks of a run (None: bicubic alone), print the table and write it; returns if all is written.
+    """Measure the networks of a run (None: bicubic alone), print and write the table.
+
+    Returns True if all is written.
 
     Args:
         checkpoints: "best" (each loss's best epoch), "last", or both.
@@ -194,7 +198,7 @@ def evaluate_run(
         try:
             read_evaluations(out)
         except ValueError:
-            print(f"{out} is damaged, and will be written anew without what was in it")
+            print(f"{out} is damaged, and is written again without what was in it")
     configs.expect(out is not None or not worst, "worst", worst, "--out FILE beside --model bicubic")
     configs.expect(bool(nets or sr_folders) or not worst, "worst", worst, "--sr-folder NAME=DIR beside --model bicubic")
     for reason in [reason for images in sets.values() for reason in images.left_out]:
@@ -240,7 +244,7 @@ def evaluate_run(
 
 
 def load_methods(run: Path, checkpoints: Sequence[str], losses) -> tuple[Config, dict[Method, nn.Module], list[str]]:
-    """The settings of a run, its networks of each loss and checkpoint, and the judges they had. Raises ValueError."""
+    """Load a run's settings, its networks by loss and checkpoint, and their judges. Raises ValueError."""
     config, found, judges = None, {}, []
     for which in checkpoints:
         config, found[which], theirs = load_networks(run, which, losses)

@@ -1,4 +1,4 @@
-"""What a run trains, on what, and how it is scored, built from its settings."""
+"""An experiment: networks, data and metrics, built from a run's settings."""
 
 import os
 import zlib
@@ -49,12 +49,12 @@ class Experiment:
 
     @property
     def small_images(self) -> int:
-        """How many training images are smaller than the patch and left out."""
+        """The number of training images that are smaller than the patch and left out."""
         return len(self.patches.pairs) - len(self.patches)
 
     @property
     def data_notes(self) -> list[str]:
-        """What the user should know of the folders of images."""
+        """Notes on the folders of images."""
         return list(dict.fromkeys(self.patches.pairs.notes + self.validation.notes))
 
     @property
@@ -64,7 +64,7 @@ class Experiment:
 
     @property
     def selection_criterion(self) -> list[str]:
-        """What `best` is chosen by: the metric, the protocol and the images, wherever they lie."""
+        """The metric, the protocol and the images that `best` is chosen by, wherever they are."""
         checksum = zlib.crc32(repr(self.validation.checksums).encode())
         images = f"{len(self.validation)} images of checksum {checksum:08x}"
         return [self.best_by, self.config.protocol, images]
@@ -121,7 +121,7 @@ def build_experiment(config: Config) -> Experiment:
 
 
 def image_cache(config: Config) -> ImageCache | None:
-    """Where the decoded images of large sets are kept."""
+    """The cache on disk of the decoded images of large sets; None if there is to be none."""
     if config.cache == "none":
         return None
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -130,7 +130,7 @@ def image_cache(config: Config) -> ImageCache | None:
 
 @contextmanager
 def says_where(config: Config, *names: str) -> Iterator[None]:
-    """Within, a ValueError about the folders of a resumed run says how to name them if they have moved."""
+    """Add to a ValueError about the folders of a resumed run how to name them if they have moved."""
     try:
         yield
     except ValueError as error:
@@ -162,7 +162,7 @@ def choose_metrics(config: Config, losses: list[Loss]) -> tuple[tuple[str, ...],
 
 
 def unused_weights(config: Config, losses: list[Loss], metrics: tuple[str, ...]) -> list[str]:
-    """A line for each file of weights that no network of the run uses. Raises ValueError if one cannot be read."""
+    """A line for each file of weights that no network uses. Raises ValueError if one cannot be read."""
     used = [*metrics, *(name for loss in losses for name in loss.extractors)]
     used += [config.judge] * any(loss.needs_judge for loss in losses)
     files = config.judge_weights + config.extractor_weights
@@ -197,7 +197,7 @@ def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[Patc
 
 @contextmanager
 def instead(flag: str) -> Iterator[None]:
-    """Within, the error of weights that cannot be had names a flag that needs none."""
+    """Name a flag that needs no download in the error of weights that cannot be had."""
     try:
         yield
     except WeightsNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Pictures: what a run's weighting networks learned, and where two SR images differ most. In bounded memory."""
+"""Pictures in bounded memory: a run's weight maps, and where two SR images differ most."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ def _shown(image: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def weight_maps(nets: Mapping[str, tuple[nn.Module, WeightingNet]], lr: Tensor, hr: Tensor) -> bytes:
-    """The PNG of a picture, a row for each name: the reference, the SR image, its error, the weights over the image.
+    """A PNG with a row for each name: reference, SR image, its error, weights over the image.
 
     nets: name -> (SR network, weighting network); lr (1,3,h,w) and hr (1,3,s*h,s*w) in [-1,1] on their device.
     Memory is bounded as in a validation, whatever the image's size.
@@ -84,12 +84,15 @@ class Crops(NamedTuple):
     """A part of one image, as each method has it."""
 
     title: str
-    images: dict[str, Tensor]  # by what stands over it: (3,h,w) in [-1,1]
-    captions: dict[str, str]  # what stands beneath
+    images: dict[str, Tensor]  # by title: (3,h,w) in [-1,1]
+    captions: dict[str, str]  # the text beneath, by title
 
 
 def most_different(one: Tensor, other: Tensor, side: int) -> tuple[slice, slice]:
-    """Rows and columns of the square of `side` pixels in which two images (1,3,H,W) differ most, by squared error."""
+    """The rows and columns of the square in which two images (1,3,H,W) differ most, by squared error.
+
+    side: of the square, in pixels.
+    """
     difference = (one - other).square().mean(dim=1, keepdim=True)
     height, width = (min(side, x) for x in difference.shape[-2:])
     sums = F.avg_pool2d(difference, (height, width), stride=max(1, side // 8))

@@ -1,4 +1,4 @@
-"""The weights that a training begins from: of a run, of an exported file, or of another toolkit's (--init RUN|FILE)."""
+"""Initial weights (--init RUN|FILE): of a run, an exported file, or another toolkit's file."""
 
 import re
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ UPSAMPLER = re.compile(r"(spandrel\.)?(tail\.0|upsample|upsampler|upconv\d|conv_
 
 
 class Initial(NamedTuple):
-    """A network to begin from; loss: the state of the loss that it was trained with, where there is one."""
+    """A network to begin from; loss: the state of the loss that it was trained with, if there is one."""
 
     label: str
     model: str
@@ -34,7 +34,9 @@ class Initial(NamedTuple):
 
 
 def read_initial(config: Mapping) -> Initial:
-    """What the settings init, init_loss and init_best name; model: "spandrel:FILE" has it read by spandrel.
+    """Read what the settings init, init_loss and init_best name.
+
+    With model "spandrel:FILE" spandrel reads it.
 
     Raises ValueError, which names --init.
     """
@@ -61,7 +63,7 @@ def read_initial(config: Mapping) -> Initial:
 
 
 def _run_of(path: Path, loss: str | None, best: bool) -> tuple[Path | None, str, str | None]:
-    """The run in path or around it, which of its checkpoints, and the loss; None where path is another file."""
+    """The run in path or around it, its checkpoint, and the loss; None if path is another file."""
     if path.is_dir():
         return path, "best" if best else "last", loss
     if not (path.parent / "config.yaml").is_file() or path.suffix != ".pt":
@@ -101,12 +103,12 @@ def _refuse_two_sources(path: Path) -> None:
 
 
 def is_path(init: object) -> bool:
-    """Whether a value of --init names weights, not a way to draw them."""
+    """True if a value of --init names weights, not a way to draw them."""
     return isinstance(init, str) and init not in configs.INIT_WORDS
 
 
 def network_settings(values: Mapping) -> dict:
-    """The settings model, scale and model_options that the files named by model and init tell, if they are not given.
+    """The settings model, scale and model_options told by the files of model and init, if not given.
 
     values: the settings that are given, as configs.load calls it. Raises ValueError.
     """
@@ -137,7 +139,7 @@ def _scale_of(model: object, values: Mapping) -> dict:
 
 
 def begin_from(net: nn.Module, config: Config) -> tuple[Initial, str]:
-    """Give net the weights that --init names, as far as they fit; return those, and a line on what was taken.
+    """Give net the weights that --init names, as far as they fit; return them, and a note.
 
     Raises ValueError if they are of another network, or nothing of them fits.
     """

@@ -1,4 +1,4 @@
-"""What learns in a run: one SR network with its loss, and all the state of both."""
+"""A learner: one SR network with its loss, and all the state of both."""
 
 import copy
 import math
@@ -63,7 +63,7 @@ class Learner:
         self.best = math.inf  # lowest validation score so far, by --best-by; that of PSNR and SSIM is negative
         self.found_inf = torch.zeros((), device=device)  # 1: something in this step is not finite
         self.skips = torch.zeros(2, device=device)  # steps skipped for that: in all, and the last ones in a row
-        # Of the loss's name, not of its place in the run: alone or among others, it draws the same numbers.
+        # From the loss's name, not its place in the run: alone or among others, it draws the same numbers.
         seed = zlib.crc32(f"{config.seed} {name}".encode())
         self.rng_states = {kind: torch.Generator(kind).manual_seed(seed).get_state() for kind in {"cpu", device.type}}
 
@@ -141,7 +141,7 @@ class Learner:
                 group["lr"] = rate
 
     def model_state(self) -> dict:
-        """What the learner has learned, what network it is and the judges and extractors it learned from."""
+        """The learner's weights, its network's identity, and the judges and extractors it learned from."""
         weights = {SR_NETWORK: self.net.state_dict(), "loss": self.loss.state_dict()}
         return weights | {"model_id": self.model_id, "judges": self.judges}
 
@@ -156,7 +156,10 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict, source: str) -> None:
-        """Load what `state_dict` returned; source: its file. Raises ValueError if something of it does not fit."""
+        """Load what `state_dict` returned. Raises ValueError if something of it does not fit.
+
+        source: its file.
+        """
         check_counts(state, source)
         check_rng_states(state["rng_states"], self.rng_states, source)
         load_network(self.net, state, source, self.model_id)
@@ -172,7 +175,9 @@ class Learner:
 
 
 def build_learners(config: Config, device: torch.device, notes: list[str] | None = None) -> list[Learner]:
-    """One learner per loss: SR networks start equal, weighting networks too. Raises ValueError on a wrong name.
+    """Build a learner per loss; SR networks start equal, weighting networks too.
+
+    Raises ValueError for a wrong name.
 
     notes: gets a line on what was taken of --init's weights. A run that is resumed does not need them any more.
     """

@@ -1,4 +1,4 @@
-"""The C library's heap under a training on the CPU: memory that was freed is kept for the next tensors.
+"""The C library's heap under a training on the CPU: keep freed memory for the next tensors.
 
 glibc gives every large tensor pages of its own, which the system fills with zeros when they are first touched and takes
 back when the tensor is freed. A step frees and asks for the same tensors again and again: for EDSR on 224x224 a

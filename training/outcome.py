@@ -1,4 +1,4 @@
-"""How a run ends: the exit code and the message of each exception."""
+"""The end of a run: the exit code and the message of each exception."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,10 @@ from . import distributed, stop_signals
 
 
 class Outcome(NamedTuple):
-    """code: the exit code. message: one line; an error unless the run was asked to stop. on_all_ranks: all end so."""
+    """The end of a run.
+
+    code: the exit code. message: one line; an error unless the run was asked to stop. on_all_ranks: all end so.
+    """
 
     code: int
     message: str
@@ -20,13 +23,13 @@ class Outcome(NamedTuple):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether error is a lack of memory."""
+    """True if error is a lack of memory."""
     # On the CPU torch has no class of its own for it.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 def outcome_of(error: BaseException, step: int) -> Outcome | None:
-    """What a training that ended at `step` with error has to say; None for an error of the program itself."""
+    """The outcome of a training that ended at `step` with error; None for an error of the program itself."""
     if isinstance(error, stop_signals.Stopped):
         return Outcome(error.exit_code, f"\nstopped by {error} at step {step}", is_error=False, on_all_ranks=True)
     if isinstance(error, KeyboardInterrupt):

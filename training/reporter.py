@@ -1,4 +1,4 @@
-"""What a run prints and logs while it trains, and at its end."""
+"""The lines that a run prints and logs while it trains, and at its end."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ class Reporter:
         self.experiment, self.state, self.writer = experiment, state, writer
 
     def start(self) -> str:
-        """What the run is about to do."""
+        """The lines that announce the run."""
         config, e = self.experiment.config, self.experiment
         return (
             f"run: {self.writer.folder}, {config.model} x{config.scale} on {e.device}, steps {self.state.step} to "
@@ -52,7 +52,10 @@ class Reporter:
             self.writer.log(step=self.state.step + 1, left_out=reason)
 
     def losses(self, bar: tqdm, values: Mapping, epoch: float, rate: float) -> None:
-        """Show the losses of a step and their scalars on the bar, and log them; values: what train_step returned."""
+        """Show the losses of a step and their scalars on the bar, and log them.
+
+        values: what train_step returned.
+        """
         entry = {"step": self.state.step, "epoch": math.floor(epoch), "learning_rate": rate, "loss": {}}
         text = []
         for learner in self.experiment.learners:
@@ -70,7 +73,7 @@ class Reporter:
         self.writer.log(**entry)
 
     def scores(self, learner: Learner, epoch: int, scores: dict[str, list[float]]) -> None:
-        """Print and log a learner's scores of the validation images; queue its checkpoint if it was never better."""
+        """Print and log a learner's validation scores; queue its checkpoint if it was never better."""
         means = mean_scores(scores)
         by_word = {word_of(name): score for name, score in means.items()}
         by = self.experiment.best_by
@@ -87,7 +90,7 @@ class Reporter:
         self.writer.log(step=self.state.step, epoch=epoch, validation=learner.name, **means)
 
     def summary(self) -> list[str]:
-        """What did not go as it should: skipped, retried, fallen back to."""
+        """The notes on what did not go as it should: skipped, retried, fallen back to."""
         counts = {learner.name: int(learner.skips[0]) for learner in self.experiment.learners}
         skipped = [f"{name}: {n} steps skipped, their loss or gradient not finite" for name, n in counts.items() if n]
         return [f"left out: {line}" for line in self.experiment.left_out] + skipped + self.writer.notes

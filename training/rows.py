@@ -1,4 +1,4 @@
-"""The rows of an evaluation: a method on a data set under a protocol, as a table and as val.json has them."""
+"""The rows of an evaluation: one method, data set and protocol each; as a table and for val.json."""
 
 import math
 import os
@@ -15,7 +15,7 @@ from .validation import EvaluationSet
 
 
 class Method(NamedTuple):
-    """What makes SR images."""
+    """A source of SR images."""
 
     loss: str  # the loss of a network, "bicubic", or the name of a folder of finished images
     checkpoint: str = ""  # "best" or "last"; not a run's network: ""
@@ -52,7 +52,10 @@ def table(rows: Sequence[Row], judges: Collection[str] = ()) -> str:
 
 
 def rows_of(name: str, images: EvaluationSet, scores: Mapping, best: str, folders: Collection[str]) -> list[Row]:
-    """The rows of a data set from its scores, with their notes; best: what is to be said of `best` networks."""
+    """The rows of a data set from its scores, with their notes.
+
+    best: the note for `best` networks.
+    """
     rows = []
     for protocol, of in scores.items():
         for method, by_metric in of.items():
@@ -70,7 +73,7 @@ def rows_of(name: str, images: EvaluationSet, scores: Mapping, best: str, folder
 def entries_of(
     rows: Sequence[Row], sets: Mapping[str, EvaluationSet], checkpoints: Sequence[str], about: dict
 ) -> list[dict]:
-    """The entries of val.json, one for each protocol, data set and checkpoint, each with the rows of no checkpoint."""
+    """The entries of val.json by protocol, data set and checkpoint, each with the rows of no checkpoint."""
     entries = []
     for name, images in sets.items():
         for protocol in images.protocols:
@@ -101,9 +104,10 @@ def _absolute(folder: str) -> str:
 
 
 def most_different_images(rows: Sequence[Row], count: int) -> list[tuple[str, int, Method, Method]]:
-    """The images on which two methods differ most, by data set and number, with these two; rows of one protocol.
+    """The images on which two methods differ most: (data set, number, method, method).
 
-    Bicubic counts as one of two if there is no second method. They differ by the first perceptual metric, else PSNR-Y.
+    rows: of one protocol. Bicubic counts as one of two if there is no second method. They differ by the first
+    perceptual metric, else PSNR-Y.
     """
     found = []
     for name in dict.fromkeys(row.dataset for row in rows):

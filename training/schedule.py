@@ -8,7 +8,7 @@ from configs import Config
 def place_in_schedule(
     step: int, epoch_steps: int, first_step: int, last_step: int, restart_epoch: int | None = None
 ) -> tuple[int, int, int]:
-    """Return what lr_at_step takes at a step of a run: the epoch, the step and the steps in all, since it began.
+    """The arguments of lr_at_step at a step of a run: epoch, step and total steps of the schedule.
 
     The schedule begins with the run, at first_step, and again at the restart_epoch if there is one in the run.
     """
@@ -18,7 +18,7 @@ def place_in_schedule(
 
 
 def lr_at_step(config: Config, epoch: int, step: int, total_steps: int) -> float:
-    """The learning rate in `epoch` and at `step` of total_steps, all counted from where the schedule began."""
+    """The learning rate in `epoch` and at `step` of total_steps, counted from the schedule's begin."""
     factor = {
         "constant": 1.0,
         "step": config.step_gamma ** (epoch // config.step_epochs),
@@ -36,7 +36,7 @@ def first_and_last_step(config: Config, epoch_steps: int) -> tuple[int, int]:
 
 
 def stretched_cosine(before: Config, now: Config, epoch_steps: int, step: int) -> str | None:
-    """A line if a run that resumes at `step` has its cosine over another number of steps, so that the rate jumps."""
+    """A note if a run that resumes at `step` stretches its cosine, so that the rate jumps; else None."""
     epoch, rates = step // epoch_steps, []
     for settings in (before, now):
         first, last = first_and_last_step(settings, epoch_steps)

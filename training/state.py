@@ -1,4 +1,4 @@
-"""How far a run is: what last.pt holds, and resuming from it."""
+"""The progress of a run: the content of last.pt, and resuming from it."""
 
 import math
 from collections import Counter
@@ -20,7 +20,7 @@ class TrainingState:
 
     @property
     def epoch(self) -> float:
-        """The age of the training in epochs: 2.5 is half way through the third."""
+        """The progress of the training in epochs: 2.5 is half way through the third."""
         return self.step / self.experiment.epoch_steps
 
     def state_dict(self) -> dict:
@@ -35,7 +35,7 @@ class TrainingState:
         }
 
     def resume(self, folder: Path) -> list[str]:
-        """Load the folder's last checkpoint; return notes on what differs. Raises ValueError if it does not fit."""
+        """Load the folder's last checkpoint; return notes on what differs. Raises ValueError if it is wrong."""
         state, path, wrong = load_last(folder)
         notes = self.load_state_dict(state, path)
         if wrong:

@@ -1,5 +1,4 @@
-"""Being asked to stop: SIGINT, SIGTERM and SIGUSR1 let a run finish its step and save; where no run is under way they
-end the program at once.
+"""SIGINT, SIGTERM and SIGUSR1: a run finishes its step and saves; otherwise the program ends at once.
 
 The exit code is then 128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1 (on Linux).
 """
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # Windows has no SIGUSR1.
-HEEDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class Stopped(Exception):
@@ -23,24 +22,27 @@ class Stopped(Exception):
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], int | None]]:
-    """Within, a signal is only remembered; yields a function that returns it, or None where none has come.
+    """Remember signals instead of acting on them; yields a function that returns the first, or None.
 
     A SIGINT after another signal raises KeyboardInterrupt at once. Outside the main thread signals do what they did.
     """
-    come: list[int] = []
+    received: list[int] = []
 
     def remember(number, frame):
-        if come and number == signal.SIGINT:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        come.append(number)
+        received.append(number)
 
     with _handled_by(remember):
-        yield lambda: come[0] if come else None
+        yield lambda: received[0] if received else None
 
 
 @contextmanager
-def exit_on_signal(words: str) -> Iterator[None]:
-    """Within, a signal ends the program: one line, which says `words`, and its exit code. In the main thread only."""
+def exit_on_signal(message: str) -> Iterator[None]:
+    """End the program on a signal with one line and its exit code; in the main thread only.
+
+    message: the end of that line.
+    """
 
     def interrupt(number, frame):
         raise KeyboardInterrupt(number)
@@ -50,14 +52,14 @@ def exit_on_signal(words: str) -> Iterator[None]:
             yield
     except KeyboardInterrupt as interrupted:
         number = next(iter(interrupted.args), signal.SIGINT)
-        print(f"\nstopped by {signal.Signals(number).name}; {words}", flush=True)
+        print(f"\nstopped by {signal.Signals(number).name}; {message}", flush=True)
         raise SystemExit(128 + number) from None
 
 
 @contextmanager
 def _handled_by(handler: Callable) -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in HEEDED} if main else {}
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS} if main else {}
     try:
         yield
     finally:
@@ -66,18 +68,19 @@ def _handled_by(handler: Callable) -> Iterator[None]:
 
 
 def survive_worker_death() -> None:
-    """From now on a process that loads data and dies is found when its data is asked for, between two steps.
+    """Report the death of a process that loads data when its data is asked for, between two steps.
 
-    torch's handler would raise its error in the middle of a step, of which half would be in what is saved then.
+    torch's handler would raise its error in the middle of a step, and half of that step would be saved.
     """
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """For a process that loads data: a signal to the whole group must not end it before the run's step is done.
+    """Ignore the signals that stop a run: for processes that load data, or are about to end.
 
-    And for one of torchrun's that is about to end: torchrun's signal, as others have ended, must not change how.
+    A signal to the whole group must not end a loader before the run's step is done, nor change the end of a process
+    that torchrun signals because others have ended.
     """
-    for number in HEEDED:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

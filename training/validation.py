@@ -1,4 +1,4 @@
-"""What a run is validated on, and val.py evaluates on: images under protocols, and perceptual metrics."""
+"""Images under protocols, and perceptual metrics, for validation and evaluation."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ from models.bicubic import Bicubic, MatlabBicubic
 
 from .device import place_frozen
 
-# The upscaler that a protocol's bicubic row stands for.
+# The upscaler of a protocol's bicubic row.
 BICUBIC: dict[str, type[nn.Module]] = {"paper": Bicubic, "standard": MatlabBicubic, "table2": Bicubic}
 Upscale = Callable[[int, Tensor], Tensor]  # number of the image, lr (1,3,h,w) -> sr (1,3,s*h,s*w)
 
@@ -31,7 +31,7 @@ def read_validation_set(
     cache: ImageCache | None = None,
     progress: bool = True,
 ) -> PairedDataset:
-    """The images of folders with the LR that the protocol asks for, or with that of lr_folders. Raises ValueError."""
+    """Read the images of folders with the LR of the protocol, or of lr_folders. Raises ValueError."""
     check_scale(protocol, scale)
     p = PROTOCOLS[protocol]
     return PairedDataset(
@@ -155,7 +155,7 @@ class EvaluationSet:
 class FinishedImages:
     """SR images of any method as 8-bit files: an Upscale of the images of one EvaluationSet.
 
-    An HR image's partner is the one file whose stem is the same, or begins with it and goes on with anything but a
+    An HR image's partner is the one file whose stem is the same, or begins with it, followed by anything but a
     letter or a digit ("_SR", "-x4", "(RCAN)"), or with x and a digit ("x4"); of several HR images the one with the
     longest stem has it, and the one in the same sub-folder.
     missing: what is wrong with the images that have no partner of their size, by index.
@@ -201,7 +201,7 @@ _SUFFIX = re.compile(r"$|[^0-9a-z]|x\d")  # what may follow an HR image's stem i
 
 
 def match_finished(hr: list[Path], hr_root: Path, found: list[Path], root: Path) -> dict[Path, Path]:
-    """The SR file of each HR file that has one, see FinishedImages. Raises ValueError if two could be meant."""
+    """The SR file of each HR file that has one, see FinishedImages. Raises ValueError for two."""
     owners: dict[Path, list[Path]] = {}
     for path in found:
         stem = path.stem.lower()
