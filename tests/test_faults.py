@@ -397,7 +397,7 @@ def test_no_loader_runs_code(args, workplace, plain):
         lambda: load_networks(Path("run"), "best"),
         lambda: load_networks(Path("run"), "last"),
         lambda: read_backbone_file("run/last.pt"),  # --judge-weights, --extractor-weights
-        lambda: convert.convert(Path("SRModel_l1.pth"), 4),
+        lambda: convert.convert(convert.parse(["SRModel_l1.pth", "--scale", "4"])),
     ):
         with pytest.raises(ValueError, match="cannot be read as"):
             load()
