@@ -12,7 +12,7 @@ import yaml
 from .errors import choose, expect
 from .habits import ALIASES
 from .reading import read_yaml
-from .setting import Bounds, convert, setting, shown, value_kind
+from .setting import OF_FILE, Bounds, convert, setting, shown, value_kind
 from .variants import Variant, variants_of
 
 # What --load may change; all else a run keeps for life.
@@ -54,6 +54,10 @@ RESUMABLE = {
     "cache_size",
 }
 
+# Of --init and --cache: words that are no paths.
+INIT_WORDS = ("pytorch", "paper")
+WORDS = (*INIT_WORDS, "none")
+
 
 def _from(least: float, most: float) -> Bounds:
     return Bounds(least=least, most=most)
@@ -73,7 +77,12 @@ _SHARE = Bounds(above=0, below=1)
 class Config:
     """Every setting of train.py. Defaults are the paper's (arXiv 2301.10575) where it names a value."""
 
-    model: str = setting("EDSR", "SR network", names="model", group="what is trained, on what, and where to")
+    model: str = setting(
+        "EDSR",
+        "SR network, or spandrel:FILE, one that spandrel reads",
+        names="model",
+        group="what is trained, on what, and where to",
+    )
     scale: int = setting(4, "super-resolution factor", (2, 3, 4), bounds=_from(2, 4))
     losses: tuple[str, ...] = setting(
         ("L1+TLW", "MSE+TLW", "L1", "MSE"),
@@ -131,13 +140,20 @@ class Config:
     best_by: str | None = setting(
         None, "what `best` is chosen by: PSNR-Y, SSIM-Y or one of --metrics, as LPIPS-alex; default: the first of those"
     )
-    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard"))
+    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard", "table2"))
     vallrpath: tuple[str, ...] = setting((), "folders of LR validation images; default: made from HR", path="DIR")
     # network
     model_options: dict | None = setting(
         None, "options of the network, from those above, such as blocks=4 channels=32", group="network"
     )
-    init: str = setting("pytorch", "first weights: PyTorch's own, or the paper's N(0, 0.02^2)", ("pytorch", "paper"))
+    init: str = setting(
+        "pytorch",
+        "first weights: pytorch, paper (N(0, 0.02^2)), or those of a run or a file of weights",
+        path="RUN|FILE",
+    )
+    init_loss: str | None = setting(None, "which of the losses of the run in --init; default: the only one")
+    init_best: bool = setting(False, "its best epoch instead of the last one")
+    init_weighting: bool = setting(False, "begin from its weighting network too")
     # optimisation
     schedule: str = setting(
         "constant", "learning rate over the run", ("constant", "step", "milestones", "cosine"), group="optimisation"
@@ -307,10 +323,11 @@ def absolute_paths(config: Config) -> Config:
     def absolute(path: str) -> str:
         return path if path.startswith("skimage:") else os.path.abspath(path)
 
-    names = [field.name for field in dataclasses.fields(Config) if field.metadata["path"]]
+    names = [f.name for f in dataclasses.fields(Config) if f.metadata["path"] and getattr(config, f.name) not in WORDS]
     values = {name: getattr(config, name) for name in names}
     values = {name: absolute(x) if isinstance(x, str) else x and tuple(map(absolute, x)) for name, x in values.items()}
-    values["cache"] = config.cache if config.cache == "none" else values["cache"]
+    if config.model.startswith(OF_FILE):
+        values["model"] = OF_FILE + absolute(config.model.removeprefix(OF_FILE))
     return dataclasses.replace(config, **values)
 
 

@@ -57,6 +57,10 @@ def _udl(settings, net) -> UDL:
             f"--udl-epoch {settings.udl_epoch}: UDL's second stage needs a first; expected an epoch after "
             f"startepoch={settings.startepoch}"
         )
+    if not hasattr(net, "feature_channels"):
+        raise ValueError(
+            "--losses L1+UDL: its head reads the network's features, which one of spandrel does not give; leave it out"
+        )
     head = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, head=settings.udl_head)
     return UDL(net, head, settings.udl_epoch, settings.udl_plus_one, settings.udl_minimum, settings.udl_restart)
 

@@ -73,8 +73,8 @@ def metric_of(judge: str) -> str:
 
 
 def word_of(metric: str) -> str:
-    """A metric's name in METRICS from its full name: "LPIPS-alex-BGR" -> "alex", "1-MS-SSIM" -> "ms-ssim"."""
-    return metric.lower().removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-")
+    """A metric's name in METRICS, from its full name: "LPIPS-alex-BGR-shaved" -> "alex", "1-MS-SSIM" -> "ms-ssim"."""
+    return metric.lower().removesuffix("-shaved").removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-")
 
 
 def mark_biased(metric: str, judges: Iterable[str]) -> str:

@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .base import SRNetwork, check_network
 from .edsr import EDSR
 from .hat import HAT
 from .rcan import RCAN
 from .rrdbnet import RRDBNet
+from .spandrel_network import PREFIX, SpandrelNetwork
 from .srresnet import SRResNet
 from .vdsr import VDSR
 
@@ -86,11 +87,22 @@ def check_options(name: str, options: Mapping) -> None:
             raise ValueError(f"{shown}: expected {wanted}; the options of {name} and their defaults: {listed}")
 
 
-def build_network(name: str, scale: int, options: Mapping | None = None) -> SRNetwork:
-    """Build the SR network `name` with fresh weights.
+def build_network(
+    name: str, scale: int, options: Mapping | None = None, weights: Mapping[str, Tensor] | None = None
+) -> SRNetwork | SpandrelNetwork:
+    """Build the SR network `name` with fresh weights; that of "spandrel:FILE" from the weights, and with them.
 
-    Raises ValueError for an unknown name, a wrong option and a network that breaks SRNetwork's contract.
+    weights: a state dict that spandrel reads, or one of SpandrelNetwork; others have no use for it. Raises ValueError
+    for an unknown name, a wrong option, a network that breaks SRNetwork's contract and weights that spandrel cannot
+    read.
     """
+    if name.startswith(PREFIX):
+        if options:
+            raise ValueError(f"--model-options {dict(options)}: the file says what network it is; leave them out")
+        try:
+            return SpandrelNetwork(weights or {}, scale)
+        except ValueError as error:
+            raise ValueError(f"--model {name}: {error}") from None
     if name not in SR_MODELS:
         raise ValueError(f"unknown model {name!r}; one of: {', '.join(SR_MODELS)}")
     options = options or {}
@@ -117,6 +129,10 @@ def _check_size(name: str, scale: int, options: Mapping) -> None:
 
 
 def model_id(name: str, scale: int, options: Mapping | None = None) -> str:
-    """The name of this network in checkpoints, such as "EDSR x4 blocks=4": the shapes do not tell the scale."""
+    """The name of this network in checkpoints, such as "EDSR x4 blocks=4": the shapes do not tell the scale.
+
+    The file of a spandrel network may move; its names and shapes say the rest.
+    """
+    name = PREFIX.removesuffix(":") if name.startswith(PREFIX) else name
     words = [f"{option}={value}" for option, value in sorted((options or {}).items())]
     return " ".join([f"{name} x{scale}", *words])

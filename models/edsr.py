@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import SRNetwork
+from .padding import padding_colour
 from .upsample import STEPS, PixelShuffleUpsampler
 
 
@@ -31,10 +32,14 @@ class EDSR(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
     res_scale: factor of each block's residual (section 3.3 of the paper: 0.1 keeps wide networks stable).
+    padding: see models/padding.py.
     """
 
-    def __init__(self, scale: int, channels: int = 64, blocks: int = 16, res_scale: float = 1.0) -> None:
+    def __init__(
+        self, scale: int, channels: int = 64, blocks: int = 16, res_scale: float = 1.0, padding: str = "grey"
+    ) -> None:
         super().__init__(scale, feature_channels=channels, receptive_radius=2 * blocks + 4)
+        self.register_buffer("padding", padding_colour(padding), persistent=False)
         self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1))
         self.body = nn.Sequential(
             *(ResBlock(channels, res_scale) for _ in range(blocks)), nn.Conv2d(channels, channels, 3, padding=1)
@@ -42,7 +47,7 @@ class EDSR(SRNetwork):
         self.tail = nn.Sequential(PixelShuffleUpsampler(channels, STEPS[scale]), nn.Conv2d(channels, 3, 3, padding=1))
 
     def forward_features(self, lr: Tensor) -> Tensor:
-        x = self.head(lr)
+        x = self.head(lr - self.padding)
         return x + self.body(x)
 
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:

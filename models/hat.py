@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from .base import SRNetwork
 from .ops.attention import Windows, attend, window_partition
 from .ops.linear import Linear
+from .padding import padding_colour
 from .upsample import STEPS, PixelShuffleUpsampler, reflect_to_multiple
-
-DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB in [0,1]
 
 
 def self_attention_index(window: int) -> Tensor:
@@ -240,7 +239,7 @@ class HAT(SRNetwork):
                 "choose them so that int(window * overlap_ratio) is even"
             )
         self.window = window
-        self.register_buffer("mean", 2 * torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1) - 1)
+        self.register_buffer("mean", padding_colour("mean"))
         self.register_buffer("relative_position_index_SA", self_attention_index(window))
         self.register_buffer("relative_position_index_OCA", overlapping_attention_index(window, key_window))
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hat import DIV2K_MEAN
+from .padding import DIV2K_MEAN, padding_colour
 
 StateDict = Mapping[str, Tensor]
 
@@ -140,7 +140,7 @@ def from_published_hat(state_dict: StateDict) -> dict[str, Tensor]:
         state_dict = inner
     expect(state_dict, "published HAT")
     return dict(state_dict) | {
-        "mean": 2 * torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1) - 1,
+        "mean": padding_colour("mean"),
         "conv_first.weight": 0.5 * state_dict["conv_first.weight"],
         "conv_last.weight": 2 * state_dict["conv_last.weight"],
         "conv_last.bias": 2 * state_dict["conv_last.bias"],

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import SRNetwork
+from .padding import padding_colour
 from .upsample import STEPS, conv_pixel_shuffle
 
 
@@ -43,12 +44,16 @@ class SRResNet(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
     bilinear_skip: whether the network's output is added to lr's bilinear upsampling, or is the image itself.
-    Raises ValueError where the scale is not 2, 3 or 4.
+    With padding=black it is BasicSR's in [0,1] exactly: see models/padding.py. Raises ValueError if the scale is not
+    2, 3 or 4.
     """
 
-    def __init__(self, scale: int, channels: int = 64, blocks: int = 16, bilinear_skip: bool = True) -> None:
+    def __init__(
+        self, scale: int, channels: int = 64, blocks: int = 16, bilinear_skip: bool = True, padding: str = "grey"
+    ) -> None:
         super().__init__(scale, feature_channels=channels, receptive_radius=2 * blocks + 3)
         self.bilinear_skip = bilinear_skip
+        self.register_buffer("padding", padding_colour(padding), persistent=False)
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)))
         for i, factor in enumerate(STEPS[scale], start=1):
@@ -58,7 +63,7 @@ class SRResNet(SRNetwork):
         init_small(layer for layer in self.modules() if isinstance(layer, nn.Conv2d))
 
     def forward_features(self, lr: Tensor) -> Tensor:
-        return self.body(F.leaky_relu(self.conv_first(lr), 0.1))
+        return self.body(F.leaky_relu(self.conv_first(lr - self.padding), 0.1))
 
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
         x = features

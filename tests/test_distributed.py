@@ -190,7 +190,7 @@ def assert_close(one: Path, other: Path, tolerance: float = 1e-5) -> None:
     a, b = (load_checkpoint(run / "last.pt") for run in (one, other))
     assert a["step"] == b["step"] and a["learners"].keys() == b["learners"].keys()
     for name in a["learners"]:
-        for part in ("net", "loss"):
+        for part in ("sr_network", "loss"):
             close(a["learners"][name][part], b["learners"][name][part], f"{name}: {part}", tolerance)
         assert torch.equal(a["learners"][name]["rng_states"]["cpu"], b["learners"][name]["rng_states"]["cpu"])
 
@@ -213,7 +213,7 @@ def test_two_processes_give_what_one_gives(args, alone, together, monkeypatch):
     last = load_checkpoint(alone / "last.pt")["learners"]
     monkeypatch.setattr(losses, "VGGDiscriminator", partial(VGGDiscriminator, channels=4))
     for learner in build_learners(configs.load(args), torch.device("cpu")):  # as all began
-        for part in ("net", "loss"):
+        for part in ("sr_network", "loss"):
             began = dict(getattr(learner, part).named_parameters())
             moved = [(last[learner.name][part][key] - value).abs().max() for key, value in began.items()]
             assert not moved or max(moved) > 1e-4, (learner.name, part)  # by far more than the tolerance
@@ -380,5 +380,5 @@ def test_torchrun_hands_on_a_signal(args, workplace):
     assert torchrun.wait(60) != 0
     text = Path("said").read_text()
     step = load_checkpoint(Path("run/last.pt"))["step"]
-    assert f"stopped by SIGTERM at step {step}\nto resume: torchrun --nproc-per-node 2 " in text
+    assert f"stopped by SIGTERM at step {step}\n" in text and "to resume: torchrun --nproc-per-node 2 " in text, text
     assert not Path("run/.lock").exists()

@@ -244,11 +244,11 @@ def test_best_and_last(tiny_args, workplace, monkeypatch, assert_same):
         best = load_checkpoint(run.folder / f"best_{name}.pt")
         assert (best["epoch"], best["step"]) == (epoch, 2 * epoch + 2)
         assert best["scores"]["LPIPS-squeeze"] == pytest.approx(min(lpips[name])) and best["scores"]["PSNR-Y"] == 31
-        assert_same(dict(best["net"]), dict(nets[name][epoch]))
+        assert_same(dict(best["sr_network"]), dict(nets[name][epoch]))
     last = load_checkpoint(run.folder / "last.pt")
     assert last["step"] == 6
     for name in nets:
-        assert_same(dict(last["learners"][name]["net"]), dict(nets[name][2]))
+        assert_same(dict(last["learners"][name]["sr_network"]), dict(nets[name][2]))
         assert last["learners"][name]["best"] == pytest.approx(min(lpips[name]))
 
 

@@ -81,10 +81,11 @@ def build_experiment(config: Config) -> Experiment:
     configs.choose(config.judge, JUDGES, "judge")
     if config.compile:
         check_compile(device)
-    learners = build_learners(config, device)
+    begun_from: list[str] = []
+    learners = build_learners(config, device, begun_from)
     losses = [learner.loss for learner in learners]
     config, notes = resolve_metrics(config, losses)
-    notes += unused_weights(config, losses)
+    notes += begun_from + unused_weights(config, losses)
     cache = image_cache(config)
     patches, left_out = build_patches(config, cache)
     with says_where(config, "valpath", "vallrpath"):
@@ -174,7 +175,7 @@ def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[Patc
     configs.expect(config.patch or not config.tiles, "tiles", "alone", "--patch beside it, the size of the tiles")
     alone = config.degradation == "bicubic" or not config.lrpath
     configs.expect(alone, "degradation", config.degradation, "no --lrpath beside it, for that is LR already")
-    multiple = config.scale if config.patch else PROTOCOLS["paper"].multiple
+    multiple = config.scale if config.patch else PROTOCOLS[config.protocol].multiple or PROTOCOLS["paper"].multiple
     with says_where(config, "trainpath", "lrpath"):
         pairs = PairedDataset(
             config.trainpath,
