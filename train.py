@@ -49,7 +49,7 @@ from training.initial import network_settings
 from training.learner import Learner
 from training.outcome import is_out_of_memory, outcome_of
 from training.reporter import Reporter, missing_controls
-from training.schedule import lr_at_step, place_in_schedule
+from training.schedule import lr_at_step, place_in_schedule, stretched_cosine
 from training.state import TrainingState
 
 
@@ -88,18 +88,20 @@ class Trainer:
     """A training: its experiment, its state, the loop, and what it writes. Building one checks all input."""
 
     def __init__(self, config: Config):
+        self.config = config
         self.experiment = build_experiment(config)
-        self.config = config = self.experiment.config
         self.state = TrainingState(self.experiment)
         folder = Path(config.modelpath) if config.modelpath else next_run_dir(config.model, config.scale)
         self.writer = (RunWriter if distributed.is_main_process() else NullWriter)(folder)
         if small := self.experiment.small_images:
             total = len(self.experiment.patches.pairs)
             self.writer.notes.append(f"{small} of {total} images are smaller than --patch {config.patch}: left out")
-        self.writer.notes += self.experiment.notes
         check_unlocked(folder)
         if config.load:
-            for note in self.state.resume(folder):
+            saved = configs.from_mapping(configs.read_yaml(folder / "config.yaml"))
+            notes = self.state.resume(folder)
+            jump = stretched_cosine(saved, config, self.experiment.epoch_steps, self.state.step)
+            for note in [*notes, *filter(None, [jump])]:
                 self.writer.notes.append(note)
                 print(note)
         else:

@@ -16,6 +16,11 @@ from torchvision.models import AlexNet_Weights, ResNet50_Weights, SqueezeNet1_1_
 from .errors import one_line
 from .tensor_file import load_tensor_file
 
+
+class WeightsNotFoundError(ValueError):
+    """Weights that are neither in a file nor in torchvision's cache, and could not be fetched."""
+
+
 URLS = {
     "vgg": VGG16_Weights.IMAGENET1K_V1.url,
     "vgg19": VGG19_Weights.IMAGENET1K_V1.url,
@@ -84,7 +89,7 @@ def download_backbone(net: str, needed_by: str, flag: str) -> Path:
     try:
         torch.hub.load_state_dict_from_url(URLS[net], map_location="cpu", check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise ValueError(
+        raise WeightsNotFoundError(
             f"{needed_by} needs ImageNet weights, and {URLS[net]} could not be fetched ({error}); "
             f"fetch it elsewhere and put it into {cached.parent}, or name the file with {flag}"
         ) from None

@@ -40,7 +40,9 @@ def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
     Raises ValueError if the shapes differ or shave leaves nothing.
     """
     sr, hr = _shaved(sr, hr, shave, smallest=1)
-    squares: Any = sum((luma(a) - luma(b)).square().sum(dim=(1, 2, 3)) for a, b in zip(_strips(sr), _strips(hr)))
+    squares: Any = sum(
+        (luma(a) - luma(b)).square().sum(dim=(1, 2, 3)) for a, b in zip(_strips(sr, _STRIP), _strips(hr, _STRIP))
+    )
     return _psnr(squares / hr[0, 0].numel())
 
 
@@ -62,11 +64,12 @@ class Fidelity:
     """
 
     def __init__(self, hr: Tensor, shave: int = 0, rgb: bool = False) -> None:
-        self.shape, self.shave, self.planes = hr.shape, shave, _luma_and_rgb if rgb else luma
+        self.shape, self.shave = hr.shape, shave
+        self.planes, self.strip = (_luma_and_rgb, _STRIP // 4) if rgb else (luma, _STRIP)
         hr, _ = _shaved(hr, hr, shave, smallest=WINDOW)
         self.inside = hr.shape
         self.strips = []
-        for y in map(self.planes, _strips(hr, WINDOW - 1)):
+        for y in map(self.planes, _strips(hr, self.strip, WINDOW - 1)):
             mean, square = _blur(torch.cat([y, y * y], dim=1)).chunk(2, dim=1)
             self.strips.append((y, mean, mean.square(), square))
         self.nbytes = sum(x.nbytes for strip in self.strips for x in strip)
@@ -79,7 +82,9 @@ class Fidelity:
         squares: Any = 0
         similarity: Any = 0
         last = len(self.strips) - 1
-        for i, (part, (hr, mean_hr, mean_hr2, square_hr)) in enumerate(zip(_strips(sr, WINDOW - 1), self.strips)):
+        for i, (part, (hr, mean_hr, mean_hr2, square_hr)) in enumerate(
+            zip(_strips(sr, self.strip, WINDOW - 1), self.strips)
+        ):
             y = self.planes(part)
             own = slice(None, None if i == last else mean_hr.shape[2])  # the rows that the next strip has not
             squares = squares + (y - hr)[:, :, own].square().sum(dim=(2, 3))
@@ -102,10 +107,10 @@ def _psnr(mse: Tensor) -> Tensor:
     return 10 * torch.log10(_PEAK**2 / mse)
 
 
-def _strips(x: Tensor, overlap: int = 0) -> list[Tensor]:
-    """Parts (B,C,h,W) of x (B,C,H,W), of about _STRIP pixels, each with the first `overlap` rows of the next one."""
+def _strips(x: Tensor, pixels: int, overlap: int = 0) -> list[Tensor]:
+    """Parts (B,C,h,W) of x (B,C,H,W), of about so many pixels, each with the first `overlap` rows of the next one."""
     height, width = x.shape[-2:]
-    rows = max(1, _STRIP // width)
+    rows = max(1, pixels // width)
     return [x[..., first : first + rows + overlap, :] for first in range(0, height - overlap, rows)]
 
 

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -163,7 +164,11 @@ def to_edsr(model: str, scale: int, options: Mapping | None, state_dict: Mapping
     """Our EDSR -> the EDSR authors' layout (RGB, 0-255), res_scale 1. Raises ValueError for another network."""
     if model != "EDSR":
         raise ValueError(f"the EDSR authors' code has no {model}; use --to onnx or --to safetensors")
-    return {**_mean_shift_entries((options or {}).get("padding", "grey")), **state_dict}
+    folded = dict(state_dict)
+    for name in state_dict:  # the factor of a block's residual is that of its last convolution
+        if re.fullmatch(r"body\.\d+\.body\.2\.(weight|bias)", name):
+            folded[name] = state_dict[name] * (options or {}).get("res_scale", 1.0)
+    return {**_mean_shift_entries((options or {}).get("padding", "grey")), **folded}
 
 
 def run_edsr(weights: Mapping[str, Tensor], lr: Tensor) -> Tensor:

@@ -230,6 +230,8 @@ class HAT(SRNetwork):
         for option, value, most in (("window", window, 64), ("overlap_ratio", overlap_ratio, 1)):
             if value > most:  # the attention of a window of side m takes m^4 numbers
                 raise ValueError(f"{option}={value} is beyond {most}; use {most} or less")
+        if len(heads) != len(depths):
+            raise ValueError(f"heads={heads} has not one number for each of depths={depths}")
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path={drop_path} is no probability below 1; use 0.1")
         key_window = window + int(window * overlap_ratio)

@@ -69,11 +69,8 @@ def read_evaluation(folder: Path, which: str) -> dict | None:
     In `rows` the data set is named, and `per_image` holds the lists of each metric. None if missing or cut off.
     """
     try:
-        config = saved_config(folder)
-        written = folder / f"test_{which}.json"
-        entries = read_evaluations(written) if config and (folder / TRAINED).exists() else []
-        wanted = (which, config and config.protocol, "fp32")
-        entries = [e for e in entries if (e["checkpoint"], e["protocol"], e.get("precision", "fp32")) == wanted]
+        entries = read_evaluations(folder / f"test_{which}.json") if (folder / TRAINED).exists() else []
+        entries = [entry for entry in entries if entry["checkpoint"] == which]
         rows = [row | {"dataset": e["dataset"], "per_image": _by_metric(row)} for e in entries for row in e["rows"]]
         return entries[0] | {"rows": rows} if rows else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -160,7 +157,7 @@ class Cell:
     def evaluated(self, which: str) -> bool:
         """Whether its `best` or `last` network is evaluated on all the data sets, as it should be."""
         found = read_evaluation(self.folder, which)
-        if found is None:
+        if found is None or found.get("protocol") != self.config.protocol or found.get("precision", "fp32") != "fp32":
             return False
         names = label_folders(self.folders)
         rows = [row for row in found["rows"] if row["dataset"] in names]

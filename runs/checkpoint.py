@@ -125,17 +125,29 @@ def kind(value: object) -> tuple | None:
     return (value.shape, value.dtype) if isinstance(value, Tensor) else None
 
 
+def _described(value: object) -> str:
+    """A tensor's shape, and its type if it is not float32; else the type of the value."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    shape = "x".join(map(str, value.shape)) or "a scalar"
+    return shape if value.dtype == torch.float32 else f"{shape} of {str(value.dtype).removeprefix('torch.')}"
+
+
 def check_weights(module: nn.Module, weights: object, source: str, wanted: str) -> None:
     """Raise ValueError unless weights is a state dict with exactly the module's names, shapes and types.
 
     wanted: what it should be of, in words.
     """
     own = module.state_dict()
-    kinds = {name: kind(value) for name, value in weights.items()} if isinstance(weights, dict) else {}
-    wrong = [name for name in own if name not in kinds or kinds[name] != kind(own[name])]
-    wrong += [name for name in kinds if name not in own]
-    if wrong:
-        raise ValueError(f"{source}: not a checkpoint of {wanted} ({len(wrong)} entries do not fit, as {wrong[0]})")
+    found = weights if isinstance(weights, dict) else {}
+    wrong = [name for name in own if name in found and kind(found[name]) != kind(own[name])]
+    described = [f"{name} is {_described(found[name])}, expected {_described(own[name])}" for name in wrong]
+    described += [f"{name} ({_described(own[name])}) is missing" for name in own if name not in found]
+    described += [f"{name} ({_described(found[name])}) is not expected" for name in found if name not in own]
+    if described:
+        count = f"{len(described)} entries do not fit: "
+        more = f"; and {len(described) - 3} more" if len(described) > 3 else ""
+        raise ValueError(f"{source}: not a checkpoint of {wanted} ({count}{'; '.join(described[:3])}{more})")
 
 
 def adam_state(opt: torch.optim.Adam, saved: object, source: str) -> dict:

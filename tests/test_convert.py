@@ -206,16 +206,28 @@ def test_an_uncertainty_head_without_use_is_said(uhat, capsys):
 @pytest.mark.parametrize(
     "name, value, said",
     [
-        ("u_estimator.1.weight", None, "not a checkpoint of HAT-TLW x4 (5 entries do not fit, as u_estimator.1.bias)"),
-        ("u_estimator.3.bias", None, "not a checkpoint of UHAT's uncertainty head (1 entries do not fit, as 3.bias)"),
+        (
+            "u_estimator.1.weight",
+            None,
+            "HAT-TLW x4 (5 entries do not fit: u_estimator.1.bias (8) is not expected; u_est",
+        ),
+        (
+            "u_estimator.3.bias",
+            None,
+            "not a checkpoint of UHAT's uncertainty head (1 entries do not fit: 3.bias (8) is missing)",
+        ),
         (
             "u_estimator.5.weight",
             torch.zeros(3, 8, 3, 3),
-            "UHAT's uncertainty head (1 entries do not fit, as 5.weight)",
+            "UHAT's uncertainty head (1 entries do not fit: 5.weight is 3x8x3x3, expected 1x8x3x3)",
         ),
-        ("u_estimator.7.weight", torch.zeros(1), "UHAT's uncertainty head (1 entries do not fit, as 7.weight)"),
-        ("net.conv_last.bias", None, "not a checkpoint of HAT-TLW x4 (1 entries do not fit, as conv_last.bias)"),
-        ("net.norm.bias", torch.zeros(5), "not a checkpoint of HAT-TLW x4 (1 entries do not fit, as norm.bias)"),
+        (
+            "u_estimator.7.weight",
+            torch.zeros(1),
+            "UHAT's uncertainty head (1 entries do not fit: 7.weight (1) is not expected)",
+        ),
+        ("net.conv_last.bias", None, "HAT-TLW x4 (1 entries do not fit: conv_last.bias (3) is missing)"),
+        ("net.norm.bias", torch.zeros(5), "HAT-TLW x4 (1 entries do not fit: norm.bias is 5, expected 12)"),
     ],
 )
 def test_a_damaged_uhat_is_refused(uhat, capsys, name, value, said):

@@ -218,6 +218,17 @@ def test_a_protocol_that_does_not_suit_the_scale(images, capsys):
     assert "multiples of 28, which x3 does not divide; use paper or standard" in capsys.readouterr().err
 
 
+def test_a_run_under_table2_trains_on_its_crops(tiny_args, workplace):
+    at = tiny_args.index("--patch")
+    words = [*tiny_args[:at], *tiny_args[at + 4 :], "--losses", "L1"]
+    sizes = {
+        protocol: train.Trainer(train.configs.load([*words, "--protocol", protocol])).experiment.patches.pairs.sizes
+        for protocol in ("paper", "standard", "table2")
+    }
+    assert sizes["paper"] == sizes["standard"] == [(48, 60), (48, 72), (60, 48), (60, 60)]
+    assert sizes["table2"] == [(28, 56), (28, 56), (56, 28), (56, 56)]
+
+
 def test_psnr_and_ssim_on_rgb(images, workplace):
     val.main([*BICUBIC_ALONE, "--rgb", "--protocol", "standard", "--folder", str(images), "--out", "r.json"])
     (row,) = read_evaluations(Path("r.json"))[0]["rows"]

@@ -241,13 +241,12 @@ def evaluate_run(
 
 def load_methods(run: Path, checkpoints: Sequence[str], losses) -> tuple[Config, dict[Method, nn.Module], list[str]]:
     """The settings of a run, its networks of each loss and checkpoint, and the judges they had. Raises ValueError."""
-    config, nets, judges = None, {}, []
+    config, found, judges = None, {}, []
     for which in checkpoints:
-        config, found, theirs = load_networks(run, which, losses)
-        nets |= {Method(loss, which): net for loss, net in found.items()}
+        config, found[which], theirs = load_networks(run, which, losses)
         judges += [judge for judge in theirs if judge not in judges]
-    order = list(config.variants)
-    return config, dict(sorted(nets.items(), key=lambda item: order.index(item[0].loss))), judges
+    nets = {Method(loss, which): found[which][loss] for loss in found[checkpoints[0]] for which in checkpoints}
+    return config, nets, judges
 
 
 def check_out(path: Path) -> Path:

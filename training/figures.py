@@ -14,12 +14,12 @@ from losses.weighting import WeightingNet, fixed_sum
 from metrics.evaluate import MEMORY
 from models.ops.tiled import TiledUpscaler, tiles
 
-TILE = 1 << 18  # pixels at a time: about 200 MiB of the weighting network's activations
+TILE = 1 << 16  # pixels at a time: about 50 MiB of the weighting network's activations
 LONGEST = 768  # pixels of a drawn image's longer side; larger ones are averaged down
 
 
 @torch.no_grad()
-def weights_of(weighting: WeightingNet, hr: Tensor, sr: Tensor, k: float, tile: int = TILE) -> Tensor:
+def weights_of(weighting: WeightingNet, hr: Tensor, sr: Tensor, k: float) -> Tensor:
     """The weights weighting(hr, sr, k) in eval mode, (B,3,H,W), of images of any size in bounded memory.
 
     FixedSum needs the whole image's means, but no activations: the logits are made in tiles, it follows on the whole.
@@ -30,7 +30,7 @@ def weights_of(weighting: WeightingNet, hr: Tensor, sr: Tensor, k: float, tile: 
     logits = torch.empty_like(hr)
     down, across = (-(-x // step) for x in hr.shape[-2:])
     try:
-        for rows, columns in tiles(down, across, tile // (len(hr) * step**2), reach):
+        for rows, columns in tiles(down, across, TILE // (len(hr) * step**2), reach):
             rows, columns = ([x * step for x in ends] for ends in (rows, columns))
             seen = (..., slice(rows[0], rows[3]), slice(columns[0], columns[3]))
             part = weighting.logits(torch.cat([hr[seen], sr[seen]], dim=1)).to(hr.dtype)
@@ -65,7 +65,7 @@ def weight_maps(nets: Mapping[str, tuple[nn.Module, WeightingNet]], lr: Tensor, 
     figure = Figure(size, layout="constrained")
     axes = figure.subplots(len(nets), 4, squeeze=False)
     for row, (name, (net, weighting)) in zip(axes, nets.items()):
-        sr = TiledUpscaler(net, MEMORY)(lr).float().clamp_(-1, 1)
+        sr = TiledUpscaler(net, MEMORY // 4)(lr).float().clamp_(-1, 1)
         weight = weights_of(weighting, hr, sr, k=0.5).mean(dim=1, keepdim=True)
         title = "SR, " + name.replace("[", "\n[")
         for ax, title in zip(row, ("reference", title, "|error|", "weights of the loss (k = 0.5)")):

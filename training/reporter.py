@@ -27,13 +27,12 @@ class Reporter:
     def start(self) -> str:
         """What the run is about to do."""
         config, e = self.experiment.config, self.experiment
-        notes = "".join(f"\n{note}" for note in e.data_notes)
-        count = f"{len(e.patches)} tiles" if config.tiles else f"{len(e.patches)} images"
+        count = f"{len(e.patches)} {'tiles' if config.tiles else 'images'}"
         return (
             f"run: {self.writer.folder}, {config.model} x{config.scale} on {e.device}, steps {self.state.step} to "
             f"{e.last_step}, {e.epoch_steps} an epoch\ntraining on {count} of "
             f"{' '.join(config.trainpath)}, validating on {len(e.validation)} of {' '.join(config.valpath)}"
-            f"{notes}"
+            + "".join(f"\n{note}" for note in [*e.data_notes, *e.notes])
         )
 
     def log_notes(self) -> None:

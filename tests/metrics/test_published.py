@@ -115,7 +115,8 @@ def test_the_dual_perceptual_paper_s_bicubic_rows():
     They were made with MATLAB's imresize on 8-bit images, whose roundings between its passes and of Y lower them: with
     these we found 26.6921 and 26.0844.
     """
-    (set5, _), (set14, _) = (bicubic_row(DATASETS / name, 4, ["standard"], rgb=True) for name in ("Set5", "Set14"))
+    set5, _ = bicubic_row(DATASETS / "Set5", 4, ["standard"], rgb=True)
+    set14, _ = bicubic_row(DATASETS / "Set14", 4, ["standard"])
     assert set5["standard"]["PSNR-RGB"] == pytest.approx(26.69, abs=0.01)
     assert set5["standard"]["SSIM-RGB"] == pytest.approx(0.7736, abs=0.0005)
     assert set14["standard"]["PSNR-Y"] == pytest.approx(26.08, abs=0.015)

@@ -37,6 +37,11 @@ def cell(folder: Path, loss="L1", model="VDSR", scale=2, seed=0, **settings) -> 
     return Cell(config, ())
 
 
+def by_image(scores: dict[str, list]) -> dict[str, dict]:
+    """{metric: [...]} as val.json has it: {image: {metric: value}}."""
+    return {str(i): dict(zip(scores, values)) for i, values in enumerate(zip(*scores.values(), strict=True))}
+
+
 def finish(cell: Cell, scores, protocol="paper", judge="lpips-vgg", bicubic=(30, 31, 32), last=0.0, **more) -> Cell:
     """Write what a finished cell has; scores: {data set: PSNR-Y or {metric: ...}}; last: what is added at the end."""
     cell.folder.mkdir(parents=True)
@@ -44,17 +49,17 @@ def finish(cell: Cell, scores, protocol="paper", judge="lpips-vgg", bicubic=(30,
     (cell.folder / TRAINED).write_text("train.py")
     (cell.folder / SECONDS).write_text("60.0\n30.5\n")
     for which in CHECKPOINTS:
-        rows = []
+        entries, about = [], {"checkpoint": which, "protocol": protocol, "judge": judge, **more}
         for dataset, of in scores.items():
             of = of if isinstance(of, dict) else {"PSNR-Y": of}
             of = {
                 metric: [None if x is None else x + last * (which == "last") for x in values]
                 for metric, values in of.items()
             }
-            rows.append({"dataset": dataset, "loss": "bicubic", "per_image": {"PSNR-Y": list(bicubic)}})
-            rows.append({"dataset": dataset, "loss": "its label", "per_image": of})
-        about = {"checkpoint": which, "protocol": protocol, "judge": judge, "rows": rows, **more}
-        (cell.folder / f"test_{which}.json").write_text(json.dumps(about))
+            rows = {"bicubic": {"PSNR-Y": list(bicubic)}, "its label": of}
+            rows = [{"loss": loss, "per_image": by_image(scores)} for loss, scores in rows.items()]
+            entries.append(about | {"dataset": dataset, "rows": rows})
+        (cell.folder / f"test_{which}.json").write_text(json.dumps({"evaluations": entries}))
     return cell
 
 
