@@ -139,7 +139,7 @@ class Config:
     best_by: str | None = setting(
         None, "what `best` is chosen by: PSNR-Y, SSIM-Y or one of --metrics, as LPIPS-alex; default: the first of those"
     )
-    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard"))
+    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard", "table2"))
     vallrpath: tuple[str, ...] = setting((), "folders of LR validation images; default: made from HR", path="DIR")
     # network
     model_options: dict | None = setting(
@@ -213,17 +213,35 @@ class Config:
     udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins", bounds=_EPOCHS, group="other losses")
     udl_head: str = setting("authors", "UDL: a head for each colour channel, or TLW's for all", ("authors", "tlw"))
     udl_plus_one: bool = setting(True, "UDL: second stage's weights from 1 on, as in the authors' code, or from 0")
+    udl_minimum: str = setting(
+        "image",
+        "UDL: what is subtracted from them, the minimum of each image or, as TLW's code, of the batch",
+        ("image", "batch"),
+    )
+    udl_restart: bool = setting(False, "UDL: second stage with a new optimizer and schedule, as in the authors' code")
     pspl_alpha: float = setting(1.0, "PSPL: growth of sigma in an epoch", bounds=_FACTOR)
     pspl_beta: float = setting(0.0, "PSPL: sigma at epoch 0", bounds=_FACTOR)
     pspl_max: float = setting(2.0, "PSPL: weight of the worst pixels", bounds=_POSITIVE)
+    pspl_epoch: int = setting(1000, "PSPL: steps in the epoch that sigma grows in, its authors'", bounds=_STEPS)
+    pspl_ssim: str = setting(
+        "standard",
+        "PSPL: SSIM with its constants for these images, or as small as its authors' code has them",
+        ("standard", "authors"),
+    )
     dp_extractors: tuple[str, ...] = setting(
-        ("vgg19:conv5_4", "resnet50:layer3"), "DP: NETWORK:LAYER of the two perceptual terms, or of one alone"
+        ("vgg19:conv5_4", "resnet50:layer3"),
+        "DP: NETWORK:LAYER+LAYER of the two perceptual terms, or of one alone; NETWORK-unnormalised sees [0,1]",
     )
     dp_mu: float = setting(0.5, "DP: the second term is 1/mu of the first", bounds=_POSITIVE)
+    dp_dynamic: bool = setting(True, "DP: the second term weighted to 1/mu of the first, or only added to it")
     extractor_weights: tuple[str, ...] = setting(
         (), "DP: local files of the extractors' weights, in any order", path="FILE"
     )
-    pixel_weight: float = setting(0.01, "DP: weight of the pixel term beside the perceptual ones", bounds=_FACTOR)
+    pixel_weight: float = setting(
+        0.005,
+        "DP: weight of the pixel term beside the perceptual ones; the paper's 0.01 is for images in [0,1]",
+        bounds=_FACTOR,
+    )
     gan_weight: float = setting(0.005, "GAN: weight of the adversarial term", bounds=_POSITIVE)
     gan: str = setting(
         "vanilla", "GAN: the adversarial losses, SRGAN's or ESRGAN's relativistic average", ("vanilla", "ragan")

@@ -22,6 +22,7 @@ from .images import checksum
 _HEADER = struct.Struct("<8sQqIII28x")  # magic, the source's bytes and mtime in ns, height, width, checksum
 _MAGIC = b"tlw rgb1"  # another number whenever `read_rgb` reads a file to other pixels
 _KEEP_FREE = 1 / 20  # of the disk
+_ONE_AT_A_TIME = threading.Lock()  # makes room; no part of an ImageCache, which goes to other processes
 
 
 class CachedImage(NamedTuple):
@@ -43,7 +44,6 @@ class ImageCache:
         self.error: str | None = None  # why something could not be stored
         self._in_use: set[Path] = set()
         self._taken: int | None = None
-        self._lock = threading.Lock()
 
     def find(self, path: Path) -> CachedImage | None:
         """What is cached of the image at path, if it has not changed since."""
@@ -87,7 +87,7 @@ class ImageCache:
         aside = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with self._lock:
+            with _ONE_AT_A_TIME:
                 if not self._make_room(_HEADER.size + rgb.nbytes):
                     return None
                 self._in_use.add(file)

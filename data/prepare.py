@@ -38,6 +38,8 @@ class Found(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
+    """argparse with errors on one line."""
+
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message}\n")
 

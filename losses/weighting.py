@@ -39,10 +39,13 @@ class WeightingNet(nn.Module):
 
     forward(hr, sr, k), images (B,3,H,W) in [-1,1] -> mu (B,3,H,W) in [0,1] with mean k per image and
     channel: the means of the multivariate Bernoulli distribution of weights. 160,387 parameters.
+    receptive_radius: how many pixels (of pixel-unshuffled images) away logits see; in eval mode no others matter.
 
     scale 2: not the paper's. The same layers at half the resolution, on pixel-unshuffled images, a third of the
     multiplications: 24 channels in, 12 out, which a pixel shuffle spreads before the sigmoid.
     """
+
+    receptive_radius = 7  # 3 + 2 + 1 + 1
 
     def __init__(self, channels: int = 64, scale: int = 1):
         super().__init__()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import SRNetwork
-from .ops.attention import Windows, attend, windows
+from .ops.attention import Windows, attend, window_partition
 from .ops.linear import Linear
 from .padding import padding_colour
 from .upsample import STEPS, PixelShuffleUpsampler, reflect_to_multiple
@@ -42,14 +42,14 @@ def bias_of(table: Tensor, index: Tensor) -> Tensor:
 
 
 def _rand_of_batch(samples: int, device: torch.device) -> Tensor:
-    """Uniform random numbers (samples,): under torchrun this rank's part of those drawn for the whole batch."""
+    """Uniform random numbers (samples,): this rank's part of those drawn for the global batch."""
     parallel = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
     return torch.rand(world_size * samples, device=device)[rank * samples : (rank + 1) * samples]
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., ECCV 2016): in training, zero a branch for a random share of the samples."""
+    """Stochastic depth (Huang et al., ECCV 2016): in training, zero a branch for random samples."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -149,13 +149,16 @@ class HybridAttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor, layouts: tuple[Windows, Windows]) -> Tensor:
         layout, normed = layouts[self.shifted], self.norm1(x)
-        attended = layout.join(self.attn(layout.cut(normed), index, layout), x.shape)
+        attended = layout.reverse(self.attn(layout.partition(normed), index, layout), x.shape)
         x = torch.add(x + self.drop_path(attended), self.conv_block(normed), alpha=self.conv_scale)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class OverlappingAttentionBlock(nn.Module):
-    """OCAB: a window's queries attend to keys of a larger window around it (zeros outside the image), then an MLP."""
+    """OCAB: a window's queries attend to keys of a larger window around it, then an MLP.
+
+    Outside of the image keys and values are zeros.
+    """
 
     def __init__(self, channels: int, heads: int, window: int, key_window: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -170,14 +173,14 @@ class OverlappingAttentionBlock(nn.Module):
     def forward(self, x: Tensor, index: Tensor, layout: Windows) -> Tensor:
         channels = x.shape[3]
         q, kv = self.qkv(self.norm1(x)).split((channels, 2 * channels), dim=3)
-        q = layout.cut(q).view(-1, self.window**2, self.heads, channels // self.heads).transpose(1, 2)
+        q = layout.partition(q).view(-1, self.window**2, self.heads, channels // self.heads).transpose(1, 2)
         border = (self.key_window - self.window) // 2
         kv = F.pad(kv, (0, 0, border, border, border, border))
         kv = kv.unfold(1, self.key_window, self.window).unfold(2, self.key_window, self.window)
         kv = kv.permute(0, 1, 2, 4, 5, 3).reshape(len(q), self.key_window**2, 2, *q.shape[1::2])
         k, v = kv.permute(2, 0, 3, 1, 4)
         out = attend(q, k, v, bias_of(self.relative_position_bias_table, index), None, layout.counts)
-        x = x + layout.join(self.proj(out.transpose(1, 2).flatten(2)), x.shape)
+        x = x + layout.reverse(self.proj(out.transpose(1, 2).flatten(2)), x.shape)
         return x + self.mlp(self.norm2(x))
 
 
@@ -281,7 +284,9 @@ class HAT(SRNetwork):
         x = self.conv_first(reflect_to_multiple(lr - self.mean, self.window))
         y = self.patch_embed["norm"](x.permute(0, 2, 3, 1))
         batch, height, width, _ = y.shape
-        layouts = tuple(windows(batch, height, width, self.window, shift, x.device) for shift in (0, self.window // 2))
+        layouts = tuple(
+            window_partition(batch, height, width, self.window, shift, x.device) for shift in (0, self.window // 2)
+        )
         for layer in self.layers:
             y = layer(y, self.relative_position_index_SA, self.relative_position_index_OCA, layouts)
         y = self.norm(y).permute(0, 3, 1, 2)

@@ -22,7 +22,6 @@ MAY_IMPORT = {
     "reproduce": LIBRARIES | {"runs", "training"} | COMMANDS,
     "benchmarks": LIBRARIES | {"runs", "training"} | COMMANDS,
 }
-MAY_IMPORT["train"] = MAY_IMPORT["train"] | {"val"}  # a run ends with its evaluation
 
 
 class File:

@@ -330,7 +330,7 @@ def test_a_run_in_udls_second_stage_without_its_first(place, capsys):
         ("--modelpath run --folder nowhere", "folder nowhere does not exist"),
         ("--modelpath run --folder good empty", "no images in empty"),
         ("--modelpath run --folder cut", "cannot read image cut/coffee.png"),
-        ("--modelpath run --folder tiny", "tiny/dot.png is 11x11"),
+        ("--modelpath run --folder tiny", "tiny/dot.png is 0x0 as protocol paper crops it"),
         ("--modelpath run --lpips alexx", "did you mean alex?"),
         ("--modelpath run --lpips alex", "LPIPS-alex needs ImageNet weights"),
         ("--modelpath run --judge-weights bomb.pth", "bomb.pth: "),

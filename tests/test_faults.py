@@ -94,14 +94,14 @@ def test_a_signal_before_the_training_and_after_it(args, images, number, stopped
         said = stopped_within(where, number, lambda: train.main(args))
         assert said == f"\nstopped by {name}; nothing was begun, nor written\n" and not list(Path().iterdir())
     train.main([*args, "--modelpath", "run", "--endepoch", "1"])
-    for where in ("train.weight_maps", "val.load_networks"):  # the picture of the weights, the table
+    for where in ("train.weight_maps", "training.evaluation.load_networks"):  # the picture of the weights, the table
         said = stopped_within(where, number, lambda: train.main(["--load", "--modelpath", "run"]))
         command = f"python {val.__file__} --modelpath run --best"
         assert said.endswith(f"\nstopped by {name}; the run is complete; next: {command}\n")
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.setattr(sys, "argv", ["val.py", "--modelpath", "run", "--best", "--device", "cpu"])
     said = stopped_within(
-        "runs.checkpoint.load_networks", number, lambda: runpy.run_path(val.__file__, run_name="__main__")
+        "training.evaluation.load_networks", number, lambda: runpy.run_path(val.__file__, run_name="__main__")
     )
     assert said == f"run: run (best)\n\nstopped by {name}; the evaluation was not finished\n"
 

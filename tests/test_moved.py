@@ -132,6 +132,17 @@ def test_val_finds_the_runs_images_from_anywhere(place, part, tmp_path, monkeypa
     assert [(row["dataset"], row["files"]) for row in rows] == [("valid", 4)] * 2
 
 
+def test_val_asks_for_the_runs_images_if_they_are_gone(part, monkeypatch, capsys):
+    text = (part / "config.yaml").read_text()
+    (part / "config.yaml").write_text(re.sub(r"(?<=valpath:\n- ).*", "/nowhere/valid", text))
+    with pytest.raises(SystemExit):
+        val.main(["--modelpath", str(part), "--metrics", "--device", "cpu"])
+    err = capsys.readouterr().err
+    assert err == (
+        "val.py: error: --folder /nowhere/valid: expected the run's validation images there; say where they are now\n"
+    )
+
+
 def test_lr_names_by_a_template(place, tiny_args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(place / "one", "one")

@@ -174,7 +174,7 @@ def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[Patc
         configs.expect(len(getattr(config, name)) > 0, name, "", "one or more folders of HR images")
     alone = config.degradation == "bicubic" or not config.lrpath
     configs.expect(alone, "degradation", config.degradation, "no --lrpath beside it, for that is LR already")
-    multiple = config.scale if config.patch else PROTOCOLS["paper"].multiple
+    multiple = config.scale if config.patch else PROTOCOLS[config.protocol].multiple or PROTOCOLS["paper"].multiple
     with says_where(config, "trainpath", "lrpath"):
         pairs = PairedDataset(
             config.trainpath,

@@ -129,6 +129,12 @@ class Learner:
         self.found_inf = torch.where(finite, self.found_inf, 1.0)
         opt.found_inf = self.found_inf  # as under torch.amp's GradScaler: a fused Adam reads it on its device
 
+    def begin_epoch(self, epoch: float) -> None:
+        """Called before the first step of an epoch; a second call changes nothing."""
+        self.loss.begin_epoch(self.net, epoch)
+        if epoch == self.loss.restart_epoch:
+            self.opt.state.clear()  # Adam's moments: as a new optimizer
+
     def set_learning_rate(self, rate: float) -> None:
         for opt in filter(None, (self.opt, self.helper_opt)):
             for group in opt.param_groups:

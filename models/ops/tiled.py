@@ -144,7 +144,7 @@ class BlendedTiles:
 
 
 def has_stages(net: nn.Module) -> bool:
-    """Whether net is an SRNetwork whose features are as large as lr, so that its head alone can go in tiles."""
+    """True if net is an SRNetwork with features of lr's size, so that its head alone can go in tiles."""
     return getattr(net, "feature_scale", None) == 1
 
 

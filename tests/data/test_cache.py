@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,11 @@ def test_any_worker_count_and_any_resume_point_see_the_same(folder):
         assert same(load(patches, first, workers), whole[first:])
     again = PatchDataset(on_disk(folder), 36, augment=True, seed=9)
     assert same(load(again, 3, 0), whole[3:])
+
+
+def test_a_process_that_is_no_fork_gets_it_too(folder):
+    pairs = on_disk(folder)
+    assert same(pickle.loads(pickle.dumps(pairs)), pairs)
 
 
 def test_files_do_not_stay_open(folder):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data import PairedDataset, PatchDataset, ResumableBatchSampler, datasets, make_pair
+from data import PairedDataset, PatchDataset, ResumableBatchSampler, datasets, make_pair, progress
 from data.images import read_rgb
 from data.imresize import imresize
 
@@ -328,3 +328,33 @@ def test_any_worker_count_and_any_resume_point_see_the_same(folder):
     assert len(whole) == 6 and whole[0][0].shape == (2, 3, 6, 6) and whole[0][1].shape == (2, 3, 24, 24)
     for first, workers in [(0, 1), (0, 2), (4, 0), (3, 2)]:
         assert all(equal(a, b) for a, b in zip(load(first, workers), whole[first:], strict=True))
+
+
+def test_a_long_wait_without_a_terminal_is_one_line(folder, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_QUIET", -1)
+    PairedDataset(folder, 4, 12)
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"reading images: 3, about \d+ s to go\n", out) and err == ""
+    PairedDataset(folder, 4, 12, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_on_a_terminal(folder, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_QUIET", -1)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    PairedDataset(folder, 4, 12)
+    out, err = capsys.readouterr()
+    assert "reading images:" in err and out == ""
+
+
+def test_the_same_images_in_another_order_give_the_same_draws(folder, tmp_path):
+    pairs = PairedDataset(folder, 4, 12)
+    for number, name in ((0, "c"), (1, "a"), (2, "b")):
+        (tmp_path / "renamed").mkdir(exist_ok=True)
+        (tmp_path / f"renamed/{name}.png").write_bytes((folder / f"{number}.png").read_bytes())
+    patches = PatchDataset(pairs, 24, augment=True, seed=5)
+    others = PatchDataset(PairedDataset(tmp_path / "renamed", 4, 12), 24, augment=True, seed=5)
+    assert others.checksums() != patches.checksums() and others.reorder(patches.checksums())
+    assert others.checksums() == patches.checksums()
+    assert all(equal(others[0, index], patches[0, index]) for index in range(9))
+    assert not others.reorder(patches.checksums()[:2]) and not others.reorder([1, 2, 3])
