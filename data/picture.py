@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -77,8 +78,9 @@ def _decode(data: bytes) -> Picture:
     if tiff is not None:
         return tiff
     image = open_image(data, _FORMATS)
-    if image.format in ("PNG", "WEBP", "GIF") and getattr(image, "n_frames", 1) > 1:
-        raise ValueError(f"animated, {image.n_frames} frames")
+    frames = getattr(image, "n_frames", 1)
+    if image.format in ("PNG", "WEBP", "GIF") and frames > 1:
+        raise ValueError(f"animated, {frames} frames")
     image.load()
     icc = image.info.get("icc_profile")
     if image.format == "PNG" and data[_PNG_DEPTH] == 16:  # Pillow has 16 bits for grey alone
@@ -106,7 +108,7 @@ def _mode(image: Image.Image) -> str:
     raise ValueError(f"samples of kind {image.mode}; expected grey, RGB, a palette or CMYK, of 8 or 16 bits")
 
 
-def _from_cmyk(image: Image.Image, icc: bytes | None) -> Image.Image:
+def _from_cmyk(image: Image.Image, icc: bytes | None) -> Any:
     """RGB by the image's own profile, as sRGB, or without a profile by Pillow's formula."""
     if icc:
         try:
@@ -147,11 +149,12 @@ def _decode_tiff(data: bytes) -> Picture | None:
 
 def _picture(pixels: np.ndarray, icc: bytes | None, orientation: int | None) -> Picture:
     """The picture of grey, grey and alpha, RGB or RGBA samples that are not upright yet."""
-    pixels = _UPRIGHT.get(orientation, lambda x: x)(pixels if pixels.ndim == 3 else pixels[..., None])
+    pixels = _UPRIGHT.get(orientation or 1, lambda x: x)(pixels if pixels.ndim == 3 else pixels[..., None])
     colours = pixels.shape[2] - (pixels.shape[2] in (2, 4))
     alpha = np.ascontiguousarray(pixels[..., -1]) if colours < pixels.shape[2] else None
-    fits = icc and len(icc) >= 128 and _COLOURS.get(icc[16:20]) == colours
-    return Picture(np.ascontiguousarray(pixels[..., :colours]), alpha, bytes(icc) if fits else None)
+    if icc is not None:
+        icc = bytes(icc) if len(icc) >= 128 and _COLOURS.get(icc[16:20]) == colours else None
+    return Picture(np.ascontiguousarray(pixels[..., :colours]), alpha, icc)
 
 
 def encode_picture(picture: Picture, kind: str) -> bytes:
@@ -177,7 +180,7 @@ def _samples(picture: Picture) -> np.ndarray:
 
 
 def _png(picture: Picture) -> bytes:
-    data = imagecodecs.png_encode(_samples(picture), level=_PNG_LEVEL, filter=_PNG_FILTER)
+    data: Any = imagecodecs.png_encode(_samples(picture), level=_PNG_LEVEL, filter=_PNG_FILTER)
     if picture.icc is None:
         return data
     chunk = b"iCCP" + b"ICC profile\0\0" + zlib.compress(picture.icc)
@@ -230,7 +233,7 @@ def fill_transparent(picture: Picture) -> np.ndarray:
     """
     if picture.alpha is None or picture.alpha.all() or not picture.alpha.any():
         return picture.colour
-    nearest = ndimage.distance_transform_edt(picture.alpha == 0, return_distances=False, return_indices=True)
+    nearest: Any = ndimage.distance_transform_edt(picture.alpha == 0, return_distances=False, return_indices=True)
     return picture.colour[tuple(nearest)]
 
 

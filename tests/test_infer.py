@@ -35,7 +35,11 @@ def make_run(folder: Path, model="EDSR", losses=("L1",), scale=2, best=True, las
     for name, wanted in (("best", best), ("last", last)):
         for loss in losses:
             net = build_network(model, scale, options)
-            states[name, loss] = {"sr_network": net.state_dict(), "model_id": model_id(model, scale, options), "judges": []}
+            states[name, loss] = {
+                "sr_network": net.state_dict(),
+                "model_id": model_id(model, scale, options),
+                "judges": [],
+            }
             if wanted and name == "best":
                 (folder / f"best_{loss}.pt").write_bytes(serialize(states[name, loss]))
     if last:
