@@ -1,7 +1,7 @@
 """The judges and the perceptual metrics by name.
 
-A judge maps a, b (B,3,H,W), RGB in [-1,1], to distances (B,), with a gradient; `with_reference(b)` gives the distance to b
-with b's part computed once; `min_size` is the least height and width it takes.
+A judge maps a, b (B,3,H,W), RGB in [-1,1], to distances (B,), with a gradient; `with_reference(b)` gives the distance to
+b with b's part computed once; `min_size` is the least height and width it takes.
 """
 
 from collections.abc import Iterable
