@@ -10,26 +10,34 @@ import sys
 from pathlib import Path
 
 import configs
-from data import ImageReadError
-from metrics.backbones import read_backbone_file
-from metrics.evaluate import MEMORY, PROTOCOLS
-from models import SR_MODELS
-from runs.folder import newest_run_dir
 from runs.output import escape_unencodable_output
-from training import stop_signals
-from training.device import setup_device
-from training.evaluation import evaluate_run
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = configs.OneLineParser(prog="val.py", description="PSNR, SSIM and LPIPS of SR networks and SR images.")
+    """The command line; a wrong one ends the program with exit code 2."""
+    about, examples = __doc__.split("\n\n", 1)
+    parser = configs.OneLineParser(prog="val.py", description=about, epilog=f"examples:\n{examples}")
     parser.add_argument("--model", help="what the run must be (a check), or `bicubic` alone")
-    parser.add_argument("--modelpath", help="folder of a run (default: the newest in checkpoints/)")
+    parser.add_argument(
+        "--modelpath",
+        type=configs.typed_path,
+        metavar="DIR",
+        help="folder of a run (default: the newest in checkpoints/)",
+    )
     parser.add_argument("--best", action="store_true", help="each loss's best epoch (default: the last one)")
     parser.add_argument("--last", action="store_true", help="the last epoch; with --best: both")
-    parser.add_argument("--folder", nargs="+", metavar="DIR", help="data sets (default: the run's --valpath)")
     parser.add_argument(
-        "--lrfolder", nargs="+", metavar="DIR", help="LR images, a folder for each data set (default: made from HR)"
+        "--folder", nargs="+", type=configs.typed_path, metavar="DIR", help="data sets (default: the run's --valpath)"
+    )
+    parser.add_argument(
+        "--lrfolder",
+        nargs="+",
+        type=configs.typed_path,
+        metavar="DIR",
+        help="LR images, a folder for each data set (default: made from HR)",
+    )
+    parser.add_argument(
+        "--lr-template", metavar="NAME", help="of LR images where {} is the HR's, such as {}_small (default: the run's)"
     )
     parser.add_argument(
         "--sr-folder",
@@ -40,16 +48,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="of --model bicubic (default: 4); else a check")
     parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these of the run, by name or label")
-    parser.add_argument("--protocol", nargs="+", choices=tuple(PROTOCOLS), help="one or more (default: the run's)")
+    parser.add_argument(
+        "--protocol", nargs="+", choices=configs.names("protocol"), help="one or more (default: the run's)"
+    )
     parser.add_argument(
         "--metrics",
         "--lpips",
         nargs="*",
         metavar="NET",
-        help="perceptual metrics: LPIPS's alex vgg squeeze, tiny, ms-ssim "
+        help=f"perceptual metrics: {' '.join(configs.names('perceptual metric'))} "
         "(default: the run's --metrics, else the judge's, and an LPIPS that was not the judge if it is at hand)",
     )
-    parser.add_argument("--judge-weights", nargs="+", metavar="FILE", help="local backbone files (default: the run's)")
+    parser.add_argument(
+        "--judge-weights",
+        nargs="+",
+        type=configs.typed_path,
+        metavar="FILE",
+        help="local backbone files (default: the run's)",
+    )
     parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the released code does")
     parser.add_argument("--rgb", action="store_true", help="measure PSNR and SSIM on RGB too")
     parser.add_argument(
@@ -62,14 +78,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--bad-images", choices=("stop", "skip"), default="stop", help="damaged images (default: stop)")
     parser.add_argument("--skip-small", action="store_true", help="leave out images that are too small for a metric")
-    parser.add_argument("--save-images", metavar="DIR", help="write the SR images there, as 8-bit PNG")
+    parser.add_argument(
+        "--save-images", type=configs.typed_path, metavar="DIR", help="write the SR images there, as 8-bit PNG"
+    )
     parser.add_argument(
         "--worst", type=int, default=0, metavar="N", help="draw the N images on which two methods differ most"
     )
     parser.add_argument(
         "--memory",
         type=int,
-        default=MEMORY >> 20,
+        default=configs.constant("metrics/evaluate.py", "MEMORY") >> 20,
         metavar="MIB",
         help="for the activations of the "
         "network and of each metric; larger images go in parts, with the same result (default: %(default)s)",
@@ -81,8 +99,30 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="of the networks; bf16 is faster where the machine has it, and moves the scores a little (default: fp32)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: what the machine has)")
-    parser.add_argument("--out", metavar="FILE", help="where the JSON goes, a CSV beside it (default: RUN/val.json)")
+    parser.add_argument(
+        "--out",
+        "--output",
+        type=configs.typed_path,
+        metavar="FILE",
+        help="where the JSON goes, a CSV beside it (default: RUN/val.json)",
+    )
     return parser.parse_args(argv)
+
+
+if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+    escape_unencodable_output()
+    given = parse(None)
+    with configs.one_line_errors("val.py"):
+        configs.check_known("model", {given.model} - {None, "bicubic"}, "bicubic")
+        configs.check_known("perceptual metric", given.metrics or ())
+
+from data import ImageReadError
+from metrics.backbones import read_backbone_file
+from models import SR_MODELS
+from runs.folder import newest_run_dir
+from training import stop_signals
+from training.device import setup_device
+from training.evaluation import evaluate_run
 
 
 def parse_sr_folders(words: list[str]) -> dict[str, str]:
@@ -115,6 +155,8 @@ def main(argv: list[str] | None = None) -> None:
         configs.expect(0 < args.memory <= 10**9, "memory", args.memory, f"MiB, from 1 to {10**9}")
         configs.expect(0 <= args.worst <= 100, "worst", args.worst, "a number of images, from 0 to 100")
         configs.expect(args.modelpath != "", "modelpath", '""', "a run's folder; leave it out for the newest")
+        template = args.lr_template is None or "{}" in args.lr_template
+        configs.expect(template, "lr_template", args.lr_template, "a name with {} in it, such as {}_small")
         configs.expect(args.out != "", "out", '""', "a file for JSON, such as results.json")
         configs.expect(args.save_images != "", "save_images", '""', "a folder for SR images")
         try:
@@ -126,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
                 losses=args.losses,
                 folders=args.folder,
                 lr_folders=args.lrfolder,
+                lr_template=args.lr_template,
                 sr_folders=parse_sr_folders(args.sr_folder),
                 protocols=list(dict.fromkeys(args.protocol or ())),
                 metrics=args.metrics,
@@ -151,6 +194,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    escape_unencodable_output()
     with stop_signals.exit_on_signal("the evaluation was not finished"):
         main()

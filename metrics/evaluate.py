@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .base import PerceptualMetric
 from .fidelity import quantize
-from .judges import METRICS
-from .perceptual import NETS
+from .judges import build_metric
+from .ops.gaussian import WINDOW
 from .references import ReferenceCache
 
-Metric = Callable[[Tensor, Tensor], Tensor]  # sr, hr (1,3,H,W) in [-1,1] -> (1,); with_reference(hr) as judges have it
 MEMORY = 2 << 30  # bytes
+HIGHER_IS_BETTER = {"psnr-y", "ssim-y"}  # all others are distances
 
 
 class Protocol(NamedTuple):
-    """How images are cropped, rounded and shaved before they are compared.
+    """The cropping, rounding and shaving of images before they are compared.
 
     multiple: HR is cropped at the bottom and right to multiples of it (None: of the scale). eight_bit: LR and SR
     are rounded to 8 bits. shave: PSNR and SSIM leave out `scale` pixels at each border. LPIPS sees the whole image.
@@ -53,16 +54,16 @@ def check_scale(protocol: str, scale: int) -> None:
         )
 
 
-def least_size(scale: int, metrics: Mapping[str, Metric], protocol: str, inside: bool = False) -> int:
+def least_size(scale: int, metrics: Mapping[str, PerceptualMetric], protocol: str, inside: bool = False) -> int:
     """The height and width that an image needs for SSIM's window and the metrics' networks.
 
     inside: the metrics, too, leave out the border that the protocol shaves.
     """
     border = PROTOCOLS[protocol].border(scale)
-    return max([11 + 2 * border, *(metric.min_size + 2 * border * inside for metric in metrics.values())])
+    return max([WINDOW + 2 * border, *(metric.min_size + 2 * border * inside for metric in metrics.values())])
 
 
-def check_sizes(pairs, metrics: Mapping[str, Metric], protocol: str) -> None:
+def check_sizes(pairs, metrics: Mapping[str, PerceptualMetric], protocol: str) -> None:
     """Raise ValueError, naming the image, if one of pairs is too small for SSIM's window or a metric's network."""
     needed = least_size(pairs.scale, metrics, protocol)
     for path, (height, width) in zip(pairs.paths, pairs.sizes):
@@ -70,13 +71,13 @@ def check_sizes(pairs, metrics: Mapping[str, Metric], protocol: str) -> None:
             raise ValueError(too_small(path, (height, width), needed, metrics, protocol) + "; leave it out")
 
 
-def too_small(path, size: tuple[int, int], needed: int, metrics: Mapping[str, Metric], protocol: str) -> str:
+def too_small(path, size: tuple[int, int], needed: int, metrics: Mapping[str, PerceptualMetric], protocol: str) -> str:
     """What is wrong with an image of this size."""
     names = ", ".join(["SSIM-Y", *metrics])
     return f"{path} is {size[0]}x{size[1]} as protocol {protocol} crops it; {names} need {needed} pixels each way"
 
 
-def build_metrics(nets, weights: tuple = (), bgr: bool = False, memory: int = MEMORY) -> dict[str, Metric]:
+def build_metrics(nets, weights: tuple = (), bgr: bool = False, memory: int = MEMORY) -> dict[str, PerceptualMetric]:
     """Build the perceptual metrics `nets`, keyed by their full names.
 
     Args:
@@ -87,22 +88,15 @@ def build_metrics(nets, weights: tuple = (), bgr: bool = False, memory: int = ME
 
     Raises ValueError for an unknown name and for weights that cannot be had.
     """
-    metrics = {}
-    for net in nets:
-        if net not in METRICS:
-            raise ValueError(f"unknown perceptual metric {net!r}; one of: {', '.join(METRICS)}")
-        options = {"bgr": True} if bgr and net in NETS else {}
-        # What data/ reads is in range, however bright.
-        metric = METRICS[net](weights=weights, memory=memory, check_range=False, **options)
-        metrics[metric.name] = metric
-    return metrics
+    metrics = [build_metric(net, weights, memory, bgr) for net in nets]
+    return {metric.name: metric for metric in metrics}
 
 
 @torch.inference_mode()
 def evaluate(
     upscale: Callable[[Tensor], Tensor],
     pairs,
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, PerceptualMetric],
     protocol: str,
     device="cpu",
     label: str = "",

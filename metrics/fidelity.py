@@ -4,11 +4,14 @@ SSIM: Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error 
 similarity", IEEE Trans. Image Processing 13(4), 2004. Luma: ITU-R BT.601 with studio swing, as MATLAB's rgb2ycbcr.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from .ops.gaussian import WINDOW, gaussian_window
+
 _PEAK = 255.0
-_WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
 _STRIP = 1 << 15  # pixels of a strip: its maps take 256 KB each
 
@@ -31,24 +34,24 @@ def quantize(x: Tensor) -> Tensor:
 
 
 def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
-    """PSNR in dB on luma, peak 255, of RGB images (B,3,H,W) in [-1,1]; (B,) float64, inf where they are equal.
+    """PSNR in dB on luma, peak 255, of RGB images (B,3,H,W) in [-1,1]; (B,) float64, inf if they are equal.
 
     shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
-    Raises ValueError where the shapes differ or shave leaves nothing.
+    Raises ValueError if the shapes differ or shave leaves nothing.
     """
     sr, hr = _shaved(sr, hr, shave, smallest=1)
-    squares = sum(
+    squares: Any = sum(
         (luma(a) - luma(b)).square().sum(dim=(1, 2, 3)) for a, b in zip(_strips(sr, _STRIP), _strips(hr, _STRIP))
     )
     return _psnr(squares / hr[0, 0].numel())
 
 
 def ssim_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
-    """SSIM on luma of RGB images (B,3,H,W) in [-1,1]; (B,) float64, 1 where they are equal.
+    """SSIM on luma of RGB images (B,3,H,W) in [-1,1]; (B,) float64, 1 if they are equal.
 
     Gaussian window 11x11 with sigma 1.5 where it fits wholly ("valid"), K1 = 0.01, K2 = 0.03, L = 255, no downsampling.
     shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
-    Raises ValueError where the shapes differ or an image is smaller than the window after shaving.
+    Raises ValueError if the shapes differ or an image is smaller than the window after shaving.
     """
     return Fidelity(hr, shave)(sr)["SSIM-Y"]
 
@@ -63,10 +66,10 @@ class Fidelity:
     def __init__(self, hr: Tensor, shave: int = 0, rgb: bool = False) -> None:
         self.shape, self.shave = hr.shape, shave
         self.planes, self.strip = (_luma_and_rgb, _STRIP // 4) if rgb else (luma, _STRIP)
-        hr, _ = _shaved(hr, hr, shave, smallest=_WINDOW)
+        hr, _ = _shaved(hr, hr, shave, smallest=WINDOW)
         self.inside = hr.shape
         self.strips = []
-        for y in map(self.planes, _strips(hr, self.strip, _WINDOW - 1)):
+        for y in map(self.planes, _strips(hr, self.strip, WINDOW - 1)):
             mean, square = _blur(torch.cat([y, y * y], dim=1)).chunk(2, dim=1)
             self.strips.append((y, mean, mean.square(), square))
         self.nbytes = sum(x.nbytes for strip in self.strips for x in strip)
@@ -76,9 +79,11 @@ class Fidelity:
             _shaved(sr, torch.empty(self.shape, device="meta"), self.shave, smallest=1)
         height, width = self.shape[-2:]
         sr = sr[..., self.shave : height - self.shave, self.shave : width - self.shave]
-        squares, similarity, last = 0, 0, len(self.strips) - 1
+        squares: Any = 0
+        similarity: Any = 0
+        last = len(self.strips) - 1
         for i, (part, (hr, mean_hr, mean_hr2, square_hr)) in enumerate(
-            zip(_strips(sr, self.strip, _WINDOW - 1), self.strips)
+            zip(_strips(sr, self.strip, WINDOW - 1), self.strips)
         ):
             y = self.planes(part)
             own = slice(None, None if i == last else mean_hr.shape[2])  # the rows that the next strip has not
@@ -91,7 +96,7 @@ class Fidelity:
         height, width = self.inside[-2:]
         mse = squares / (height * width)
         # Equal images' mean may be rounded to a little above 1.
-        ssim = (similarity / ((height - _WINDOW + 1) * (width - _WINDOW + 1))).clamp(max=1)
+        ssim = (similarity / ((height - WINDOW + 1) * (width - WINDOW + 1))).clamp(max=1)
         scores = {"PSNR-Y": _psnr(mse[:, 0]), "SSIM-Y": ssim[:, 0]}
         if self.planes is _luma_and_rgb:
             scores |= {"PSNR-RGB": _psnr(mse[:, 1:].mean(dim=1)), "SSIM-RGB": ssim[:, 1:].mean(dim=1)}
@@ -129,15 +134,13 @@ def _blur(x: Tensor) -> Tensor:
 
     Sums of slices, mirrored taps first: torch's float64 convolution on the CPU is several times slower.
     """
-    offsets = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
-    window = torch.exp(-offsets.square() / (2 * _SIGMA**2))
-    window = (window / window.sum()).tolist()
-    middle = _WINDOW // 2
+    window = gaussian_window(torch.float64).tolist()
+    middle = WINDOW // 2
     for dim in (-2, -1):
-        length = x.shape[dim] - _WINDOW + 1
+        length = x.shape[dim] - WINDOW + 1
         total = x.narrow(dim, middle, length) * window[middle]
         for tap in range(middle):
-            pair = x.narrow(dim, tap, length) + x.narrow(dim, _WINDOW - 1 - tap, length)
+            pair = x.narrow(dim, tap, length) + x.narrow(dim, WINDOW - 1 - tap, length)
             total.add_(pair, alpha=window[tap])
         x = total
     return x

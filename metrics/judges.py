@@ -1,40 +1,74 @@
-"""The judges and the perceptual metrics by name.
+"""The perceptual metrics and the judges by name.
 
-A judge maps a, b (B,3,H,W), RGB in [-1,1], to distances (B,), with a gradient; `with_reference(b)` gives the distance to
-b with b's part computed once; `min_size` is the least height and width it takes.
+`PerceptualMetric` (base.py) says what one has to offer. A new metric is one file with a subclass of it, and one line in
+OTHER_METRICS; it is a judge of that name too.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
+from .base import PerceptualMetric, check_metric
+from .errors import choose
 from .ms_ssim import MSSSIM
-from .perceptual import LPIPS, NETS
+from .perceptual import LPIPS
 from .tiny import Tiny
 
-# Called as METRICS[name](weights=files, **options).
-METRICS = {
-    **{net: partial(LPIPS, net) for net in NETS},
+# Called as METRICS[name](weights=files, **options); the options are those of DeepDistance, `memory` and `check_range`.
+LPIPS_METRICS: dict[str, Callable[..., PerceptualMetric]] = {
+    "alex": partial(LPIPS, "alex"),
+    "vgg": partial(LPIPS, "vgg"),
+    "squeeze": partial(LPIPS, "squeeze"),
+}
+OTHER_METRICS: dict[str, Callable[..., PerceptualMetric]] = {  # a new metric has its line here
     "tiny": lambda weights=(), **options: Tiny(**options),
     "ms-ssim": lambda weights=(), **options: MSSSIM(**options),
 }
+METRICS = {**LPIPS_METRICS, **OTHER_METRICS}
 # Called likewise. `lpips-alex` judges with LPIPS's trained heads, `lpips-alex-unweighted` (the form that the released
 # TLW code trains against) sums the squared differences of the unit-normalised features.
 JUDGES = {
-    **{f"lpips-{net}": METRICS[net] for net in NETS},
-    **{f"lpips-{net}-unweighted": partial(LPIPS, net, heads=False) for net in NETS},
-    "tiny": METRICS["tiny"],
-    "ms-ssim": METRICS["ms-ssim"],
+    "lpips-vgg": METRICS["vgg"],
+    "lpips-alex": METRICS["alex"],
+    "lpips-squeeze": METRICS["squeeze"],
+    "lpips-vgg-unweighted": partial(LPIPS, "vgg", heads=False),
+    "lpips-alex-unweighted": partial(LPIPS, "alex", heads=False),
+    "lpips-squeeze-unweighted": partial(LPIPS, "squeeze", heads=False),
+    **OTHER_METRICS,
 }
-# MiB that a judge's activations may take where nothing else is said. On CPUs several images at once are no faster.
+# MiB that a judge's activations may take by default. On CPUs several images at once are no faster.
 MEMORY = {"cpu": 128, "cuda": 4096}
 
 
+def build_metric(name: str, weights: tuple = (), memory: int = 4 << 30, bgr: bool = False) -> PerceptualMetric:
+    """Build the perceptual metric METRICS[name], for images that are known to be in [-1,1].
+
+    Args:
+        weights: local backbone files.
+        memory: bytes for its activations; larger images are measured in tiles.
+        bgr: show LPIPS the channels in OpenCV's order.
+
+    Raises ValueError for an unknown name, weights that cannot be had and a metric that breaks the contract.
+    """
+    choose(name, METRICS, "perceptual metric")
+    options = {"bgr": True} if bgr and name in LPIPS_METRICS else {}
+    metric = check_metric(METRICS[name](weights=weights, memory=memory, check_range=False, **options), name)
+    if word_of(metric.name) != name:
+        raise ValueError(f"metric {name} calls itself {metric.name}; expected {name} in any case, see metrics/base.py")
+    return metric
+
+
+def build_judge(name: str, weights: tuple = (), memory: int = 4 << 30) -> PerceptualMetric:
+    """Build JUDGES[name]; otherwise as build_metric."""
+    choose(name, JUDGES, "judge")
+    return check_metric(JUDGES[name](weights=weights, memory=memory, check_range=False), name)
+
+
 def metric_of(judge: str) -> str:
-    """The metric that flatters whoever learned from a judge or a feature extractor: the one on the same network.
+    """The metric on the network of a judge or feature extractor; it flatters what learned from that.
 
     "lpips-alex-unweighted" -> "alex", "squeezenet:fire9" -> "squeeze", "resnet50:layer3" -> "resnet50", which is none.
     """
-    network = judge.removeprefix("lpips-").removesuffix("-unweighted").split(":")[0]
+    network = judge.split(":")[0].removeprefix("lpips-").removesuffix("-unweighted").removesuffix("-unnormalised")
     return {"alexnet": "alex", "squeezenet": "squeeze", "vgg16": "vgg"}.get(network, network)
 
 
@@ -44,5 +78,5 @@ def word_of(metric: str) -> str:
 
 
 def mark_biased(metric: str, judges: Iterable[str]) -> str:
-    """A metric's full name, with "(judge)" behind it where it flatters whoever learned from one of judges."""
+    """A metric's full name, with "(judge)" behind it if it flatters what learned from one of judges."""
     return f"{metric} (judge)" if word_of(metric) in map(metric_of, judges) else metric

@@ -3,37 +3,36 @@
 Wang, Simoncelli and Bovik, "Multiscale structural similarity for image quality assessment", Asilomar 2003.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .deep_features import RangeCheck, distance_to
+from .base import PerceptualMetric, ReferenceDistance
+from .deep_features import RangeCheck
+from .ops.chunks import ChunkedReferenceDistance
+from .ops.gaussian import WINDOW, gaussian_window
 
-_WINDOW, _SIGMA = 11, 1.5
 _SHARES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents of the five scales, fine to coarse
 _C1, _C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the range of values is 2
 _PIXEL_BYTES = 300  # activations that one image's pixel holds at the peak, with a gradient
 _LEAST = 1e-4  # a scale's similarity may be negative; its power has no derivative at 0
 
 
-class MSSSIM(nn.Module):
-    """forward(a, b), (B,3,H,W) RGB in [-1,1] -> 1 - MS-SSIM (B,), the mean over the channels; 0 where they are equal.
+class MSSSIM(PerceptualMetric):
+    """1 - MS-SSIM: a, b (B,3,H,W) RGB in [-1,1] -> (B,), the mean over the channels; 0 if a equals b.
 
     Images below 176 pixels have as many of the five scales as hold an 11x11 window, with exponents that add up to
-    the same sum. `name`, `min_size`, `memory` and `with_reference` are as in `DeepDistance`. Computed in float32, under
-    autocast too.
+    the same sum. Computed in float32, under autocast too. `memory` and `check_range` are as in `DeepDistance`.
     """
 
-    name, min_size = "1-MS-SSIM", _WINDOW
+    window: Tensor
 
     def __init__(self, memory: int = 4 << 30, check_range: bool = True) -> None:
-        super().__init__()
-        offsets = torch.arange(_WINDOW) - _WINDOW // 2
-        window = torch.exp(-offsets.square() / (2 * _SIGMA**2))
-        self.register_buffer("window", (window / window.sum()).repeat(3, 1, 1, 1))
-        self.chunk_pixels = (memory // _PIXEL_BYTES,) * 2
+        super().__init__("1-MS-SSIM", min_size=WINDOW)
+        self.register_buffer("window", gaussian_window(torch.float32).repeat(3, 1, 1, 1))
+        self.chunk_pixels = memory // _PIXEL_BYTES, memory // _PIXEL_BYTES
         self.check_range = RangeCheck(check_range)
 
     def blur(self, images: Tensor) -> Tensor:
@@ -45,19 +44,19 @@ class MSSSIM(nn.Module):
         found = []
         with torch.autocast(images.device.type, enabled=False):
             level = images.float()
-            while len(found) < 3 * len(_SHARES) and min(level.shape[-2:]) >= _WINDOW:
+            while len(found) < 3 * len(_SHARES) and min(level.shape[-2:]) >= WINDOW:
                 mean = self.blur(level)
                 found += [level, mean, self.blur(level.square()) - mean.square()]
                 level = F.avg_pool2d(level, 2)
         return found
 
-    def distance(self, images: Tensor, reference: list[Tensor]) -> Tensor:
-        """Images (N,3,H,W) and the statistics of B references, N a multiple of B -> (N,)."""
+    def compare(self, images: Tensor, reference: Sequence[Tensor]) -> Tensor:
+        """Images (N,3,H,W) and the statistics of B references, N a multiple of B -> distances (N,)."""
         scales = list(zip(reference[::3], reference[1::3], reference[2::3]))
         shares = [share * sum(_SHARES) / sum(_SHARES[: len(scales)]) for share in _SHARES[: len(scales)]]
         with torch.autocast(images.device.type, enabled=False):
             level = images.float()
-            similarity = 1.0
+            similarity = torch.ones((), device=images.device)
             for i, (of_reference, share) in enumerate(zip(scales, shares)):
                 r, r_mean, r_variance = (x.repeat(len(level) // len(x), 1, 1, 1) for x in of_reference)
                 mean = self.blur(level)
@@ -71,16 +70,16 @@ class MSSSIM(nn.Module):
                 level = F.avg_pool2d(level, 2)
         return 1 - similarity.mean(dim=1)
 
-    def with_reference(self, reference: Tensor) -> Callable[[Tensor], Tensor]:
-        """The distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B), once differentiable.
+    def with_reference(self, reference: Tensor) -> ReferenceDistance:
+        """Return the distance to reference (B,3,H,W): images (...,B,3,H,W) -> (...,B), once differentiable.
 
-        Raises ValueError where the reference is smaller than the window or its values are not in [-1,1].
+        Raises ValueError if the reference is smaller than the window or its values are not in [-1,1].
         """
-        if min(reference.shape[-2:]) < _WINDOW:
+        if min(reference.shape[-2:]) < WINDOW:
             size = "x".join(map(str, reference.shape[-2:]))
-            raise ValueError(f"images of {size}; MS-SSIM needs {_WINDOW} pixels each way, use larger ones")
+            raise ValueError(f"images of {size}; MS-SSIM needs {WINDOW} pixels each way, use larger ones")
         self.check_range(reference)
-        return distance_to(reference, self.statistics, self.distance, self.chunk_pixels)
+        return ChunkedReferenceDistance(reference, self.statistics, self.compare, self.chunk_pixels)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.with_reference(b)(a)

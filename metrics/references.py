@@ -65,7 +65,7 @@ class References:
         self.left = KEPT_BYTES
 
     def matches(self, metrics: Mapping, shave: int, device) -> bool:
-        """Whether these are references for the same."""
+        """True if these references are for the same metrics, shave and device."""
         same = self.metrics.keys() == metrics.keys() and all(self.metrics[name] is metrics[name] for name in metrics)
         return same and (self.shave, self.device) == (shave, torch.device(device))
 
@@ -88,7 +88,7 @@ class References:
 
 
 class ReferenceCache:
-    """Keeps the prepared images of the data set used last, for evaluations of several networks or epochs on it."""
+    """The prepared images of the data set used last, for several networks or epochs measured on it."""
 
     def __init__(self) -> None:
         self.pairs, self.latest = None, None

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import SRNetwork
+from .padding import padding_colour
 from .srresnet import init_small
-from .upsample import STEPS, check_scale
+from .upsample import STEPS
 
 RESIDUAL_SCALE = 0.2
 SLOPE = 0.2  # of the leaky ReLUs
@@ -47,19 +49,18 @@ class RRDB(nn.ModuleDict):
         return x + RESIDUAL_SCALE * y
 
 
-class RRDBNet(nn.Module):
+class RRDBNet(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    Raises ValueError where the scale is not 2, 3 or 4.
+    With padding=black it is theirs in [0,1] exactly: see models/padding.py. Raises ValueError where the scale is not 2,
+    3 or 4.
     """
 
-    def __init__(self, scale: int, channels: int = 64, blocks: int = 23, growth: int = 32) -> None:
-        super().__init__()
-        check_scale(scale, "RRDBNet")
-        self.scale = scale
-        self.feature_channels = channels
-        self.feature_scale = 1
-        self.receptive_radius = 15 * blocks + 4
+    def __init__(
+        self, scale: int, channels: int = 64, blocks: int = 23, growth: int = 32, padding: str = "grey"
+    ) -> None:
+        super().__init__(scale, feature_channels=channels, receptive_radius=15 * blocks + 4)
+        self.register_buffer("padding", padding_colour(padding), persistent=False)
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
@@ -69,24 +70,12 @@ class RRDBNet(nn.Module):
         self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward_features(self, lr: Tensor) -> Tensor:
-        """lr (B,3,h,w) -> the body's features before upsampling (B,channels,h,w)."""
-        x = self.conv_first(lr)
+        x = self.conv_first(lr - self.padding)
         return x + self.conv_body(self.body(x))
 
-    forward_body = forward_features
-
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
-        """The body's features and the lr they come from -> sr."""
         x = features
         for i, factor in enumerate(STEPS[self.scale], start=1):
             upsampled = F.interpolate(x, scale_factor=factor, mode="nearest")
             x = F.leaky_relu(self.get_submodule(f"conv_up{i}")(upsampled), SLOPE)
         return self.conv_last(F.leaky_relu(self.conv_hr(x), SLOPE))
-
-    def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """sr and the features it was made from, in one pass: what a second head on the body needs."""
-        features = self.forward_features(lr)
-        return self.forward_head(lr, features), features
-
-    def forward(self, lr: Tensor) -> Tensor:
-        return self.forward_with_features(lr)[0]

@@ -1,29 +1,33 @@
-"""A cell of a grid: one run of train.py in a folder of its own, and its evaluation by val.py in val.json there.
+"""A cell of a grid: one training by train.py in a folder of its own, and its evaluations by val.py.
 
 The folder tells how far a cell is, so that any process can go on with it: last.pt, train.py goes on from there;
-trained.txt (the command), the training came to its end; val.json beside it, finished.
+trained.txt (the command), the training came to its end; test_best.json and test_last.json beside it, evaluated.
+diverged.txt: the training was given up because nothing was finite any more; it would be again.
 """
 
 import ctypes
+import json
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import configs
 from configs import Config
 from metrics.judges import word_of
-from runs.atomic import atomic_write
+from runs.atomic import atomic_append, atomic_write
 from runs.evaluations import read_evaluations
 from runs.lock import RunFolderError, check_unlocked
 from training.evaluation import label_folders
 
 ROOT = Path(__file__).parents[1]
-TRAINED = "trained.txt"
+TRAINED, DIVERGED, SECONDS = "trained.txt", "diverged.txt", "seconds.txt"
+CHECKPOINTS = ("best", "last")  # of a training: at its best validation, and at its end
 PATIENCE = 60  # seconds that a training may take to finish its step and save; Slurm grants submitit's jobs 90
 # Settings that say where and how a run is done, not what: cells may differ in them.
 PLACEMENT = {
@@ -37,8 +41,9 @@ PLACEMENT = {
     "log_every",
     "save_every",
     "save_minutes",
+    "cache",
+    "cache_size",
 }
-KEYS = {"model", "scale", "seed"}  # what tells the cells of a grid from one another
 
 
 class Failed(Exception):
@@ -47,6 +52,7 @@ class Failed(Exception):
 
 def differing(one: Config, other: Config, besides: set[str] = frozenset()) -> list[str]:
     """The names of the settings in which two runs differ, where they run and those of `besides` left out."""
+    one, other = map(configs.absolute_paths, (one, other))
     names = [field.name for field in fields(Config) if field.name not in PLACEMENT | besides]
     return [name for name in names if getattr(one, name) != getattr(other, name)]
 
@@ -57,16 +63,14 @@ def saved_config(folder: Path) -> Config | None:
     return configs.from_mapping(configs.read_yaml(path), source=str(path)) if path.exists() else None
 
 
-def read_evaluation(folder: Path) -> dict | None:
-    """What val.py wrote of the best networks of the trained run in folder under its protocol, as if of one entry.
+def read_evaluation(folder: Path, which: str) -> dict | None:
+    """What val.py wrote of the `best` or `last` networks of the trained run in folder, as if of one entry.
 
     In `rows` the data set is named, and `per_image` holds the lists of each metric. None if missing or cut off.
     """
     try:
-        config = saved_config(folder)
-        entries = read_evaluations(folder / "val.json") if config and (folder / TRAINED).exists() else []
-        wanted = ("best", config and config.protocol, "fp32")
-        entries = [e for e in entries if (e["checkpoint"], e["protocol"], e.get("precision", "fp32")) == wanted]
+        entries = read_evaluations(folder / f"test_{which}.json") if (folder / TRAINED).exists() else []
+        entries = [entry for entry in entries if entry["checkpoint"] == which]
         rows = [row | {"dataset": e["dataset"], "per_image": _by_metric(row)} for e in entries for row in e["rows"]]
         return entries[0] | {"rows": rows} if rows else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -78,21 +82,62 @@ def _by_metric(row: dict) -> dict[str, list]:
     return {metric: [image[metric] for image in images] for metric in images[0]}
 
 
+def read_log(folder: Path) -> list[dict]:
+    """The lines of a run's log; none where there is no log."""
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def gave_up(folder: Path, code: int) -> bool:
+    """Whether a training that ended with this exit code did so because nothing was finite any more.
+
+    Either its last validation was not finite, or train.py stopped it (exit code 1) among losses that were not.
+    """
+    log = read_log(folder)
+    losses = [value for entry in log if "loss" in entry for value in entry["loss"].values()]
+    scores = [entry["PSNR-Y"] for entry in log if "validation" in entry]
+    return scores[-1:] == [None] or (code == 1 and losses[-1:] == [None])
+
+
+def in_a_file_name(text: str) -> str:
+    """text with what shells and file systems take for their own replaced: L1+TLW[wc=one] -> L1+TLW_wc=one."""
+    return re.sub(r"[^\w.+=,-]+", "_", text).strip("_")
+
+
 @dataclass(frozen=True, eq=False)  # a key of dicts, though Config is none
 class Cell:
-    """One training with its evaluation.
+    """One training, of one network with one loss, and its evaluations.
 
-    config: its settings; words: the flags of train.py that give them; folders: the data sets of the evaluation (none:
-    the settings' valpath); bgr: whether LPIPS sees them in the authors' channel order.
+    Args:
+        config: its settings.
+        words: the flags of train.py that give them.
+        folders: the data sets to evaluate it on; without any it is only trained.
+        bgr: LPIPS sees them in the authors' channel order.
+        label: the name that it is shown by, instead of its loss.
     """
 
     config: Config
     words: tuple[str, ...]
     folders: tuple[str, ...] = ()
     bgr: bool = False
+    label: str = ""
 
     def __str__(self):
-        return f"{self.config.model} x{self.config.scale} seed {self.config.seed}"
+        return f"{self.block} {self.label or self.loss} seed {self.config.seed}"
+
+    @property
+    def block(self) -> str:
+        """The network and its scale: what losses are compared in."""
+        return f"{self.network} x{self.config.scale}"
+
+    @property
+    def network(self) -> str:
+        """The network's name with its options, as --models has it."""
+        return network_name(self.config)
+
+    @property
+    def loss(self) -> str:
+        return self.config.losses[0]
 
     @property
     def folder(self) -> Path:
@@ -109,19 +154,29 @@ class Cell:
                 f"{configs.flag_of(name)} {shown}: {self.folder} was begun with {found}; take that, or another --out"
             )
 
-    def finished(self) -> bool:
-        """Whether it is trained, and evaluated on all its data sets as it should be."""
-        found = read_evaluation(self.folder)
-        if found is None:
+    def evaluated(self, which: str) -> bool:
+        """Whether its `best` or `last` network is evaluated on all the data sets, as it should be."""
+        found = read_evaluation(self.folder, which)
+        if found is None or found.get("protocol") != self.config.protocol or found.get("precision", "fp32") != "fp32":
             return False
-        names = label_folders(self.folders or self.config.valpath)
+        names = label_folders(self.folders)
         rows = [row for row in found["rows"] if row["dataset"] in names]
-        wanted = {(name, loss) for name in names for loss in ("bicubic", *self.config.variants)}
-        if not wanted <= {(row["dataset"], row["loss"]) for row in rows}:
+        if not set(names) <= {row["dataset"] for row in rows}:
             return False
         metrics = set.intersection(*(set(row["per_image"]) for row in rows))
         orders = {name.endswith("-BGR") for name in metrics if name.startswith("LPIPS-")}
         return set(self.config.metrics) <= set(map(word_of, metrics)) and orders <= {self.bgr}
+
+    def finished(self) -> bool:
+        """Whether nothing is left to do: it is trained and evaluated; if nothing is to be evaluated, or given up."""
+        if not self.folders:
+            return any((self.folder / name).exists() for name in (TRAINED, DIVERGED))
+        return (self.folder / TRAINED).exists() and all(map(self.evaluated, CHECKPOINTS))
+
+    def seconds(self) -> float:
+        """How long its training has taken so far, a process's beginning and the last validation included."""
+        path = self.folder / SECONDS
+        return sum(map(float, path.read_text().split())) if path.exists() else 0.0
 
     def in_use(self) -> bool:
         """Whether a training is going on in the folder."""
@@ -137,14 +192,20 @@ class Cell:
         if self.finished():
             return None
         if (folder / TRAINED).exists():
-            flags = ["--modelpath", str(folder), "--best", "--protocol", config.protocol]
-            flags += ["--folder", *self.folders] * bool(self.folders) + ["--lpips", *config.metrics] * bool(
-                config.metrics
-            )
+            which = next(which for which in CHECKPOINTS if not self.evaluated(which))
+            flags = ["--modelpath", str(folder), "--protocol", config.protocol, "--folder", *self.folders]
+            flags += ["--out", str(folder / f"test_{which}.json"), *["--best"] * (which == "best")]
+            flags += ["--metrics", *config.metrics] * bool(config.metrics)
             flags += ["--device", str(config.device)] * bool(config.device) + ["--bgr"] * self.bgr
             return [sys.executable, str(ROOT / "val.py"), *flags]
         begun = any((folder / name).exists() for name in ("last.pt", "previous.pt"))
         return [sys.executable, str(ROOT / "train.py"), *self.words, *["--load"] * begun]
+
+
+def network_name(config: Config) -> str:
+    """A network with its options in brackets: EDSR[blocks=8,channels=32]."""
+    options = ",".join(f"{name}={value}".replace(" ", "") for name, value in (config.model_options or {}).items())
+    return config.model + f"[{options}]" * bool(options)
 
 
 def _with_the_parent() -> None:
@@ -164,24 +225,41 @@ class Work:
         self.cell = cell
         self.child: subprocess.Popen | None = None
 
-    def __call__(self, asked: Callable[[], int | None] = lambda: None) -> None:
-        """Raises Failed where a command fails, or was ended by a signal. asked: says whether it shall stop."""
+    def __call__(self) -> None:
+        """Do all of it. Raises what progress does."""
+        for _ in self.progress():
+            time.sleep(0.1)
+
+    def progress(self, asked: Callable[[], int | None] = lambda: None) -> Iterator[None]:
+        """Do all of it, yielding again and again while a command runs.
+
+        asked: says whether it shall stop. Raises Failed where a command fails, or was ended by a signal.
+        """
         cell, before = self.cell, None
         while (command := cell.next_command()) is not None:
+            program = Path(command[1]).name
+            if (cell.folder / DIVERGED).exists():
+                raise Failed("diverged; take a lower --learning-rate, --warmup or --clip-grad and another --out")
             if command == before:
-                raise Failed(f"{Path(command[1]).name} left no {TRAINED if 'train.py' in command[1] else 'val.json'}")
-            if "train.py" in command[1] and "--load" not in command:
+                raise Failed(f"{program} did not leave what it should have")
+            if program == "train.py" and "--load" not in command:
                 for path in cell.folder.glob("best_*.pt"):  # without a last.pt nothing can go on from them
                     path.unlink()
-            code = self.run(command, asked)
+            began = time.monotonic()
+            code = yield from self.run(command, asked)
+            if program == "train.py" and cell.folder.exists():
+                atomic_append(cell.folder / SECONDS, f"{time.monotonic() - began:.1f}\n".encode())
+                if code in (0, 1) and gave_up(cell.folder, code):
+                    atomic_write(cell.folder / DIVERGED, (shlex.join(command) + "\n").encode())
+                    continue
             if code:
-                raise Failed(f"{Path(command[1]).name}: {reason(code)}")
-            if "train.py" in command[1]:
+                raise Failed(f"{program}: {reason(code)}")
+            if program == "train.py":
                 atomic_write(cell.folder / TRAINED, (shlex.join(command) + "\n").encode())
             before = command
 
-    def run(self, command: list[str], asked: Callable[[], int | None]) -> int:
-        """The exit code of a command, told to stop when `asked` says so, and never left behind."""
+    def run(self, command: list[str], asked: Callable[[], int | None]) -> Iterator[None]:
+        """Run a command, told to stop when `asked` says so, and never left behind; returns its exit code."""
         self.child = subprocess.Popen(command, preexec_fn=_with_the_parent)
         try:
             told = False
@@ -189,7 +267,7 @@ class Work:
                 if asked() and not told:
                     told = True
                     self.child.terminate()
-                time.sleep(0.1)
+                yield
             return self.child.returncode
         finally:
             self.stop()

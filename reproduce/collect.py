@@ -1,147 +1,298 @@
-"""The evaluations of a grid's cells, and the statistics of Table I: spread over seeds, wins of TLW, paired tests.
+"""The scores of a grid's cells: read from the cells, kept as CSV, and as the differences of two losses.
 
-What is compared is a loss with TLW against the plain one of the same run: same first weights, same batches.
+    images.csv      a row per network, scale, loss, seed, checkpoint (best, last), data set and image: its metrics
+    trainings.csv   a row per training: steps, learning rate, seconds
+    about.json      protocol, judges, set-up, what was left out
+
+From these files alone `python -m reproduce.report FOLDER` makes every table again.
 """
 
 import csv
-import math
-from collections.abc import Iterable
+import io
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import wilcoxon
 
 from configs import Config
+from data import list_images
+from runs.atomic import atomic_write
+from training.evaluation import label_folders
 
-from .cells import KEYS, Cell, differing, read_evaluation, saved_config
+from .cells import CHECKPOINTS, Cell, differing, network_name, read_evaluation, saved_config
 
 PAPER_FILE = Path(__file__).with_name("table1_paper.csv")
 RISING = ("PSNR-Y", "SSIM-Y")  # metrics of which more is better; of all others, less
 SAME = 1e-3  # by how much the bicubic rows of one image may differ between devices, in dB
+# Settings in which the cells of a grid may differ; equal time changes the last ones.
+OWN = {
+    "model",
+    "model_options",
+    "scale",
+    "seed",
+    "losses",
+    "learning_rate",
+    "steps",
+    "milestones",
+    "step_epochs",
+    "k_epochs",
+    "udl_epoch",
+    "pretrain_epochs",
+}
+KEYS = ("network", "scale", "loss", "seed", "checkpoint", "dataset")
 
 
-class Place(NamedTuple):
-    """What a block of Table I is about."""
+class Key(NamedTuple):
+    """What a row of scores is of; bicubic has no network, seed and checkpoint."""
 
-    dataset: str
+    network: str
     scale: int
-    model: str
+    loss: str
+    seed: int | None
+    checkpoint: str
+    dataset: str
 
 
-Scores = dict[str, dict[str, np.ndarray]]  # by loss and metric, (seeds, images)
+class Results(NamedTuple):
+    """All that is known of a grid's finished cells."""
 
-
-class Grid(NamedTuple):
-    """The evaluations of cells: scores by place, the seeds in the order of the scores' first axis, and the settings."""
-
-    scores: dict[Place, Scores]
-    seeds: dict[Place, list[int]]
-    config: Config  # of one of them
-    protocol: str
-    judges: list[str]
-    left_out: list[str]  # data sets that only some of the cells were evaluated on
+    scores: dict[Key, dict[str, np.ndarray]]  # by metric, (images,)
+    trainings: list[dict]
+    names: dict[str, list[str]]  # of each data set's images
+    about: dict
 
     @property
     def metrics(self) -> list[str]:
         """The names of all metrics that were measured."""
-        return list(dict.fromkeys(m for losses in self.scores.values() for of in losses.values() for m in of))
+        return list(dict.fromkeys(metric for scores in self.scores.values() for metric in scores))
+
+    def values(self, name: str) -> list:
+        """What a field of the keys takes in the trainings' rows, in the order of appearance."""
+        return list(dict.fromkeys(getattr(key, name) for key in self.scores if key.loss != "bicubic"))
 
 
-def read_grid(cells: Iterable[Cell], datasets: Iterable[str] = ()) -> Grid | None:
-    """The evaluations of the finished cells among those given (None: there is none) on the data sets that all share.
+def read_cells(
+    cells: Iterable[Cell], folders: Iterable[str] = (), seconds_per_step: Mapping = MappingProxyType({})
+) -> Results | None:
+    """The evaluations of the finished cells (None: there is none) on the data sets that all share.
 
-    datasets: only these.
-    Raises ValueError where they cannot stand in one table: other settings, another protocol, other images.
+    folders: only these data sets. Raises ValueError where they cannot stand in one table: other settings, another
+    protocol, other images.
     """
-    found = []
+    cells, found = list(cells), []
     for cell in cells:
-        evaluation, config = read_evaluation(cell.folder), saved_config(cell.folder)
-        if evaluation is None or config is None:
+        config = saved_config(cell.folder)
+        evaluations = {which: read_evaluation(cell.folder, which) for which in CHECKPOINTS}
+        if config is None or None in evaluations.values():
             continue
-        first = found[0] if found else (cell.folder, config, evaluation)
-        names = differing(config, first[1], KEYS)
-        for key, default in {"protocol": None, "precision": "fp32"}.items():
-            if evaluation.get(key, default) != first[2].get(key, default):
-                names = [f"{key} of val.json"]
+        found.append((cell, config, evaluations))
+        first, about, of_first = found[0]
+        names = differing(config, about, OWN)
+        for which, evaluation in evaluations.items():
+            for key, default in {"protocol": None, "precision": "fp32"}.items():
+                if evaluation.get(key, default) != of_first[which].get(key, default):
+                    names = [f"{key} of test_{which}.json"]
         if names:
             raise ValueError(
-                f"{cell.folder}: differs from {first[0]} in {', '.join(names)}; one table is of one "
+                f"{cell.folder}: differs from {first.folder} in {', '.join(names)}; one table is of one "
                 "set-up, name them apart with --models, --scales and --seeds"
             )
-        found.append((cell.folder, config, evaluation))
     if not found:
         return None
-    names = [{row["dataset"]: None for row in evaluation["rows"]} for *_, evaluation in found]
-    names = [[name for name in of if not datasets or name in datasets] for of in names]
-    common = [name for name in names[0] if all(name in of for of in names)]
-    left_out = sorted({name for of in names for name in of} - set(common))
+    labels = label_folders(folders)
+    sets = [[row["dataset"] for row in e["rows"]] for *_, evaluations in found for e in evaluations.values()]
+    every = dict.fromkeys(name for names in sets for name in names if not labels or name in labels)
+    common = [name for name in every if all(name in names for names in sets)]
     if not common:
         raise ValueError(
             f"no data set that all {len(found)} finished cells were evaluated on; start the grid again with --folder"
         )
-    parts: dict[Place, dict[int, dict[str, dict]]] = {}
-    for _, config, evaluation in found:
-        for row in evaluation["rows"]:
-            if row["dataset"] in common:
-                place = Place(row["dataset"], config.scale, config.model)
-                parts.setdefault(place, {}).setdefault(config.seed, {})[row["loss"]] = row["per_image"]
-    scores = {place: _stacked(by_seed, place) for place, by_seed in parts.items()}
-    _check_images(scores)
-    seeds = {place: sorted(by_seed) for place, by_seed in parts.items()}
-    judges = list(dict.fromkeys(judge for *_, evaluation in found for judge in evaluation["judge"].split()))
-    scores = dict(sorted(scores.items(), key=_paper_order))
-    return Grid(scores, seeds, found[0][1], found[0][2]["protocol"], judges, left_out)
-
-
-def _paper_order(item: tuple[Place, Scores]) -> tuple:
-    order = ["Urban100", "Set5", "Set14", "BSDS100", "Manga109"]
-    dataset, scale, model = item[0]
-    known = order.index(dataset) if dataset in order else len(order)
-    models = ("RCAN", "VDSR", "EDSR")
-    return known, dataset, scale, models.index(model) if model in models else len(models), model
-
-
-def _stacked(by_seed: dict[int, dict[str, dict]], place: Place) -> Scores:
-    """{seed: {loss: {metric: [score of each image]}}} -> {loss: {metric: (seeds, images)}}; None becomes NaN."""
-    runs = [by_seed[seed] for seed in sorted(by_seed)]
-    losses = [loss for loss in runs[0] if all(loss in run for run in runs)]
     scores = {}
-    for loss in losses:
-        metrics = [metric for metric in runs[0][loss] if all(metric in run[loss] for run in runs)]
-        values = {metric: [run[loss][metric] for run in runs] for metric in metrics}
-        if len({len(one) for many in values.values() for one in many}) > 1:
-            raise ValueError(
-                f"{place.dataset} x{place.scale}, {place.model}: the seeds were evaluated on different "
-                "numbers of images; evaluate all on the same"
-            )
-        scores[loss] = {metric: np.array(many, dtype=float) for metric, many in values.items()}
-    return scores
-
-
-def _check_images(scores: dict[Place, Scores]) -> None:
-    """Raise ValueError where bicubic scores show that one data set's name stood for different images."""
-    first: dict[tuple, tuple[str, np.ndarray]] = {}
-    for place, losses in scores.items():
-        for row in losses["bicubic"]["PSNR-Y"] if "bicubic" in losses else ():
-            model, wanted = first.setdefault(place[:2], (place.model, row))
-            if wanted.shape != row.shape or not np.allclose(wanted, row, atol=SAME, equal_nan=True):
-                raise ValueError(
-                    f"{place.dataset} x{place.scale}: bicubic scores of {place.model} and {model} differ: "
-                    "other images under the same name; evaluate all on the same"
+    for cell, config, evaluations in found:
+        for which, evaluation in evaluations.items():
+            for row in evaluation["rows"]:
+                own = (network_name(config), config.scale, cell.loss, config.seed, which)
+                key = Key(
+                    *(("", config.scale, "bicubic", None, "") if row["loss"] == "bicubic" else own), row["dataset"]
                 )
+                if row["dataset"] in common:
+                    new = {metric: np.array(values, dtype=float) for metric, values in row["per_image"].items()}
+                    _check_images(key, new, scores, cell)
+                    scores.setdefault(key, new)
+    config = found[0][1]
+    judges = dict.fromkeys(judge for *_, of in found for judge in of["best"]["judge"].split())
+    about = {
+        "protocol": found[0][2]["best"]["protocol"],
+        "judges": list(judges),
+        "set-up": _set_up(config),
+        "validation": " ".join(config.valpath),
+        "left out": [name for name in every if name not in common],
+        "lacking": [str(cell) for cell in cells if cell not in [one for one, *_ in found]],
+    }
+    trainings = [
+        {
+            "network": cell.network,
+            "scale": c.scale,
+            "loss": cell.loss,
+            "seed": c.seed,
+            "steps": c.steps or "",
+            "learning_rate": c.learning_rate,
+            "seconds": round(cell.seconds(), 1),
+            "seconds_per_step": seconds_per_step.get(cell.block, {}).get(cell.loss, ""),
+        }
+        for cell, c, _ in found
+    ]
+    sizes = {key.dataset: len(next(iter(of.values()))) for key, of in scores.items()}
+    names = {name: _image_names(labels.get(name), size) for name, size in sizes.items()}
+    return Results(scores, trainings, names, about)
 
 
-def read_paper(path: Path = PAPER_FILE) -> dict[tuple[Place, str], dict[str, float]]:
-    """The paper's Table I: {(place, loss): {"PSNR": ..., "LPIPS": ...}}, places of bicubic without a model."""
+def _image_names(folder: str | None, size: int) -> list[str]:
+    try:
+        names = [path.name for path in list_images(folder)] if folder else []
+    except ValueError:
+        names = []
+    return names if len(names) == size else [str(number) for number in range(size)]
+
+
+def _check_images(key: Key, new: dict[str, np.ndarray], scores: dict, cell: Cell) -> None:
+    """Raise ValueError where a data set's name stood for different images in different cells."""
+    sizes = {
+        len(values)
+        for other, of in [*scores.items(), (key, new)]
+        if other.dataset == key.dataset
+        for values in of.values()
+    }
+    same = len(sizes) == 1
+    if same and key.loss == "bicubic" and key in scores:
+        same = np.allclose(scores[key]["PSNR-Y"], new["PSNR-Y"], atol=SAME, equal_nan=True)
+    if not same:
+        raise ValueError(
+            f"{key.dataset} x{key.scale}: bicubic scores of {cell} and of a cell before it differ: other "
+            "images under the same name; evaluate all on the same"
+        )
+
+
+def _set_up(c: Config) -> str:
+    """One line on what was trained, so that nobody takes a short run for the paper's."""
+    length = f"{c.steps} steps" if c.steps else f"{c.endepoch - c.startepoch} epochs"
+    images = f"patches of {c.patch}" if c.patch else "whole images"
+    sets = " ".join(Path(path).name for path in c.trainpath)
+    return (
+        f"{length} of batch {c.batchsize} on {images} of {sets}; judge {c.judge}, M-step {c.m_step}, first weights "
+        f"{c.init}, schedule {c.schedule}, {c.precision}"
+    )
+
+
+def write(results: Results, folder: Path) -> None:
+    """The three files, each whole or not at all. Raises OSError."""
+    rows = []
+    for key, scores in results.scores.items():
+        for i, name in enumerate(results.names[key.dataset]):
+            shown = {metric: f"{values[i]:.8g}" for metric, values in scores.items()}
+            rows.append(key._asdict() | {"seed": "" if key.seed is None else key.seed, "image": name} | shown)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "images.csv", rows)
+    write_csv(folder / "trainings.csv", results.trainings)
+    atomic_write(folder / "about.json", (json.dumps(results.about, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Rows of the same or other names, whole or not at all. Raises OSError."""
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(path, lines.getvalue().encode())
+
+
+def read(folder: Path) -> Results:
+    """What `write` wrote. Raises ValueError where it is not there."""
+    for name in ("images.csv", "trainings.csv", "about.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: no {name}; expected the folder of a grid's results")
+    lists: dict[Key, dict[str, list]] = {}
+    names: dict[str, dict[str, None]] = {}
+    with open(folder / "images.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            row |= {"scale": int(row["scale"]), "seed": int(row["seed"]) if row["seed"] else None}
+            of = lists.setdefault(Key(*(row.pop(name) for name in KEYS)), {})
+            names.setdefault(list(lists)[-1].dataset, {})[row.pop("image")] = None
+            for metric, value in row.items():
+                if value:
+                    of.setdefault(metric, []).append(float(value))
+    scores = {key: {metric: np.array(values) for metric, values in of.items()} for key, of in lists.items()}
+    with open(folder / "trainings.csv", newline="") as file:
+        trainings = list(csv.DictReader(file))
+    return Results(
+        scores,
+        trainings,
+        {name: list(of) for name, of in names.items()},
+        json.loads((folder / "about.json").read_text()),
+    )
+
+
+# --- two losses against each other -----------------------------------------------------------------------------------
+
+
+def plain(loss: str) -> str:
+    """A loss without its own settings: L1+TLW[wc=one] -> L1+TLW."""
+    return loss.partition("[")[0]
+
+
+def pairs_of(losses: Iterable[str]) -> list[tuple[str, str]]:
+    """Each loss with what it builds on, as far as that is there: the loss without its settings, and its pixel term.
+
+    L1+TLW[wc=one] with L1+TLW and with L1; L1+TLW+DP with L1+DP; L1+UDL with L1.
+    """
+    losses, pairs = list(losses), []
+    for loss in losses:
+        own = plain(loss)
+        without = own.replace("+TLW", "") if "+TLW" in own else own.partition("+")[0]
+        pairs += [(loss, other) for other in dict.fromkeys((own, without)) if other != loss and other in losses]
+    return pairs
+
+
+def by_seed(results: Results, loss: str, metric: str, checkpoint: str) -> dict[tuple[str, int], dict[int, np.ndarray]]:
+    """The scores of a loss by network and scale, and by seed: (images,), those of all data sets one after another."""
+    found: dict[tuple[str, int], dict[int, list]] = {}
+    for key in sorted(results.scores, key=lambda key: key.dataset):
+        if (key.loss, key.checkpoint) == (loss, checkpoint) and metric in results.scores[key]:
+            seeds = found.setdefault((key.network, key.scale), {})
+            seeds.setdefault(key.seed, []).append(results.scores[key][metric])
+    order = [(network, scale) for network in results.values("network") for scale in sorted(results.values("scale"))]
+    return {
+        cell: {seed: np.concatenate(of) for seed, of in sorted(found[cell].items())} for cell in order if cell in found
+    }
+
+
+def gains(
+    results: Results, pair: tuple[str, str], metric: str, checkpoint: str = "best"
+) -> dict[tuple[str, int], np.ndarray]:
+    """By how much the first loss is better than the second, by network and scale: (seeds, images), seeds of both."""
+    one, other = (by_seed(results, loss, metric, checkpoint) for loss in pair)
+    sign = 1 if metric in RISING else -1
+    both = {cell: [seed for seed in one[cell] if seed in other.get(cell, {})] for cell in one}
+    return {
+        cell: sign * np.array([one[cell][seed] - other[cell][seed] for seed in seeds])
+        for cell, seeds in both.items()
+        if seeds
+    }
+
+
+def read_paper(path: Path = PAPER_FILE) -> dict[tuple[str, int, str, str], dict[str, float]]:
+    """The paper's Table I: {(network, scale, loss, data set): {"PSNR": ..., "LPIPS": ...}}, bicubic without network."""
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-    table: dict[tuple[Place, str], dict[str, float]] = {}
+    table: dict[tuple, dict[str, float]] = {}
     for row in csv.DictReader(lines):
-        model, loss = ("", "bicubic") if row["model"] == "bicubic" else (row["model"], row["loss"])
+        network, loss = ("", "bicubic") if row["model"] == "bicubic" else (row["model"], row["loss"])
         for name, value in row.items():
             dataset, _, metric = name.partition("_")
             if metric:
-                table.setdefault((Place(dataset, int(row["scale"]), model), loss), {})[metric] = float(value)
+                table.setdefault((network, int(row["scale"]), loss, dataset), {})[metric] = float(value)
     return table
 
 
@@ -149,107 +300,3 @@ def paper_metric(metric: str, protocol: str) -> str | None:
     """The column of the paper's Table I beside which a metric may stand; None: beside none."""
     columns = {"PSNR-Y": "PSNR", "LPIPS-vgg": "LPIPS", "LPIPS-vgg-BGR": "LPIPS"}
     return columns.get(metric) if protocol == "paper" else None
-
-
-def paper_value(paper: dict, place: Place, loss: str, metric: str, protocol: str) -> float | None:
-    """The paper's number for a network's mean score on a data set; None where it has none."""
-    place = place._replace(model="") if loss == "bicubic" else place
-    column = paper_metric(metric, protocol)
-    return paper.get((place, loss), {}).get(column) if column else None
-
-
-def mean_and_deviation(per_seed: np.ndarray) -> tuple[float, float | None]:
-    """The mean over seeds (seeds,) and their sample standard deviation, None where there is but one."""
-    return float(per_seed.mean()), float(per_seed.std(ddof=1)) if len(per_seed) > 1 else None
-
-
-def pairs_of(losses: Iterable[str]) -> list[tuple[str, str]]:
-    """The losses with TLW, each with the plain one it is compared to: L1+TLW with L1, L1+TLW+DP with L1+DP."""
-    losses = list(losses)
-    pairs = [(loss, loss.replace("+TLW", "")) for loss in losses if "+TLW" in loss]
-    return [pair for pair in pairs if pair[1] in losses]
-
-
-def gains(losses: Scores, pair: tuple[str, str], metric: str) -> np.ndarray | None:
-    """By how much the first loss of the pair is better than the second, (seeds, images); None where not measured."""
-    if any(metric not in losses.get(loss, {}) for loss in pair):
-        return None
-    difference = losses[pair[0]][metric] - losses[pair[1]][metric]
-    return difference if metric in RISING else -difference
-
-
-class Comparison(NamedTuple):
-    """TLW against the plain loss over images; gain > 0 is TLW's."""
-
-    gain: float
-    deviation: float | None  # over seeds; of one alone there is none
-    won: int  # images on which TLW is better, the mean over seeds taken
-    images: int
-    p: float  # Wilcoxon signed-rank, two-sided
-
-
-def compare(by_seed: np.ndarray) -> Comparison:
-    """The gains (seeds, images) of one network, tested: the pairs are the images, seeds are averaged first.
-
-    Seeds of one image are no independent pairs: each would count the same image again.
-    """
-    by_image = by_seed.mean(axis=0)
-    p = math.nan if np.isnan(by_image).any() else float(wilcoxon(by_image).pvalue) if by_image.any() else 1.0
-    return Comparison(*mean_and_deviation(by_seed.mean(axis=1)), int((by_image > 0).sum()), by_image.size, p)
-
-
-def compare_all(by_network: list[np.ndarray]) -> Comparison:
-    """The gains of several networks, (seeds, images) each, on the same images, tested once.
-
-    The pairs are again the images, each with its mean over networks and seeds: the same image in another network is no
-    new one. Without a deviation, for networks have their own.
-    """
-    by_image = np.mean([by_seed.mean(axis=0) for by_seed in by_network], axis=0)
-    return compare(by_image[None])
-
-
-def comparisons(grid: Grid) -> dict[tuple[str, str], dict[str, dict[tuple[str, int] | None, Comparison]]]:
-    """By pair of losses, metric, and model and scale (None: all of them); the images of all data sets together."""
-    result = {}
-    datasets = sorted({place.dataset for place in grid.scores})
-    networks = list(dict.fromkeys((place.model, place.scale) for place in grid.scores))
-    for pair in pairs_of(dict.fromkeys(loss for losses in grid.scores.values() for loss in losses)):
-        for metric in grid.metrics:
-            pooled = {}
-            for model, scale in networks:
-                parts = [gains(grid.scores[Place(dataset, scale, model)], pair, metric) for dataset in datasets]
-                if all(part is not None for part in parts):
-                    pooled[model, scale] = np.concatenate(parts, axis=1)
-            rows = {network: compare(by_seed) for network, by_seed in pooled.items()}
-            if len(pooled) > 1:
-                rows[None] = compare_all(list(pooled.values()))
-            if rows:
-                result.setdefault(pair, {})[metric] = rows
-    return result
-
-
-class Won(NamedTuple):
-    """In how many of the table's cells (data set x scale x model) the mean of TLW is the better one."""
-
-    won: int
-    cells: int
-    paper_won: int  # of the paper's numbers in those of these cells that it has
-    paper_cells: int
-
-
-def cells_won(grid: Grid, paper: dict) -> dict[tuple[str, str], dict[str, Won]]:
-    """By pair of losses and metric; a tie is no win."""
-    result: dict[tuple[str, str], dict[str, Won]] = {}
-    for place, losses in grid.scores.items():
-        for pair in pairs_of(losses):
-            for metric in grid.metrics:
-                by_seed = gains(losses, pair, metric)
-                if by_seed is None:
-                    continue
-                theirs = [paper_value(paper, place, loss, metric, grid.protocol) for loss in pair]
-                has = None not in theirs
-                theirs_won = has and (theirs[0] > theirs[1] if metric in RISING else theirs[0] < theirs[1])
-                counts = (by_seed.mean() > 0, 1, theirs_won, has)
-                before = result.setdefault(pair, {}).get(metric, (0, 0, 0, 0))
-                result[pair][metric] = Won(*(int(a + b) for a, b in zip(before, counts)))
-    return result

@@ -27,6 +27,7 @@ import configs
 from configs import Config
 from data import PairedDataset
 from losses import Target, weight_criterion
+from losses.tlw import mix
 from metrics.judges import JUDGES
 from models.bicubic import Bicubic
 
@@ -48,7 +49,7 @@ def image_patches(pairs: PairedDataset, size: int) -> list[tuple[Tensor, Tensor]
         rows, columns = min(size, height), min(size, width)
         for top in range(0, height - rows + 1, rows):
             for left in range(0, width - columns + 1, columns):
-                patches.append(pairs.window(i, (top, left), (rows, columns)))
+                patches.append(pairs.crop(i, (top, left), (rows, columns)))
     return patches
 
 
@@ -58,8 +59,7 @@ def observe(judge, sr: Tensor, hr: Tensor, weights: list[Tensor]) -> dict[str, T
     distances, criteria, grads = [target.distance(sr)], [], []
     for w in weights:
         w = w.clone().requires_grad_(True)
-        gap = w.detach() * (hr - sr)
-        distances += [target.distance(sr + gap), target.distance(hr - gap)]
+        distances += map(target.distance, mix(w.detach(), sr, hr))
         criterion = weight_criterion(w, sr, target)
         grads.append(torch.autograd.grad(-criterion.log().sum(), w)[0].flatten())
         criteria.append(criterion.detach())

@@ -126,9 +126,3 @@ def draw_weights(sr: Tensor, hr: Tensor, k: Tensor, random: np.random.Generator)
     p = torch.sigmoid(torch.cat(maps))
     mu = torch.cat([fixed_sum(one[None], float(share)) for one, share in zip(p, k.flatten())])
     return relaxed_bernoulli(mu, torch.rand_like(mu))
-
-
-def mix(w: Tensor, sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
-    """x_w and x_{1-w} of Eq. (4): sr repaired where w is 1, and everywhere else."""
-    gap = w * (hr - sr)
-    return sr + gap, hr - gap

@@ -1,56 +1,159 @@
-"""The collected grid as tables to read and as JSON, CSV and Markdown."""
+"""The tables of a grid's results: scores, costs, and each loss against what it builds on.
 
-import csv
-import json
+python -m reproduce.report checkpoints/grid                          the tables, from the files that the grid wrote
+python -m reproduce.report checkpoints/grid --compare L1+UDL L1+TLW --checkpoint last
+"""
+
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from tabulate import tabulate
 
+import configs
 from metrics.judges import mark_biased
 from runs.atomic import atomic_write
-from runs.log import json_safe
 
-from .collect import RISING, Grid, cells_won, comparisons, mean_and_deviation, paper_value
+from . import collect
+from .collect import RISING, Key, Results
+from .statistics import LEAST, compare, holm, null_rates
 
 CITED = "arXiv 2301.10575"
 
 
-def score_rows(grid: Grid, paper: dict) -> list[dict]:
-    """One row for each network on each data set: of every metric its mean, deviation over seeds, and the paper's."""
+def add_flags(parser) -> None:
+    """The flags that say what is compared."""
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("LOSS", "OTHER"),
+        help="these instead of each loss against what it builds on; may be given again",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="which networks are compared: those of the best validation, or of the end (default: best)",
+    )
+    parser.add_argument(
+        "--null",
+        metavar="LOSS",
+        help="this loss against itself under other seeds: the first half of its seeds against the second",
+    )
+
+
+def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:
+    """The mean over seeds and their sample standard deviation, None where there is but one."""
+    values = np.array(list(values))
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def score_rows(results: Results, paper: dict) -> list[dict]:
+    """A row per data set, scale, network, loss and checkpoint: of each metric its mean and deviation over seeds."""
+    groups: dict[tuple, list[Key]] = {}
+    for key in results.scores:
+        groups.setdefault((key.dataset, key.scale, key.network, key.loss, key.checkpoint), []).append(key)
+    datasets = list(dict.fromkeys(key.dataset for key in results.scores))
+    networks = results.values("network")
+    losses = [*results.values("loss"), "bicubic"]
+
+    def place(group) -> tuple:
+        dataset, scale, network, loss, checkpoint = group
+        return (
+            datasets.index(dataset),
+            scale,
+            networks.index(network) if network else len(networks),
+            losses.index(loss),
+            checkpoint,
+        )
+
     rows = []
-    for place, losses in grid.scores.items():
-        rows += [_score_row(grid, paper, place, loss, losses[loss]) for loss in losses if loss != "bicubic"]
-        last = [other for other in grid.scores if other[:2] == place[:2]][-1]
-        if "bicubic" in losses and place == last:  # the same for all networks
-            rows.append(_score_row(grid, paper, place, "bicubic", losses["bicubic"]) | {"model": "", "seeds": None})
+    for group in sorted(groups, key=place):
+        dataset, scale, network, loss, checkpoint = group
+        of = [results.scores[key] for key in groups[group]]
+        row = {
+            "dataset": dataset,
+            "images": len(results.names[dataset]),
+            "scale": scale,
+            "network": network,
+            "loss": loss,
+            "checkpoint": checkpoint,
+            "seeds": len(of) if checkpoint else None,
+        }
+        for metric in results.metrics:
+            if all(metric in scores for scores in of):
+                row[metric], row[f"{metric} sd"] = mean_and_deviation(scores[metric].mean() for scores in of)
+                column = collect.paper_metric(metric, results.about["protocol"])
+                if checkpoint != "last" and column:
+                    row[f"{metric} paper"] = paper.get((network, scale, loss, dataset), {}).get(column)
+        rows.append(row)
     return rows
 
 
-def _score_row(grid: Grid, paper: dict, place, loss: str, scores: dict) -> dict:
-    images = next(iter(scores.values())).shape[1]
-    row = {**place._asdict(), "loss": loss, "images": images, "seeds": len(grid.seeds[place])}
-    for metric in grid.metrics:
-        if metric in scores:
-            mean, deviation = mean_and_deviation(scores[metric].mean(axis=1))
-            row[metric], row[f"{metric} sd"] = mean, None if loss == "bicubic" else deviation
-            row[f"{metric} paper"] = paper_value(paper, place, loss, metric, grid.protocol)
-    return row
+def comparison_rows(results: Results, args) -> list[dict]:
+    """A row per pair of losses, metric, and network with its scale, then all of them; p adjusted over all rows."""
+    pairs = [tuple(pair) for pair in args.compare] or collect.pairs_of(results.values("loss"))
+    for loss in {loss for pair in pairs for loss in pair}:
+        configs.choose(loss, results.values("loss"), "loss among the finished cells")
+    rows = []
+    other = "last" if args.checkpoint == "best" else "best"
+    for pair in pairs:
+        for metric in results.metrics:
+            by_cell = collect.gains(results, pair, metric, args.checkpoint)
+            beside = collect.gains(results, pair, metric, other)
+            blocks = {cell: {cell: by_cell[cell]} for cell in by_cell} | (
+                {("all", "all"): by_cell} if len(by_cell) > 1 else {}
+            )
+            for (network, scale), block in blocks.items():
+                at_other = np.concatenate([beside[cell] for cell in block]).mean()
+                rows.append(
+                    {
+                        "loss": pair[0],
+                        "against": pair[1],
+                        "metric": metric,
+                        "network": network,
+                        "scale": scale,
+                        "checkpoint": args.checkpoint,
+                        **compare(block)._asdict(),
+                        f"gain {other}": float(at_other),
+                    }
+                )
+    adjusted = iter(holm(np.array([row["p"] for row in rows if not math.isnan(row["p"])])).tolist() if rows else ())
+    for row in rows:
+        row["p Holm"] = math.nan if math.isnan(row["p"]) else next(adjusted)
+    return rows
 
 
-def _header(grid: Grid, metric: str) -> str:
-    return f"{mark_biased(metric, grid.judges)} {'↑' if metric in RISING else '↓'}"
+def null_rows(results: Results, args) -> list[dict]:
+    """A row per metric of args.null against itself: one comparison, and how often such ones mislead."""
+    configs.choose(args.null, results.values("loss"), "loss among the finished cells")
+    rows = []
+    for metric in results.metrics:
+        cells = collect.by_seed(results, args.null, metric, args.checkpoint)
+        half = min(map(len, cells.values())) // 2
+        configs.expect(half > 0, "null", args.null, "two seeds of it or more in each cell, raise --seeds")
+        whole = {cell: np.array([*seeds.values()][: 2 * half]) for cell, seeds in cells.items()}
+        compared = compare({cell: of[:half] - of[half:] for cell, of in whole.items()})
+        rows.append({"loss": args.null, "metric": metric, **compared._asdict(), **null_rates(whole)})
+    return rows
 
 
-def _number(value: float | None, deviation: float | None = None, sign: str = "") -> str:
+def _header(results: Results, metric: str) -> str:
+    return f"{mark_biased(metric, results.about['judges'])} {'↑' if metric in RISING else '↓'}"
+
+
+def _number(value: float | None, deviation: float | None = None) -> str:
     if value is None:
         return ""
     if not math.isfinite(value):
         return "not finite"
-    return f"{value:{sign}.4f}" + (f" ± {deviation:.4f}" if deviation is not None else "")
+    return f"{value:.4f}" + (f" ± {deviation:.4f}" if deviation is not None else "")
 
 
-def _without_repeats(lines: list[list[str]], columns: int) -> list[list[str]]:
+def without_repeats(lines: list[list[str]], columns: int) -> list[list[str]]:
     """The lines with what stands in the line above left out of their first columns."""
     shown, above = [], [""] * columns
     for line in lines:
@@ -62,144 +165,198 @@ def _without_repeats(lines: list[list[str]], columns: int) -> list[list[str]]:
 
 def _table(lines: list[list[str]], headers: list[str], left: int, style: str) -> str:
     align = ("left",) * left + ("right",) * (len(headers) - left)
-    return tabulate(lines, headers, tablefmt=style, disable_numparse=True, colalign=align)
+    return tabulate(without_repeats(lines, left - 1), headers, tablefmt=style, disable_numparse=True, colalign=align)
 
 
-def scores_table(grid: Grid, rows: list[dict], style: str) -> str:
+def scores_table(results: Results, rows: list[dict], style: str) -> str:
     """The mean scores ± standard deviation over seeds, the paper's numbers beside those that it has."""
-    headers = ["data set (images)", "scale", "model", "loss", "n"]
-    beside = {metric for metric in grid.metrics if any(row.get(f"{metric} paper") is not None for row in rows)}
-    for metric in grid.metrics:
-        headers += [_header(grid, metric), *["paper"] * (metric in beside)]
+    beside = {metric for metric in results.metrics if any(row.get(f"{metric} paper") is not None for row in rows)}
+    headers = ["data set (images)", "scale", "network", "loss", "at", "n"]
+    for metric in results.metrics:
+        headers += [_header(results, metric), *["paper"] * (metric in beside)]
     lines = []
     for row in rows:
         line = [
             f"{row['dataset']} ({row['images']})",
             f"×{row['scale']}",
-            row["model"],
+            row["network"],
             row["loss"],
+            row["checkpoint"],
             str(row["seeds"] or ""),
         ]
-        for metric in grid.metrics:
+        for metric in results.metrics:
             line.append(_number(row.get(metric), row.get(f"{metric} sd")))
             line += [_number(row.get(f"{metric} paper"))] * (metric in beside)
         lines.append(line)
-    return _table(_without_repeats(lines, 3), headers, 4, style)
+    return _table(lines, headers, 5, style)
 
 
-def comparison_table(grid: Grid, tests: dict, style: str) -> str:
-    """TLW against the plain loss in each metric: by network and for all, gain, images won and the test's p."""
+def costs_table(results: Results, style: str) -> str:
+    """Steps, learning rate and time of a training of each loss; seconds on this grid's machine, as busy as it was."""
+    groups: dict[tuple, list[dict]] = {}
+    for training in results.trainings:
+        groups.setdefault((training["network"], training["scale"], training["loss"]), []).append(training)
     lines = []
-    for pair, by_metric in tests.items():
-        for metric, by_network in by_metric.items():
-            for network, found in by_network.items():
-                model, scale = (network[0], f"×{network[1]}") if network else ("all", "all")
-                gain = _number(found.gain, found.deviation, "+")
-                p = "" if math.isnan(found.p) else f"{found.p:.2g}"
-                won = f"{found.won} of {found.images}"
-                lines.append([" against ".join(pair), _header(grid, metric), scale, model, gain, won, p])
-    headers = ["TLW", "metric", "scale", "model", "gain", "images won", "p"]
-    return _table(_without_repeats(lines, 3), headers, 4, style)
+    for (network, scale, loss), of in groups.items():
+        seconds, _ = mean_and_deviation(float(training["seconds"]) for training in of)
+        per_step = of[0]["seconds_per_step"]
+        lines.append(
+            [
+                network,
+                f"×{scale}",
+                loss,
+                str(of[0]["steps"]),
+                str(of[0]["learning_rate"]),
+                f"{seconds:.0f}",
+                f"{float(per_step):.3g}" if per_step else "",
+            ]
+        )
+    return _table(lines, ["network", "scale", "loss", "steps", "rate", "seconds", "s/step, measured"], 3, style)
 
 
-def won_table(grid: Grid, rows: dict, style: str) -> str:
-    """In how many data sets x scales x models the mean of TLW is the better one, and in how many in the paper."""
+def _shown(row: dict) -> list[str]:
+    """Gain, interval, wins and p of a comparison."""
+    bounds = "" if math.isnan(row["low"]) else f"{row['low']:+.2g} to {row['high']:+.2g}"
+    won = "" if math.isnan(row["p"]) else f"{row['won']} of {row['pairs']}"
+    return [f"{row['gain']:+.3g}", bounds, won, "" if math.isnan(row["p"]) else f"{row['p']:.2g}"]
+
+
+def comparison_table(results: Results, rows: list[dict], style: str) -> str:
+    """A loss against another in each metric: by network and for all, gain, interval, trainings won and p."""
     lines = []
-    for pair, by_metric in rows.items():
-        line = [" against ".join(pair)]
-        for metric in grid.metrics:
-            won = by_metric.get(metric)
-            paper = f" (paper {won.paper_won} of {won.paper_cells})" if won and won.paper_cells else ""
-            line.append(f"{won.won} of {won.cells}{paper}" if won else "")
-        lines.append(line)
-    return _table(lines, ["table cells won", *(_header(grid, metric) for metric in grid.metrics)], 1, style)
+    for row in rows:
+        scale = row["scale"] if row["scale"] == "all" else f"×{row['scale']}"
+        other = next(name for name in row if name.startswith("gain "))
+        p = "" if math.isnan(row["p Holm"]) else f"{row['p Holm']:.2g}"
+        lines.append(
+            [
+                f"{row['loss']} against {row['against']}",
+                _header(results, row["metric"]),
+                row["network"],
+                scale,
+                *_shown(row),
+                p,
+                f"{row[other]:+.3g}",
+            ]
+        )
+    at = rows[0]["checkpoint"]
+    other = "last" if at == "best" else "best"
+    headers = [
+        "loss",
+        "metric",
+        "network",
+        "scale",
+        f"gain ({at})",
+        "95 % interval",
+        "trainings won",
+        "p",
+        "p (Holm)",
+        f"gain ({other})",
+    ]
+    return _table(lines, headers, 4, style)
 
 
-def set_up(grid: Grid) -> str:
-    """One line on what was trained, so that nobody takes a short run for the paper's."""
-    c = grid.config
-    options = " ".join(f"{name}={value}" for name, value in (c.model_options or {}).items())
-    length = f"{c.steps} steps" if c.steps else f"{c.endepoch - c.startepoch} epochs"
-    images = f"patches of {c.patch}" if c.patch else "whole images"
-    return (
-        f"{length} of batch {c.batchsize} on {images} of {' '.join(c.trainpath)}; judge {c.judge}, "
-        f"M-step {c.m_step}, first weights {c.init}, {c.precision}{'; networks: ' + options if options else ''}"
-    )
+def null_table(results: Results, rows: list[dict], style: str) -> str:
+    """A loss against itself: one comparison, and what random pairings find."""
+    lines = [
+        [
+            f"{row['loss']} against itself",
+            _header(results, row["metric"]),
+            *_shown(row),
+            "" if math.isnan(row["false positives"]) else f"{row['false positives']:.1%}",
+            f"{row['coverage']:.1%}",
+        ]
+        for row in rows
+    ]
+    headers = ["loss", "metric", "gain", "95 % interval", "trainings won", "p", "p ≤ 5 %", "interval holds 0"]
+    return _table(lines, headers, 2, style)
 
 
-def notes(grid: Grid, rows: list[dict], tests: dict) -> list[str]:
+def notes(results: Results, rows: list[dict], tests: list[dict], null: list[dict]) -> list[str]:
     """What a reader must know to read the tables rightly."""
-    lines = ["n: seeds. Scores are means over images, then over seeds, ± the seeds' sample standard deviation."]
-    if any(row.get(f"{metric} paper") is not None for row in rows for metric in grid.metrics):
-        lines.append(f"paper: Table I of {CITED}, one run of each network, 100 epochs on T91, BSDS200 and General100.")
-    elif grid.protocol != "paper":
-        lines.append(f"No numbers of the paper beside protocol {grid.protocol}: they are of protocol paper.")
-    if "LPIPS-vgg" in grid.metrics and grid.protocol == "paper":
-        lines.append("The paper's LPIPS sees channels as BGR: --bgr.")
-    if grid.left_out:
-        lines.append(f"Left out, for some of the cells were not evaluated on it: {', '.join(grid.left_out)}.")
+    about = results.about
+    lines = [
+        "n: trainings (seeds). Scores are means over images, then over seeds, ± the seeds' sample standard deviation. "
+        f"best: the epoch of the best validation, on {about['validation']}, none of them a test image; last: the end."
+    ]
+    if any(row.get(f"{metric} paper") is not None for row in rows for metric in results.metrics):
+        lines.append(
+            f"paper: Table I of {CITED}, one run of each network, 100 epochs on T91, BSDS200 and General100, its "
+            "best chosen on Set5."
+        )
+    if about["left out"]:
+        lines.append(f"Left out, for some of the cells were not evaluated on it: {', '.join(about['left out'])}.")
     if tests:
-        least = min(found.images for by in tests.values() for rows in by.values() for found in rows.values())
         lines.append(
-            "gain: by how much TLW is better than the plain loss (less, for ↓), mean over the images of all "
-            "data sets ± the seeds' deviation."
+            "gain: by how much the loss is better (less, for ↓), mean over trainings and the images of all data "
+            "sets. A training is compared with that of the other loss of the same seed. The interval is for "
+            "other trainings and other images like these, p (sign flips of trainings) for other trainings, on "
+            "these images; p (Holm) is corrected for all p of the table."
         )
+        lines += _what_is_missing(tests)
+    if null:
         lines.append(
-            "p: Wilcoxon's signed-rank test, two-sided, not corrected for how many there are. The pairs are "
-            "the images, seeds averaged first (in `all`, networks too): it says whether the gain holds over "
-            "images; the ± says whether it holds over trainings."
+            "Nothing is there to be found: p should be at most 5 % in at most 5 % of all pairings, and the interval "
+            "should hold 0 in 95 %. The percentages are of random pairings of these trainings, which is more than "
+            "one comparison says and less than as many independent ones."
         )
-        if least < 6:
-            lines.append(f"With {least} images no p can be below {2 / 2**least:.2g}.")
     return lines
 
 
-def text(grid: Grid, paper: dict, lacking: list[str], style: str = "simple") -> str:
+def _what_is_missing(tests: list[dict]) -> list[str]:
+    tested = [row["pairs"] for row in tests if not math.isnan(row["p"])]
+    if min(row["seeds"] for row in tests) < 2:
+        return ["One seed: chance between trainings is unknown, so no test and no winner; add --seeds 2 or more."]
+    if not tested:
+        return [f"Fewer than {LEAST} trainings of a loss: the interval alone, no test; add --seeds."]
+    least = len(tested) * 2 / 2 ** max(tested)
+    if least <= 0.05:
+        return []
+    found = f"With {max(tested)} trainings and {len(tested)} tests no p (Holm) can be below {least:.2g}"
+    return [f"{found}; add --seeds, or --compare only what the question is."]
+
+
+def text(results: Results, args, paper: dict, style: str = "simple") -> str:
     """All tables with what must be known to read them, for the terminal or (style github) as Markdown."""
-    rows, tests, won = score_rows(grid, paper), comparisons(grid), cells_won(grid, paper)
-    parts = [f"Protocol {grid.protocol}; {set_up(grid)}", scores_table(grid, rows, style)]
-    if tests:
-        parts += [comparison_table(grid, tests, style), won_table(grid, won, style)]
-    parts.append("\n".join(f"- {line}" if style == "github" else line for line in notes(grid, rows, tests)))
-    if lacking:
+    rows, tests = score_rows(results, paper), comparison_rows(results, args)
+    null = null_rows(results, args) if args.null else []
+    parts = [
+        f"Protocol {results.about['protocol']}; {results.about['set-up']}",
+        scores_table(results, rows, style),
+        costs_table(results, style),
+    ]
+    parts += [comparison_table(results, tests, style)] if tests else []
+    parts += [null_table(results, null, style)] if null else []
+    found = notes(results, rows, tests, null)
+    parts.append("\n".join(f"- {line}" if style == "github" else line for line in found))
+    if lacking := results.about["lacking"]:
         parts.append(f"Not there yet, {len(lacking)} of the grid's cells: {', '.join(lacking)}")
     return "\n\n".join(parts)
 
 
-def write(path: Path, grid: Grid, paper: dict, lacking: list[str]) -> None:
-    """The tables as path.json (all of it), path.csv (the scores) and path.md, each whole or not at all."""
-    rows, tests, won = score_rows(grid, paper), comparisons(grid), cells_won(grid, paper)
-    result = {
-        "protocol": grid.protocol,
-        "set-up": set_up(grid),
-        "judges": grid.judges,
-        "lacking": lacking,
-        "seeds": [{**place._asdict(), "seeds": seeds} for place, seeds in grid.seeds.items()],
-        "scores": rows,
-        "comparisons": [
-            {
-                "loss": pair[0],
-                "against": pair[1],
-                "model": network and network[0],
-                "scale": network and network[1],
-                "metric": metric,
-                **found._asdict(),
-            }
-            for pair, by in tests.items()
-            for metric, of in by.items()
-            for network, found in of.items()
-        ],
-        "cells won": [
-            {"loss": pair[0], "against": pair[1], "metric": metric, **found._asdict()}
-            for pair, of in won.items()
-            for metric, found in of.items()
-        ],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    json_text = json.dumps(json_safe(result), indent=1, ensure_ascii=False)
-    atomic_write(path.with_suffix(".json"), (json_text + "\n").encode())
-    atomic_write(path.with_suffix(".md"), (text(grid, paper, lacking, "github") + "\n").encode())
-    with open(path.with_suffix(".csv"), "w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+def write(results: Results, args, paper: dict, folder: Path) -> list[Path]:
+    """Write the tables in folder as tables.md, scores.csv and comparisons.csv; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "tables.md", folder / "scores.csv"]
+    atomic_write(paths[0], (text(results, args, paper, "github") + "\n").encode())
+    collect.write_csv(paths[1], score_rows(results, paper))
+    if tests := comparison_rows(results, args):
+        paths.append(folder / "comparisons.csv")
+        collect.write_csv(paths[-1], tests)
+    return paths
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = configs.OneLineParser(prog="reproduce.report", description="The tables of a grid's results.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="with images.csv, trainings.csv and about.json")
+    add_flags(parser)
+    parser.add_argument("--paper", action="store_true", help="the numbers of the paper's Table I beside ours")
+    args = parser.parse_args(argv)
+    with configs.one_line_errors("reproduce.report"):
+        results, paper = collect.read(args.folder), collect.read_paper() if args.paper else {}
+        print(text(results, args, paper))
+        print("\nwritten: " + ", ".join(map(str, write(results, args, paper, args.folder))))
+
+
+if __name__ == "__main__":
+    main()

@@ -19,11 +19,12 @@ from tqdm import tqdm
 import configs
 from configs import Config
 from data import PairedDataset
+from losses.tlw import mix
 from metrics.perceptual import LPIPS
 from metrics.tiny import TINY_FILE, WIDTHS, Tiny
 from models.bicubic import Bicubic
 
-from .judge_inputs import distort, draw_weights, endless_batches, mix, train_generators
+from .judge_inputs import distort, draw_weights, endless_batches, train_generators
 from .judge_lesson import Lesson, fresh_student, learn_first_layer
 
 SMALL = {"patch": 48, "batchsize": 8, "learning_rate": 4e-4}

@@ -19,8 +19,12 @@ CHECKPOINTS = Path("checkpoints")
 
 
 def next_run_dir(model: str, scale: int, root: Path = CHECKPOINTS) -> Path:
-    """The folder that a new run gets when none is named: CHECKPOINTS/MODEL_xSCALE_NUMBER, the number not taken yet."""
-    stem = f"{model}_x{scale}_"
+    """The folder that a new run gets when none is named: CHECKPOINTS/MODEL_xSCALE_NUMBER, the number not taken yet.
+
+    MODEL of spandrel:FILE is the file's name.
+    """
+    name = re.sub(r"[^\w.+-]", "_", Path(model).stem) if model.startswith("spandrel:") else model
+    stem = f"{name}_x{scale}_"
     taken = [int(m[1]) for p in root.glob(stem + "*") if (m := re.fullmatch(re.escape(stem) + r"(\d+)", p.name))]
     return root / f"{stem}{max(taken, default=0) + 1:03d}"
 
@@ -44,9 +48,10 @@ def checkpoint_stamp(run: Path) -> tuple[int, int] | None:
     return stat.st_ino, stat.st_mtime_ns
 
 
-def newest_run_dir(root: Path = CHECKPOINTS) -> Path:
-    """The run that was last written to. Raises ValueError where there is none."""
-    runs = [path.parent for name in ("last", "previous", "best_*") for path in root.glob(f"*/{name}.pt")]
+def newest_run_dir(root: Path = CHECKPOINTS, resumable: bool = False) -> Path:
+    """The run that was last written to (resumable: of those with a last.pt). Raises ValueError if there is none."""
+    names = ("last", "previous") if resumable else ("last", "previous", "best_*")
+    runs = [path.parent for name in names for path in root.glob(f"*/{name}.pt")]
     if not runs:
         raise ValueError(f"no run in {root.resolve()}; train one with train.py, or name a folder with --modelpath")
     return max(runs, key=lambda run: max(path.stat().st_mtime_ns for path in run.glob("*.pt")))

@@ -209,7 +209,7 @@ def test_a_run_on_several_folders_with_judge_and_other(run, images, squeeze_file
         }
     net = SR_MODELS["EDSR"](scale=4, blocks=1, channels=8)
     best, last = load_checkpoint(run / "best_L1.pt"), load_checkpoint(run / "last.pt")["learners"]["L1"]
-    net.load_state_dict((best if which == "best" else last)["net"])
+    net.load_state_dict((best if which == "best" else last)["sr_network"])
     names = ["PSNR-Y", "SSIM-Y", "LPIPS-alex", "LPIPS-squeeze"]
     rows = [(entry["dataset"], row) for entry in entries for row in entry["rows"]]
     for (dataset, row), (of, _, loss) in zip(rows, table_of(out), strict=True):
@@ -240,7 +240,7 @@ def test_best_and_last_are_different_networks(run, capsys):
     rows = {}
     last = load_checkpoint(run / "last.pt")
     best = load_checkpoint(run / "best_L1.pt")
-    best["net"] = {name: value * 0.5 for name, value in best["net"].items()}
+    best["sr_network"] = {name: value * 0.5 for name, value in best["sr_network"].items()}
     save_checkpoint(best, run / "best_L1.pt")
     for flags in ([], ["--best"]):
         val.main(["--modelpath", str(run), "--lpips", "--device", "cpu", *flags])

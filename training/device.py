@@ -56,5 +56,5 @@ def check_compile(device: torch.device) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # whatever it is, of torch's or of the compiler's own
-        reason = " ".join(str(error).split())[:160]
+        reason = configs.one_line(str(error), 160)
         raise ValueError(f"--compile: torch.compile does not work here ({reason}); leave it out") from None

@@ -12,7 +12,8 @@ import configs
 from configs import Config
 from data import list_images
 from metrics.backbones import at_hand
-from metrics.evaluate import MEMORY, Metric
+from metrics.base import PerceptualMetric
+from metrics.evaluate import MEMORY
 from metrics.judges import METRICS, metric_of
 from models.ops.ensemble import SelfEnsemble
 from models.ops.tiled import TiledUpscaler
@@ -34,7 +35,7 @@ def label_folders(folders: Sequence) -> dict[str, str]:
 
 def choose_metrics(
     device, judges: Collection[str], nets=None, weights: tuple = (), bgr: bool = False, memory: int = MEMORY
-) -> dict[str, Metric]:
+) -> dict[str, PerceptualMetric]:
     """The metrics `nets`, else the judges' and one that was no judge: an LPIPS whose weights are at hand, or MS-SSIM.
 
     Nothing is downloaded for a metric that was not asked for.
@@ -93,14 +94,20 @@ def _of_lr(upscale: Callable[[Tensor], Tensor]) -> Upscale:
 
 
 def read_sets(
-    folders, lr_folders, scale: int, protocols, bad_images: str, sr_folders: Mapping[str, str]
+    folders,
+    lr_folders,
+    scale: int,
+    protocols,
+    bad_images: str,
+    sr_folders: Mapping[str, str],
+    lr_template: str | None = None,
 ) -> tuple[dict[str, EvaluationSet], dict[str, dict[str, FinishedImages]]]:
     """The data sets by short names, and for each the finished images by their names. Raises ValueError."""
     configs.expect(len(folders) > 0, "folder", "", "one or more folders of HR images")
     configs.expect(len(lr_folders) in (0, len(folders)), "lrfolder", " ".join(lr_folders), "one for each data set")
     sets, finished = {}, {}
     for (name, folder), lr_folder in zip(label_folders(folders).items(), lr_folders or [None] * len(folders)):
-        images = EvaluationSet(folder, scale, protocols, lr_folder, bad_images)
+        images = EvaluationSet(folder, scale, protocols, lr_folder, bad_images, lr_template)
         sets[name] = images
         finished[name] = {own: FinishedImages(own, place, images) for own, place in sr_folders.items()}
         for found in finished[name].values():
@@ -121,6 +128,7 @@ def evaluate_run(
     losses=None,
     folders=None,
     lr_folders=None,
+    lr_template: str | None = None,
     sr_folders: Mapping[str, str] | None = None,
     protocols: Sequence[str] | None = None,
     metrics=None,
@@ -144,6 +152,7 @@ def evaluate_run(
         checkpoints: "best" (each loss's best epoch), "last", or both.
         model, scale: what the run must be; the scale of bicubic.
         folders, lr_folders: the data sets; default: the run's validation images.
+        lr_template: names of LR images where {} is the HR's; default: the run's.
         sr_folders: folders of finished SR images by name.
         protocols, metrics, weights: default: the run's.
         shave_lpips: the perceptual metrics, too, leave out what a protocol shaves.
@@ -164,13 +173,17 @@ def evaluate_run(
             configs.expect(wanted in (None, own), name, wanted, f"{own}, as {run} was trained")
         scale, title = config.scale, f"{config.model} ({run.name}, {', '.join(checkpoints)})"
         lr_folders = lr_folders or ([] if folders else config.vallrpath)
+        own_sets = [] if folders else [path for path in config.valpath if not path.startswith("skimage:")]
+        gone = [path for path in own_sets if not os.path.isdir(path)]
+        configs.expect(not gone, "folder", " ".join(gone), "the run's validation images there; say where they are now")
+        lr_template = lr_template or config.lr_template
         folders, protocols = folders or config.valpath, protocols or [config.protocol]
         metrics = metrics if metrics is not None else config.metrics or None
         weights = weights or config.judge_weights + config.extractor_weights
     protocols, sr_folders = protocols or ["paper"], sr_folders or {}
     taken = [name for name in sr_folders if name in {"bicubic", *(method.loss for method in nets)}]
     configs.expect(not taken, "sr_folder", " ".join(taken), "a name that no other row has")
-    sets, finished = read_sets(folders or (), lr_folders or (), scale, protocols, bad_images, sr_folders)
+    sets, finished = read_sets(folders or (), lr_folders or (), scale, protocols, bad_images, sr_folders, lr_template)
     chosen = choose_metrics(device, judges, metrics, weights, bgr, memory)
     for images in sets.values():
         images.check_sizes(chosen, skip_small, shave_lpips)

@@ -1,6 +1,5 @@
 """What a run is validated on, and val.py evaluates on: images under protocols, and perceptual metrics."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import configs
-from data import PairedDataset, list_images, make_pair, read_rgb
-from metrics.evaluate import MEMORY, PROTOCOLS, Metric, build_metrics, check_scale, finish, least_size, too_small
-from metrics.judges import METRICS
+from data import ImageCache, PairedDataset, make_pair, match_sr, read_rgb
+from metrics.base import PerceptualMetric
+from metrics.evaluate import MEMORY, PROTOCOLS, build_metrics, check_scale, finish, least_size, too_small
 from metrics.references import prepare
 from models.bicubic import Bicubic, MatlabBicubic
 
@@ -23,17 +21,34 @@ BICUBIC: dict[str, type[nn.Module]] = {"paper": Bicubic, "standard": MatlabBicub
 Upscale = Callable[[int, Tensor], Tensor]  # number of the image, lr (1,3,h,w) -> sr (1,3,s*h,s*w)
 
 
-def read_validation_set(folders, scale: int, protocol: str, lr_folders=()) -> PairedDataset:
+def read_validation_set(
+    folders,
+    scale: int,
+    protocol: str,
+    lr_folders=(),
+    lr_template: str | None = None,
+    cache: ImageCache | None = None,
+    progress: bool = True,
+) -> PairedDataset:
     """The images of folders with the LR that the protocol asks for, or with that of lr_folders. Raises ValueError."""
     check_scale(protocol, scale)
     p = PROTOCOLS[protocol]
-    return PairedDataset(folders, scale, p.multiple or scale, lr_folders=lr_folders or None, round_lr=p.eight_bit)
+    return PairedDataset(
+        folders,
+        scale,
+        p.multiple or scale,
+        lr_folders=lr_folders or None,
+        lr_template=lr_template,
+        round_lr=p.eight_bit,
+        cache=cache,
+        progress=progress,
+    )
 
 
-def metrics_on(device, nets, weights: tuple = (), bgr: bool = False, memory: int = MEMORY) -> dict[str, Metric]:
+def metrics_on(
+    device, nets, weights: tuple = (), bgr: bool = False, memory: int = MEMORY
+) -> dict[str, PerceptualMetric]:
     """Build the perceptual metrics `nets` on the device, as `metrics.evaluate.build_metrics` does."""
-    for net in nets:
-        configs.choose(net, METRICS, "perceptual metric")
     metrics = build_metrics(nets, weights, bgr, memory)
     return {name: place_frozen(metric, torch.device(device), "fp32") for name, metric in metrics.items()}
 
@@ -45,12 +60,26 @@ class EvaluationSet:
     Raises ValueError as PairedDataset does, and for a protocol that does not suit the scale.
     """
 
-    def __init__(self, folder: str, scale: int, protocols, lr_folder: str | None = None, bad_images: str = "stop"):
+    def __init__(
+        self,
+        folder: str,
+        scale: int,
+        protocols,
+        lr_folder: str | None = None,
+        bad_images: str = "stop",
+        lr_template: str | None = None,
+    ):
         for protocol in protocols:
             check_scale(protocol, scale)
         self.folder, self.lr_folder, self.scale, self.protocols = folder, lr_folder, scale, tuple(protocols)
         self._pairs = PairedDataset(
-            [folder], scale, scale, lr_folders=lr_folder and [lr_folder], round_lr=True, bad_images=bad_images
+            [folder],
+            scale,
+            scale,
+            lr_folders=lr_folder and [lr_folder],
+            lr_template=lr_template,
+            round_lr=True,
+            bad_images=bad_images,
         )
         self._used = list(range(len(self._pairs)))
         self.left_out = list(self._pairs.skipped.values())
@@ -82,7 +111,9 @@ class EvaluationSet:
         self.left_out += reasons.values()
         self._used = [at for i, at in enumerate(self._used) if i not in reasons]
 
-    def check_sizes(self, metrics: Mapping[str, Metric], skip_small: bool = False, inside: bool = False) -> None:
+    def check_sizes(
+        self, metrics: Mapping[str, PerceptualMetric], skip_small: bool = False, inside: bool = False
+    ) -> None:
         """Leave out the images that are too small for a metric or, without skip_small, raise ValueError."""
         small = {}
         for protocol in self.protocols:
@@ -123,9 +154,7 @@ class EvaluationSet:
 class FinishedImages:
     """SR images of any method as 8-bit files: an Upscale of the images of one EvaluationSet.
 
-    An HR image's partner is the one file whose stem is the same, or begins with it and goes on with anything but a
-    letter or a digit ("_SR", "-x4", "(RCAN)"), or with x and a digit ("x4"); of several HR images the one with the
-    longest stem has it, and the one in the same sub-folder.
+    Partners are found by name, see `data.partners.match_sr`.
     missing: what is wrong with the images that have no partner of their size, by index.
     Raises ValueError for a missing folder, and if two files could be meant.
     """
@@ -134,7 +163,7 @@ class FinishedImages:
         self.name, self.images = name, images
         below = Path(folder) / Path(images.folder).name
         self.folder = str(below) if below.is_dir() else folder
-        self.paths = match_finished(images.paths, Path(images.folder), list_images(self.folder), Path(self.folder))
+        self.paths = match_sr(images.folder, self.folder, images.scale)
         self.missing: dict[int, str] = {}
         with ThreadPoolExecutor(8) as pool:
             checks = pool.map(self._check, range(len(images)))
@@ -165,35 +194,11 @@ class FinishedImages:
         return (torch.from_numpy(rgb).permute(2, 0, 1)[None].to(lr.device).double() / 255 * 2 - 1).float()
 
 
-_SUFFIX = re.compile(r"$|[^0-9a-z]|x\d")  # what may follow an HR image's stem in the SR image's, in lower case
-
-
-def match_finished(hr: list[Path], hr_root: Path, found: list[Path], root: Path) -> dict[Path, Path]:
-    """The SR file of each HR file that has one, see FinishedImages. Raises ValueError if two could be meant."""
-    owners: dict[Path, list[Path]] = {}
-    for path in found:
-        stem = path.stem.lower()
-        of = [x for x in hr if stem.startswith(x.stem.lower()) and _SUFFIX.match(stem, len(x.stem))]
-        of = [x for x in of if len(x.stem) == max(len(x.stem) for x in of)]
-        if len(of) > 1:
-            of = [x for x in of if _below(x, hr_root) == _below(path, root)] or of
-        for x in of:
-            owners.setdefault(x, []).append(path)
-    for x, several in owners.items():
-        if len(several) > 1:
-            raise ValueError(f"{x} has two SR images, {several[0]} and {several[1]}; expected one, remove the other")
-    return {x: path for x, (path,) in owners.items()}
-
-
-def _below(path: Path, root: Path) -> Path:
-    return path.parent.relative_to(root) if path.is_relative_to(root) else Path()
-
-
 @torch.inference_mode()
 def score(
     images: EvaluationSet,
     methods: Mapping[str, Mapping[str, Upscale]],
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, PerceptualMetric],
     device="cpu",
     label: str = "",
     precision: str = "fp32",

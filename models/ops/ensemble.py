@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from itertools import product
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class SelfEnsemble:
+class SelfEnsemble(nn.Module):
     """lr (B,3,h,w) -> the mean of upscale over the eight flips and transpositions of lr, each turned back.
 
     upscale: (B,3,h,w) -> (B,3,s*h,s*w), such as a network or a TiledUpscaler. It takes eight times as long, and
@@ -14,9 +14,10 @@ class SelfEnsemble:
     """
 
     def __init__(self, upscale: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
         self.upscale = upscale
 
-    def __call__(self, lr: Tensor) -> Tensor:
+    def forward(self, lr: Tensor) -> Tensor:
         total = None
         for transposed, flips in product((False, True), ((), (-1,), (-2,), (-2, -1))):
             view = lr.mT.contiguous() if transposed else lr

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from metrics import deep_features
-from metrics.deep_features import CERTAIN, DeepDistance, RangeCheck
+from metrics.deep_features import MIN_BRIGHT, DeepDistance, RangeCheck
 
 SIZE = (40, 47)
 WIDTHS = (8, 12, 6)
@@ -76,7 +76,7 @@ def test_is_the_formula_of_lpips():
     for n in range(2):
         total = 0.0
         for i, (ya, yb) in enumerate(zip(judge.backbone(a[n : n + 1]), judge.backbone(b[n : n + 1]))):
-            (channels, height, width), weight = ya[0].shape, getattr(judge, f"weight{i}").double().flatten()
+            (_, height, width), weight = ya[0].shape, getattr(judge, f"weight{i}").double().flatten()
             for h in range(height):
                 for w in range(width):
                     u, v = ya[0, :, h, w].double(), yb[0, :, h, w].double()
@@ -251,7 +251,7 @@ EVEN = {"black": -1.0, "white": 1.0, "grey": 0.0, "bright": 0.4}
 @pytest.mark.parametrize("backbone, widths", [(Convolutions, WIDTHS), (Pixels, (6, 3))])
 def test_finite_gradients(backbone, widths, at_once):
     judge = deep(at_once * BYTES * SIZE[0] * SIZE[1], backbone(), widths)
-    judge.check_range.settled = True
+    judge.check_range.is_done = True
     pictures = [images(1, seed=1)] + [torch.full((1, 3, *SIZE), value) for value in EVEN.values()]
     pictures.append(images(1, seed=1).sign())  # -1 and 1 alone
     for reference in pictures:
@@ -314,11 +314,11 @@ def test_images_without_dark_pixels_are_a_warning_then_an_error(batch):
         check(bright)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # one warning is enough
-        for _ in range((CERTAIN - 1) // batch - 1):
+        for _ in range((MIN_BRIGHT - 1) // batch - 1):
             check(bright)
         with pytest.raises(ValueError, match="expected RGB in .-1,1., pass 2 . x - 1"):
             check(bright)
-    assert not check.settled
+    assert not check.is_done
 
 
 def test_a_dark_pixel_settles_it():
@@ -329,7 +329,7 @@ def test_a_dark_pixel_settles_it():
     check(image)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(CERTAIN):
+        for _ in range(MIN_BRIGHT):
             check(torch.rand(2, 3, 4, 4))
         check(flat(255))
         check(torch.empty(1, 3, 4, 4, device="meta"))  # has no values to look at
@@ -341,7 +341,7 @@ def test_slightly_beyond_the_range_is_fine():
         for values in ((-1.001, 0.5), (-0.5, 1.001), (-1.001, 1.001)):
             check = RangeCheck()
             check(flat(*values))
-            assert check.settled
+            assert check.is_done
 
 
 def test_judge_refuses_a_reference_out_of_range_and_only_that():

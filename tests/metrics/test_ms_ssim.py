@@ -169,8 +169,8 @@ def test_leading_dimensions():
 def holding(count, size):
     """The judge whose memory holds count images, and not one more; and the list of how many are compared at a time."""
     judge, sizes = MSSSIM(memory=count * ms_ssim._PIXEL_BYTES * size[0] * size[1] + 5), []
-    compare = judge.distance
-    judge.distance = lambda images, reference: sizes.append(len(images)) or compare(images, reference)
+    compare = judge.compare
+    judge.compare = lambda images, reference: sizes.append(len(images)) or compare(images, reference)
     return judge, sizes
 
 

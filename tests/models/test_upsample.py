@@ -1,11 +1,11 @@
-"""`shuffled` against torch's own pixel shuffle, in both layouts, values and gradients."""
+"""`conv_pixel_shuffle` against torch's own pixel shuffle, in both layouts, values and gradients."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.upsample import PixelShuffleUpsampler, shuffled
+from models.upsample import PixelShuffleUpsampler, conv_pixel_shuffle
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -17,7 +17,7 @@ def test_is_the_pixel_shuffle_of_the_convolution(factor, layout):
     conv = nn.Conv2d(6, 5 * factor**2, 3, padding=1).double().to(memory_format=layout)
     x = torch.randn(2, 6, 7, 4, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
     inputs = (x, conv.weight, conv.bias)
-    found, expected = shuffled(conv, x, factor), F.pixel_shuffle(conv(x), factor)
+    found, expected = conv_pixel_shuffle(conv, x, factor), F.pixel_shuffle(conv(x), factor)
     assert found.is_contiguous(memory_format=layout)
     torch.testing.assert_close(found, expected)
     slope = torch.randn_like(expected)
@@ -34,6 +34,6 @@ def test_no_value_is_moved_by_itself_in_channels_last(monkeypatch):
 def test_under_autocast_it_is_bf16():
     conv, x = nn.Conv2d(8, 32, 3, padding=1), torch.rand(1, 8, 5, 6).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        found, expected = shuffled(conv, x, 2), F.pixel_shuffle(conv(x), 2)
+        found, expected = conv_pixel_shuffle(conv, x, 2), F.pixel_shuffle(conv(x), 2)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected)

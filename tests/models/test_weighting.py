@@ -174,4 +174,9 @@ def test_odd_sizes_at_half_resolution_are_padded_by_their_last_row_and_column():
 
 
 def test_the_width_of_the_weighting_network():
-    assert [layer.out_channels for layer in WeightingNet(channels=16).conv if isinstance(layer, torch.nn.Conv2d)] == [16, 16, 16, 3]
+    assert [layer.out_channels for layer in WeightingNet(channels=16).conv if isinstance(layer, torch.nn.Conv2d)] == [
+        16,
+        16,
+        16,
+        3,
+    ]

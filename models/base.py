@@ -1,0 +1,76 @@
+"""The contract of the super-resolution networks: what training, validation and tiled inference need.
+
+A new network is one file with a subclass of SRNetwork, and one line in SR_MODELS (models/__init__.py).
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+SCALES = (2, 3, 4)
+
+
+class SRNetwork(nn.Module, ABC):
+    """Base class of all networks: lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
+
+    A subclass calls this constructor first and implements forward_features and forward_head. It takes images of any
+    size, and its options are keyword arguments with defaults.
+
+    Args:
+        scale: s, one of SCALES; else ValueError.
+        feature_channels: C of the features.
+        feature_scale: their size over that of lr: 1, or s if the network enlarges its input first (VDSR).
+        receptive_radius: how many pixels of lr away a pixel of sr sees, for inference in tiles; None if it sees the
+            whole image, as through an average over it. Too small a number shows as seams.
+    """
+
+    def __init__(
+        self, scale: int, *, feature_channels: int, feature_scale: int = 1, receptive_radius: int | None = None
+    ) -> None:
+        if scale not in SCALES:
+            numbers = ", ".join(map(str, SCALES[:-1]))
+            raise ValueError(f"scale={scale} is not supported by {type(self).__name__}; use {numbers} or {SCALES[-1]}")
+        super().__init__()
+        self.scale = scale
+        self.feature_channels, self.feature_scale = feature_channels, feature_scale
+        self.receptive_radius = receptive_radius
+
+    @abstractmethod
+    def forward_features(self, lr: Tensor) -> Tensor:
+        """lr (B,3,h,w) -> the features (B,C,f*h,f*w) that sr is made from, f = feature_scale."""
+
+    @abstractmethod
+    def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
+        """lr and its features, as forward_body gives them -> sr."""
+
+    def forward_body(self, lr: Tensor) -> Tensor:
+        """The features for forward_head: those of forward_features, before cropping if lr is extended (HAT)."""
+        return self.forward_features(lr)
+
+    def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """sr and forward_features(lr), in one pass: what a second head on the body needs."""
+        features = self.forward_features(lr)
+        return self.forward_head(lr, features), features
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.forward_with_features(lr)[0]
+
+
+@torch.no_grad()
+def check_network(net: nn.Module, scale: int) -> SRNetwork:
+    """Return net if it keeps the contract at this scale; raise ValueError with what it does otherwise."""
+    if not isinstance(net, SRNetwork):
+        raise ValueError(f"a {type(net).__name__} is no network; expected a subclass of SRNetwork, see models/base.py")
+    lr, training = torch.zeros(1, 3, 6, 8), net.training
+    net.eval()  # in train mode a network may draw random numbers
+    sr, features = net.forward_with_features(lr)
+    net.train(training)
+    f = net.feature_scale
+    for part, found, expected in (
+        ("sr", sr, (1, 3, 6 * scale, 8 * scale)),
+        ("features", features, (1, net.feature_channels, 6 * f, 8 * f)),
+    ):
+        if tuple(found.shape) != expected:
+            raise ValueError(f"{part} of shape {tuple(found.shape)} for lr of (1, 3, 6, 8); expected {expected}")
+    return net
