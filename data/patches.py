@@ -53,12 +53,15 @@ class PatchDataset(Dataset):
                     f"{len(pairs) - len(self.used)} of {len(pairs)} images; {remedy}"
                 )
         self.pairs, self.patch, self.augment, self.seed = pairs, patch, augment, seed
-        self.tiles = self._cut() if tiles and patch else None
+        self.tiles = self._cut(patch) if tiles and patch else None
 
-    def _cut(self) -> list[tuple[int, tuple[int, int]]]:
+    def _cut(self, patch: int) -> list[tuple[int, tuple[int, int]]]:
         """The tiles: an index in pairs and the (top, left) of each."""
-        corners = [[range(0, x - self.patch + 1, self.patch) for x in self.pairs.sizes[i]] for i in self.used]
-        return [(i, start) for i, of_image in zip(self.used, corners) for start in product(*of_image)]
+        found = []
+        for i in self.used:
+            rows, columns = (range(0, x - patch + 1, patch) for x in self.pairs.sizes[i])
+            found += [(i, start) for start in product(rows, columns)]
+        return found
 
     def __len__(self) -> int:
         return len(self.used) if self.tiles is None else len(self.tiles)
@@ -85,8 +88,8 @@ class PatchDataset(Dataset):
         places = sorted(self.used, key=lambda i: self.pairs.checksums[i])
         order = sorted(range(len(checksums)), key=checksums.__getitem__)
         self.used = [place for _, place in sorted(zip(order, places))]
-        if self.tiles is not None:
-            self.tiles = self._cut()
+        if self.tiles is not None and self.patch is not None:
+            self.tiles = self._cut(self.patch)
         return True
 
     def checksums(self) -> list[int]:
@@ -101,7 +104,8 @@ class PatchDataset(Dataset):
         if self.tiles is not None:
             _, start = self.tiles[index % len(self)]
         elif self.patch is not None:
-            start = tuple(int(random.integers((x - self.patch) // scale + 1)) * scale for x in size)
+            top, left = (int(random.integers((x - self.patch) // scale + 1)) * scale for x in size)
+            start = (top, left)
         if self.patch is not None:
             size = (self.patch, self.patch)
         # The fourth number keeps this stream apart from the one above.
