@@ -226,16 +226,24 @@ class PairedDataset(Dataset):
         return to_tensors(*self.crop(index, (0, 0), self.sizes[index]))
 
     def crop(
-        self, index: int, start: tuple[int, int], size: tuple[int, int], random: np.random.Generator | None = None
+        self,
+        index: int,
+        start: tuple[int, int],
+        size: tuple[int, int],
+        random: np.random.Generator | None = None,
+        alone: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The part of pair `index` from HR pixel start (top, left), of HR size (H,W), all multiples of scale.
 
         Returns lr (h,w,3), uint8 or float32 in [-1,1], which is that part of the whole image's LR, bit by bit, or is
         made by the degradation with the random numbers, if both are there; and hr uint8 (H,W,3). See `to_tensors`.
+        alone: LR is made of the part as if it were an image, unless it has files of its own or a degradation.
         """
         lr, hr = self._memory.get(index) or self._load(index, (start[0] - _AROUND, start[0] + size[0] + _AROUND))
         if self.degradation is not None and random is not None:
             lr = self.degradation(hr, start, size, self.scale, random)
+        elif alone and self._partners is None:
+            lr = self._downscaled(hr[start[0] : start[0] + size[0], start[1] : start[1] + size[1]])
         else:
             lr = self._part_of_lr(index, lr, hr, start, size)
         return lr, hr[start[0] : start[0] + size[0], start[1] : start[1] + size[1]]

@@ -392,12 +392,14 @@ def test_no_loader_runs_code(args, workplace, plain):
     make_run(args, "--modelpath", "run", "--losses", "L1", "--steps", 1).fit()
     for name in ("run/last.pt", "run/best_L1.pt", "SRModel_l1.pth"):
         Path(name).write_bytes(pickle.dumps({"net": Bomb()})) if plain else torch.save({"net": Bomb()}, name)
+    released = convert.parse(["SRModel_l1.pth", "--scale", "4"])
+    released.path = Path(released.path)
     for load in (
         lambda: make_run(["--load", "--modelpath", "run"]),
         lambda: load_networks(Path("run"), "best"),
         lambda: load_networks(Path("run"), "last"),
         lambda: read_backbone_file("run/last.pt"),  # --judge-weights, --extractor-weights
-        lambda: convert.convert(Path("SRModel_l1.pth"), 4),
+        lambda: convert.convert(released),
     ):
         with pytest.raises(ValueError, match="cannot be read as"):
             load()

@@ -221,7 +221,7 @@ def test_evaluation_by_names_and_labels(whole, capsys, tmp_path):
     for more in ([], ["--best"]):
         val.main([*at, *more, "--losses", "cheap", "L1+TLW[weights=uniform]"])
         rows = read_evaluations(tmp_path / "val.json")[-1]["rows"]
-        assert [row["loss"] for row in rows] == ["bicubic", "L1+TLW[weights=uniform]", "cheap"]  # the run's order
+        assert [row["loss"] for row in rows] == ["bicubic", "cheap", "L1+TLW[weights=uniform]"]
     val.main(at)
     assert [row["loss"] for row in read_evaluations(tmp_path / "val.json")[-1]["rows"]] == ["bicubic", *NAMES]
     capsys.readouterr()

@@ -104,16 +104,17 @@ def most_different(one: Tensor, other: Tensor, side: int) -> tuple[slice, slice]
 def side_by_side(rows: Sequence[Crops]) -> bytes:
     """The PNG of a picture with a row for each image, its crops side by side and their captions beneath."""
     columns = max(len(row.images) for row in rows)
-    figure = Figure((2.3 * columns, 3.1 * len(rows)), layout="constrained")
+    lines = max(caption.count("\n") + 1 for row in rows for caption in (row.title, *row.captions.values()))
+    figure = Figure((2.2 * columns, (2.5 + 0.16 * lines) * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, row in zip(axes, rows):
         for ax in line:
-            ax.axis("off")
+            ax.set(xticks=[], yticks=[], frame_on=False)
         for ax, (name, image) in zip(line, row.images.items()):
             ax.imshow((image.permute(1, 2, 0).cpu() / 2 + 0.5).clamp(0, 1).numpy(), interpolation="nearest")
-            ax.set_title(name, fontsize=9)
-            ax.text(0.5, -0.03, row.captions.get(name, ""), transform=ax.transAxes, ha="center", va="top", fontsize=8)
-        line[0].text(0.5, -0.03, row.title, transform=line[0].transAxes, ha="center", va="top", fontsize=8)
+            ax.set_title(name.replace("[", "\n["), fontsize=9)
+            ax.set_xlabel(row.captions.get(name, ""), fontsize=8)
+        line[0].set_xlabel(row.title, fontsize=8)
     return _png(figure)
 
 

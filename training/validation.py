@@ -1,6 +1,5 @@
 """Images under protocols, and perceptual metrics, for validation and evaluation."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import ImageCache, PairedDataset, list_images, make_pair, read_rgb
+from data import ImageCache, PairedDataset, make_pair, match_sr, read_rgb
 from metrics.base import PerceptualMetric
 from metrics.evaluate import MEMORY, PROTOCOLS, build_metrics, check_scale, finish, least_size, too_small
 from metrics.references import prepare
@@ -155,9 +154,7 @@ class EvaluationSet:
 class FinishedImages:
     """SR images of any method as 8-bit files: an Upscale of the images of one EvaluationSet.
 
-    An HR image's partner is the one file whose stem is the same, or begins with it, followed by anything but a
-    letter or a digit ("_SR", "-x4", "(RCAN)"), or with x and a digit ("x4"); of several HR images the one with the
-    longest stem has it, and the one in the same sub-folder.
+    Partners are found by name, see `data.partners.match_sr`.
     missing: what is wrong with the images that have no partner of their size, by index.
     Raises ValueError for a missing folder, and if two files could be meant.
     """
@@ -166,7 +163,7 @@ class FinishedImages:
         self.name, self.images = name, images
         below = Path(folder) / Path(images.folder).name
         self.folder = str(below) if below.is_dir() else folder
-        self.paths = match_finished(images.paths, Path(images.folder), list_images(self.folder), Path(self.folder))
+        self.paths = match_sr(images.folder, self.folder, images.scale)
         self.missing: dict[int, str] = {}
         with ThreadPoolExecutor(8) as pool:
             checks = pool.map(self._check, range(len(images)))
@@ -195,30 +192,6 @@ class FinishedImages:
         height, width = (x * self.images.scale for x in lr.shape[-2:])
         rgb = read_rgb(self.paths[self.images.paths[index]])[:height, :width]
         return (torch.from_numpy(rgb).permute(2, 0, 1)[None].to(lr.device).double() / 255 * 2 - 1).float()
-
-
-_SUFFIX = re.compile(r"$|[^0-9a-z]|x\d")  # what may follow an HR image's stem in the SR image's, in lower case
-
-
-def match_finished(hr: list[Path], hr_root: Path, found: list[Path], root: Path) -> dict[Path, Path]:
-    """The SR file of each HR file that has one, see FinishedImages. Raises ValueError for two."""
-    owners: dict[Path, list[Path]] = {}
-    for path in found:
-        stem = path.stem.lower()
-        of = [x for x in hr if stem.startswith(x.stem.lower()) and _SUFFIX.match(stem, len(x.stem))]
-        of = [x for x in of if len(x.stem) == max(len(x.stem) for x in of)]
-        if len(of) > 1:
-            of = [x for x in of if _below(x, hr_root) == _below(path, root)] or of
-        for x in of:
-            owners.setdefault(x, []).append(path)
-    for x, several in owners.items():
-        if len(several) > 1:
-            raise ValueError(f"{x} has two SR images, {several[0]} and {several[1]}; expected one, remove the other")
-    return {x: path for x, (path,) in owners.items()}
-
-
-def _below(path: Path, root: Path) -> Path:
-    return path.parent.relative_to(root) if path.is_relative_to(root) else Path()
 
 
 @torch.inference_mode()
