@@ -17,7 +17,7 @@ from .ops.gaussian import WINDOW, gaussian_window
 _SHARES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents of the five scales, fine to coarse
 _C1, _C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the range of values is 2
 _PIXEL_BYTES = 300  # activations that one image's pixel holds at the peak, with a gradient
-_LEAST = 1e-4  # a scale's similarity may be negative; its power has no derivative at 0
+_MIN_SIMILARITY = 1e-4  # a scale's similarity may be negative; its power has no derivative at 0
 
 
 class MSSSIM(PerceptualMetric):
@@ -66,7 +66,7 @@ class MSSSIM(PerceptualMetric):
                 if i == len(scales) - 1:  # luminance counts at the coarsest scale alone, and from black on
                     light, r_light = mean + 1, r_mean + 1
                     here = here * (2 * light * r_light + _C1) / (light.square() + r_light.square() + _C1)
-                similarity = similarity * here.mean(dim=(-2, -1)).clamp(min=_LEAST) ** share
+                similarity = similarity * here.mean(dim=(-2, -1)).clamp(min=_MIN_SIMILARITY) ** share
                 level = F.avg_pool2d(level, 2)
         return 1 - similarity.mean(dim=1)
 
