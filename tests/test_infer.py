@@ -46,7 +46,7 @@ def make_run(folder: Path, model="EDSR", losses=("L1",), scale=2, best=True, las
 
 def plain(net: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
     """pixels (H,W,3) of uint8 through the network as anyone would write it."""
-    lr = torch.from_numpy(pixels).permute(2, 0, 1)[None].double() / 127.5 - 1
+    lr = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].double() / 127.5 - 1
     with torch.no_grad():
         sr = net.eval()(lr.float())
     return ((sr[0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).numpy().astype(np.uint8)
@@ -193,7 +193,9 @@ def test_alpha_is_the_networks(run, workplace):
     Image.fromarray(rgba).save(workplace / "a.png")
     upscale("--input", "a.png")
     out, net = pixels_of(workplace / "a_x2.png"), network(run, "best", "L1")
-    assert close(out[..., :3], plain(net, rgba[..., :3].copy())) and close(out[..., 3], plain_mean(net, rgba[..., 3].copy()))
+    assert close(out[..., :3], plain(net, rgba[..., :3].copy())) and close(
+        out[..., 3], plain_mean(net, rgba[..., 3].copy())
+    )
 
 
 @pytest.mark.parametrize(
