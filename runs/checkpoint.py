@@ -7,7 +7,6 @@ Fused Adam reads out of bounds when a moment has the wrong shape, so shapes and 
 import io
 import math
 import os
-import shlex
 import zipfile
 from pathlib import Path
 
@@ -19,6 +18,10 @@ from metrics.tensor_file import FileAccessError, load_tensor_file, verify_checks
 from models import build_network, model_id
 
 from .atomic import atomic_write
+from .output import script_command
+
+# Under which a state has its SR network: a key that spandrel, which takes images in [0,1], does not look under.
+SR_NETWORK = "sr_network"
 
 
 def serialize(state: dict) -> bytes:
@@ -107,6 +110,11 @@ def expect(fits: bool, source: str, what: str) -> None:
         raise ValueError(f"{source}: not a state of this run ({what})")
 
 
+def is_state(value: object) -> bool:
+    """Whether value is a dict of tensors by their names."""
+    return isinstance(value, dict) and all(isinstance(x, Tensor) and isinstance(n, str) for n, x in value.items())
+
+
 def is_count(value: object) -> bool:
     """Whether value is a whole number from 0 on."""
     return type(value) is int and value >= 0
@@ -117,17 +125,29 @@ def kind(value: object) -> tuple | None:
     return (value.shape, value.dtype) if isinstance(value, Tensor) else None
 
 
+def _described(value: object) -> str:
+    """A tensor's shape, and its type if it is not float32; else the type of the value."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    shape = "x".join(map(str, value.shape)) or "a scalar"
+    return shape if value.dtype == torch.float32 else f"{shape} of {str(value.dtype).removeprefix('torch.')}"
+
+
 def check_weights(module: nn.Module, weights: object, source: str, wanted: str) -> None:
     """Raise ValueError unless weights is a state dict with exactly the module's names, shapes and types.
 
     wanted: what it should be of, in words.
     """
     own = module.state_dict()
-    kinds = {name: kind(value) for name, value in weights.items()} if isinstance(weights, dict) else {}
-    wrong = [name for name in own if name not in kinds or kinds[name] != kind(own[name])]
-    wrong += [name for name in kinds if name not in own]
-    if wrong:
-        raise ValueError(f"{source}: not a checkpoint of {wanted} ({len(wrong)} entries do not fit, as {wrong[0]})")
+    found = weights if isinstance(weights, dict) else {}
+    wrong = [name for name in own if name in found and kind(found[name]) != kind(own[name])]
+    described = [f"{name} is {_described(found[name])}, expected {_described(own[name])}" for name in wrong]
+    described += [f"{name} ({_described(own[name])}) is missing" for name in own if name not in found]
+    described += [f"{name} ({_described(found[name])}) is not expected" for name in found if name not in own]
+    if described:
+        count = f"{len(described)} entries do not fit: "
+        more = f"; and {len(described) - 3} more" if len(described) > 3 else ""
+        raise ValueError(f"{source}: not a checkpoint of {wanted} ({count}{'; '.join(described[:3])}{more})")
 
 
 def adam_state(opt: torch.optim.Adam, saved: object, source: str) -> dict:
@@ -178,34 +198,33 @@ def check_progress(state: dict, source: str) -> None:
 
 
 def load_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
-    """Load state["net"] into net after checking that every name, shape and type fits and that state["model_id"] is `wanted`.
+    """Load state[SR_NETWORK] into net after checking that every name, shape and type fits, and that it is `wanted`.
 
-    source: the state's file; wanted: net's identity. Raises ValueError, net untouched.
+    source: the state's file; wanted: net's identity, that in state["model_id"]. Raises ValueError, net untouched.
     """
     if state.get("model_id") != wanted:
         raise ValueError(f"{source}: a checkpoint of {state.get('model_id')}; expected one of {wanted}")
-    check_weights(net, state.get("net"), source, wanted)
-    net.load_state_dict(state["net"])
+    check_weights(net, state.get(SR_NETWORK), source, wanted)
+    net.load_state_dict(state[SR_NETWORK])
 
 
 def read_settings(run: Path) -> configs.Config:
     """The settings of a run. Raises ValueError if run is none."""
     if not (run / "config.yaml").is_file():
         released = sorted(run.glob("SRModel_*.pth"))
-        convert = f"convert the released files with: python convert.py {shlex.quote(str(run))}"
+        convert = f"convert the released files with: {script_command('convert.py', run)}"
         remedy = convert if released else "expected a run's folder"
         raise ValueError(f"--modelpath {run}: no config.yaml there; {remedy}")
     return configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
 
 
-def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], list[str]]:
-    """The settings of a run, its SR networks by loss (all, or those named), and what judges and extractors they had.
+def load_states(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, dict]]:
+    """The settings of a run and its learners' states by loss (all, or those named); each may hold anything.
 
     which: "best" (each loss's epoch of the lowest LPIPS) or "last". Raises ValueError.
     """
     config = read_settings(run)
-    nets, judges = {}, []
-    last = {}
+    states, last = {}, {}
     if which == "last":
         state, path, wrong = load_last(run)
         last = learner_states(state, path)
@@ -215,8 +234,20 @@ def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, d
     for loss in [configs.choose(loss, names, f"loss in {run}") for loss in losses or names]:
         if which == "last" and loss not in last:
             raise ValueError(f"{run / 'last.pt'}: holds no network of {loss}; add --best")
-        state = load_checkpoint(run / f"best_{loss}.pt") if which == "best" else last[loss]
-        net = build_network(config.model, config.scale, config.model_options)
+        states[loss] = load_checkpoint(run / f"best_{loss}.pt") if which == "best" else last[loss]
+    return config, states
+
+
+def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], list[str]]:
+    """The settings of a run, its SR networks by loss (all, or those named), and what judges and extractors they had.
+
+    which: as for load_states. Raises ValueError.
+    """
+    config, states = load_states(run, which, losses)
+    nets, judges = {}, []
+    for loss, state in states.items():
+        weights = state.get(SR_NETWORK)
+        net = build_network(config.model, config.scale, config.model_options, weights if is_state(weights) else None)
         load_network(net, state, f"{run} ({which}, {loss})", model_id(config.model, config.scale, config.model_options))
         nets[loss] = net
         judges += [judge for judge in state.get("judges", ()) if judge not in judges]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import infer, judges, step, tiles
+from benchmarks import data, infer, judges, step, tiles
 
 
 @pytest.mark.parametrize("which", [["--judge", "alex"], ["--judge", "squeeze", "--model", "VDSR", "--batchsize", "2"]])
@@ -40,3 +40,17 @@ def test_tiles_cost(images, tmp_path, capsys):
     infer.write_run(tmp_path / "run", "RCAN", 2, {"channels": 8, "groups": 1, "blocks": 1, "reduction": 4})
     tiles.main(["--modelpath", str(tmp_path / "run"), "--folder", str(images), "--tile", "65", "--device", "cpu"])
     assert "whole" in capsys.readouterr().out
+
+
+def test_patches_of_a_set_beyond_memory(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data.make_images, "__defaults__", ((96, 72),))
+    threads = torch.get_num_threads()
+    data.main(["--folder", str(tmp_path / "images"), "--images", "3", "--patches", "48", "--draws", "4"])
+    torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    assert (
+        "3 images" in out
+        and "s, 3 decoded\nsecond start with a cache of 0 MB" in out
+        and "s, 0 decoded\npatch 48" in out
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -8,6 +8,7 @@ tiles that are cross-faded (BlendedTiles), with another result.
 
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,7 +38,8 @@ class TiledUpscaler:
     """
 
     def __init__(self, net: nn.Module, memory: int, finish: Callable[[Tensor], Tensor] = lambda sr: sr) -> None:
-        self.net, self.memory, self.finish = net, memory, finish
+        self.net: Any = net
+        self.memory, self.finish = memory, finish
         self.staged = has_stages(net)
         self.receptive_radius = getattr(net, "receptive_radius", None)
         self.whole_cost = self.body_cost = self.tail_cost = 0.0
@@ -142,7 +144,7 @@ class BlendedTiles:
 
 
 def has_stages(net: nn.Module) -> bool:
-    """Whether net is an SRNetwork whose features are as large as lr, so that its head alone can go in tiles."""
+    """True if net is an SRNetwork with features of lr's size, so that its head alone can go in tiles."""
     return getattr(net, "feature_scale", None) == 1
 
 
@@ -150,7 +152,7 @@ _COSTS: WeakKeyDictionary[nn.Module, dict[bool, tuple[float, float, float]]] = W
 
 
 @torch.no_grad()
-def costs(net: nn.Module, like: Tensor) -> tuple[float, float, float]:
+def costs(net: Any, like: Tensor) -> tuple[float, float, float]:
     """Bytes per pixel of lr that net, its body and its reconstruction take; like: of lr's dtype, on net's device.
 
     Of a network without stages, 0 for the last two. Counted once for each network, with and without
