@@ -87,7 +87,7 @@ def test_it_trains_resumes_and_evaluates(toy_args, same_files):
     assert steps[0]["loss"] != steps[-1]["loss"]
 
     val.main(["--modelpath", "whole", "--best", "--metrics", "grad", "ms-ssim", "--device", "cpu", "--out", "val.json"])
-    rows = {row["loss"]: row for row in json.loads(Path("val.json").read_text())["rows"]}
+    rows = {row["loss"]: row for row in json.loads(Path("val.json").read_text())["evaluations"][-1]["rows"]}
     assert rows.keys() == {"bicubic", "Charbonnier", "L1+TLW"}
     assert all(0 < row["GRAD"] < 1 and len(row["per_image"]["GRAD"]) == 4 for row in rows.values())
 
@@ -102,7 +102,7 @@ def test_it_exports(toy_args):
     import export
 
     train.main([*toy_args, "--modelpath", "run", "--endepoch", "1"])
-    export.main(["--modelpath", "run"])
+    export.main(["--modelpath", "run", "--loss", "Charbonnier", "--to", "safetensors"])
 
 
 def test_it_runs_in_tiles():
