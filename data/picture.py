@@ -16,7 +16,8 @@ from scipy import ndimage
 
 from .images import FORMATS, ORIENTATION, TIFF_MAGIC, check_size, open_image, read_with, to_8_bits
 
-_FORMATS = tuple(FORMATS)
+# JPEGs of several images are photographs with a preview in them, and TIFFs are read by tifffile.
+_ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")
 # zlib's level and PNG's filter of rows: on photographs a tenth of the time of Pillow's defaults, files a ninth larger.
 _PNG_LEVEL, _PNG_FILTER = 1, imagecodecs.PNG.FILTER.UP
 _JPEG_QUALITY = 95
@@ -67,8 +68,13 @@ def count_pixels(path: str | Path) -> int:
     try:
         if not Path(path).is_file():  # a pipe would keep its reader waiting
             return 0
-        with Image.open(path, formats=_FORMATS) as image:
-            return image.width * image.height
+        with open(path, "rb") as file:
+            head = file.read(30)
+            if head[8:16] == b"WEBPVP8X":  # Pillow makes room for all its pixels on opening
+                width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
+                return width * height
+            with Image.open(file, formats=tuple(FORMATS)) as image:
+                return image.width * image.height
     except Exception:  # reading it will say why
         return 0
 
@@ -77,15 +83,15 @@ def _decode(data: bytes) -> Picture:
     tiff = _decode_tiff(data) if data.startswith(TIFF_MAGIC) else None
     if tiff is not None:
         return tiff
-    image = open_image(data, _FORMATS)
+    image = open_image(data)
     frames = getattr(image, "n_frames", 1)
-    if image.format in ("PNG", "WEBP", "GIF") and frames > 1:
+    if image.format in _ANIMATED and frames > 1:
         raise ValueError(f"animated, {frames} frames")
     image.load()
     icc = image.info.get("icc_profile")
     if image.format == "PNG" and data[_PNG_DEPTH] == 16:  # Pillow has 16 bits for grey alone
         pixels = imagecodecs.png_decode(data)
-    elif image.mode.startswith("I;16"):
+    elif image.mode.startswith("I;16") or image.mode == "I" and image.format == "PPM":
         pixels = np.asarray(image).astype(np.uint16)
     else:
         if image.mode == "CMYK":
@@ -223,7 +229,11 @@ def _jpeg(picture: Picture) -> bytes:
 
 ENCODERS: dict[str, Callable[[Picture], bytes]] = {"png": _png, "webp": _webp, "jpg": _jpeg, "tiff": _tiff}
 # By suffix, in which kind a file of the same name can be written.
-KINDS = {".png": "png", ".webp": "webp", ".jpg": "jpg", ".jpeg": "jpg", ".tif": "tiff", ".tiff": "tiff"}
+KINDS = {
+    suffix: kind
+    for name, kind in {"PNG": "png", "WEBP": "webp", "JPEG": "jpg", "TIFF": "tiff"}.items()
+    for suffix in FORMATS[name]
+}
 
 
 def fill_transparent(picture: Picture) -> np.ndarray:

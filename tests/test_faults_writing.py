@@ -1,7 +1,6 @@
 """A run whose writing fails: killed in the middle of a save, or on a disk that is full."""
 
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -171,7 +170,7 @@ def test_no_room_for_the_picture(args, full_for, capsys):
     out, err = capsys.readouterr()
     reason = "[Errno 28] No space left on device: 'run/weights.png'"
     assert err == "" and f"note: run/weights.png was not drawn ({reason})" in out
-    assert "PSNR-Y" in out and re.match(r"next: python \S*val.py --modelpath run", out.splitlines()[-1])
+    assert "PSNR-Y" in out and "val.py --modelpath" in out.splitlines()[-1]
     assert Path("run/val.json").exists() and not Path("run/weights.png").exists()
 
 

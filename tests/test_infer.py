@@ -50,7 +50,7 @@ def make_run(folder: Path, model="EDSR", losses=("L1",), scale=2, best=True, las
 
 def plain(net: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
     """pixels (H,W,3) of uint8 through the network as anyone would write it."""
-    lr = torch.from_numpy(pixels).permute(2, 0, 1)[None].double() / 127.5 - 1
+    lr = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].double() / 127.5 - 1
     with torch.no_grad():
         sr = net.eval()(lr.float())
     return ((sr[0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).numpy().astype(np.uint8)
