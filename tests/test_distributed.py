@@ -27,7 +27,7 @@ from data import PairedDataset
 from losses import global_batch
 from losses.discriminator import VGGDiscriminator
 from metrics import references
-from runs.checkpoint import load_checkpoint
+from runs.checkpoint import SR_NETWORK, load_checkpoint
 from runs.lock import locked_run
 from training.learner import build_learners
 
@@ -190,7 +190,7 @@ def assert_close(one: Path, other: Path, tolerance: float = 1e-5) -> None:
     a, b = (load_checkpoint(run / "last.pt") for run in (one, other))
     assert a["step"] == b["step"] and a["learners"].keys() == b["learners"].keys()
     for name in a["learners"]:
-        for part in ("net", "loss"):
+        for part in (SR_NETWORK, "loss"):
             close(a["learners"][name][part], b["learners"][name][part], f"{name}: {part}", tolerance)
         assert torch.equal(a["learners"][name]["rng_states"]["cpu"], b["learners"][name]["rng_states"]["cpu"])
 
@@ -213,8 +213,8 @@ def test_two_processes_give_what_one_gives(args, alone, together, monkeypatch):
     last = load_checkpoint(alone / "last.pt")["learners"]
     monkeypatch.setattr(losses, "VGGDiscriminator", partial(VGGDiscriminator, channels=4))
     for learner in build_learners(configs.load(args), torch.device("cpu")):  # as all began
-        for part in ("net", "loss"):
-            began = dict(getattr(learner, part).named_parameters())
+        for part, module in ((SR_NETWORK, learner.net), ("loss", learner.loss)):
+            began = dict(module.named_parameters())
             moved = [(last[learner.name][part][key] - value).abs().max() for key, value in began.items()]
             assert not moved or max(moved) > 1e-4, (learner.name, part)  # by far more than the tolerance
 
