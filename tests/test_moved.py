@@ -128,8 +128,8 @@ def test_other_validation_images_begin_best_anew(place, part, tmp_path, monkeypa
 def test_val_finds_the_runs_images_from_anywhere(place, part, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     val.main(["--modelpath", str(part), "--metrics", "--device", "cpu"])
-    rows = json.loads((part / "val.json").read_text())["evaluations"][-1]["rows"]
-    assert [(row["dataset"], row["files"]) for row in rows] == [("valid", 4)] * 2
+    evaluation = json.loads((part / "val.json").read_text())["evaluations"][-1]
+    assert evaluation["dataset"] == "valid" and [row["files"] for row in evaluation["rows"]] == [4, 4]
 
 
 def test_val_asks_for_the_runs_images_if_they_are_gone(part, monkeypatch, capsys):
