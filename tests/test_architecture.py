@@ -117,6 +117,17 @@ def what_is_public_is_documented(file: File) -> set[str]:
     return found
 
 
+def docstrings_begin_plainly(file: File) -> set[str]:
+    """Their first line is an imperative or a noun phrase of at most 100 characters."""
+    if file.part not in ("models", "losses", "metrics", "runs", "training"):
+        return set()
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    texts = [ast.get_docstring(node) or "" for node in ast.walk(file.tree) if isinstance(node, kinds)]
+    first = {text.split("\n")[0] for text in texts}
+    wrong = r"(Within|What|Whether|Where|When|Which|How|Why)\b"
+    return {line for line in first if len(line) > 100 or re.match(wrong, line)}
+
+
 RULES: dict[Callable, tuple[str, str, set[str]]] = {
     # the rule: a file that breaks it, its content, and what the rule says
     imports_point_down: ("models/edsr.py", "def f():\n    from losses.base import Loss", {"losses"}),
@@ -126,6 +137,7 @@ RULES: dict[Callable, tuple[str, str, set[str]]] = {
     no_drawer_for_odds_and_ends: ("data/utils.py", "", {"utils"}),
     files_stay_short: ("data/a.py", "\n" * (LONGEST + 1), {f"{LONGEST + 1} lines"}),
     what_is_public_is_documented: ("data/a.py", "class A:\n    pass", {"the file", "A"}),
+    docstrings_begin_plainly: ("runs/a.py", '"""What this is."""', {"What this is."}),
 }
 MORE = [  # other ways to break them
     (imports_point_down, "runs/a.py", "import training.state", {"training"}),
@@ -136,6 +148,7 @@ MORE = [  # other ways to break them
     (imports_are_required, "losses/a.py", "def f():\n    import pandas", {"pandas"}),
     (imports_are_required, "losses/a.py", "import pytest", {"pytest"}),
     (no_drawer_for_odds_and_ends, "data/helpers/a.py", "", {"helpers"}),
+    (docstrings_begin_plainly, "losses/a.py", '"""A."""\ndef f():\n    """' + "a " * 51 + '."""', {"a " * 51 + "."}),
     (what_is_public_is_documented, "data/a.py", '"""A."""\ndef f():\n' + "    x = 1\n" * 9, {"f"}),
 ]
 
