@@ -7,6 +7,7 @@ and the defaults of the networks' options.
 import ast
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 # A kind of name: the file and the dictionary that it is a key of.
@@ -20,11 +21,11 @@ TABLES = {
 
 
 @cache
-def _tree(file: str) -> ast.Module:
+def _tree(file: str) -> Any:
     return ast.parse((ROOT / file).read_text(encoding="utf-8"))
 
 
-def _value(file: str, name: str) -> ast.expr:
+def _value(file: str, name: str) -> Any:
     """The expression that the file assigns to name."""
     for node in _tree(file).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -59,10 +60,10 @@ def model_options(model: str) -> dict[str, object]:
     """The options of a network with their defaults: {"channels": 64, "blocks": 16}."""
     file, table = TABLES["model"]
     entries = _value(file, table)
-    entry = dict(zip(names("model"), entries.values))[model]
-    given = {}
+    entry: Any = dict(zip(names("model"), entries.values))[model]
+    given: dict[str, object] = {}
     if isinstance(entry, ast.Call):  # partial(HAT, embed=96)
-        given = {keyword.arg: _evaluated(keyword.value) for keyword in entry.keywords}
+        given = {str(keyword.arg): _evaluated(keyword.value) for keyword in entry.keywords}
         entry = entry.args[0]
     module = next(node.module for node in _tree(file).body if entry.id in [x.name for x in getattr(node, "names", ())])
     body = next(node for node in _tree(f"models/{module}.py").body if getattr(node, "name", "") == entry.id).body

@@ -1,16 +1,18 @@
 """Every setting of a run: its default, its bounds, its help text."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from .errors import choose, expect
 from .habits import ALIASES
 from .reading import read_yaml
-from .setting import Bounds, convert, setting, shown, value_kind
+from .setting import OF_FILE, Bounds, convert, setting, shown, value_kind
 from .variants import Variant, variants_of
 
 # What --load may change; all else a run keeps for life.
@@ -45,7 +47,16 @@ RESUMABLE = {
     "max_skipped",
     "on_divergence",
     "warmup",
+    "trainpath",
+    "lrpath",
+    "lr_template",
+    "cache",
+    "cache_size",
 }
+
+# Of --init and --cache: words that are no paths.
+INIT_WORDS = ("pytorch", "paper")
+WORDS = (*INIT_WORDS, "none")
 
 
 def _from(least: float, most: float) -> Bounds:
@@ -66,7 +77,12 @@ _SHARE = Bounds(above=0, below=1)
 class Config:
     """Every setting of train.py. Defaults are the paper's (arXiv 2301.10575) where it names a value."""
 
-    model: str = setting("EDSR", "SR network", names="model", group="what is trained, on what, and where to")
+    model: str = setting(
+        "EDSR",
+        "SR network, or spandrel:FILE, one that spandrel reads",
+        names="model",
+        group="what is trained, on what, and where to",
+    )
     scale: int = setting(4, "super-resolution factor", (2, 3, 4), bounds=_from(2, 4))
     losses: tuple[str, ...] = setting(
         ("L1+TLW", "MSE+TLW", "L1", "MSE"),
@@ -95,6 +111,14 @@ class Config:
     lrpath: tuple[str, ...] = setting(
         (), "folders of LR training images; default: made from HR (MATLAB bicubic)", path="DIR", group="training images"
     )
+    lr_template: str | None = setting(
+        None, "names of LR images where {} is the HR's, such as {}_small; default: the same, {}x4, {}_LR and the like"
+    )
+    degradation: str = setting(
+        "bicubic",
+        "how LR is made from HR: as MATLAB's imresize does, or by blur, noise and JPEG of random strength",
+        ("bicubic", "blur-noise-jpeg"),
+    )
     augment: bool = setting(False, "random flips and rotations")
     repeat: int | None = setting(
         None,
@@ -104,6 +128,10 @@ class Config:
     skip_small: bool = setting(False, "leave out images smaller than the patch instead of stopping")
     bad_images: str = setting("stop", "damaged training images: stop, or skip and name them", ("stop", "skip"))
     workers: int = setting(0, "processes that load data (0: none besides this one)", bounds=_from(0, 1000))
+    cache: str | None = setting(
+        None, "for the decoded images of sets beyond 512 MiB; none: no such; default: one in ~/.cache", path="DIR"
+    )
+    cache_size: float = setting(32.0, "GiB that the images in --cache may take", bounds=_above(0, 10**6))
     # validation
     metrics: tuple[str, ...] = setting(
         (), "perceptual metrics; default: the judge's", names="perceptual metric", group="validation"
@@ -111,13 +139,20 @@ class Config:
     best_by: str | None = setting(
         None, "what `best` is chosen by: PSNR-Y, SSIM-Y or one of --metrics, as LPIPS-alex; default: the first of those"
     )
-    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard"))
+    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard", "table2"))
     vallrpath: tuple[str, ...] = setting((), "folders of LR validation images; default: made from HR", path="DIR")
     # network
     model_options: dict | None = setting(
         None, "options of the network, from those above, such as blocks=4 channels=32", group="network"
     )
-    init: str = setting("pytorch", "first weights: PyTorch's own, or the paper's N(0, 0.02^2)", ("pytorch", "paper"))
+    init: str = setting(
+        "pytorch",
+        "first weights: pytorch, paper (N(0, 0.02^2)), or those of a run or a file of weights",
+        path="RUN|FILE",
+    )
+    init_loss: str | None = setting(None, "which of the losses of the run in --init; default: the only one")
+    init_best: bool = setting(False, "its best epoch instead of the last one")
+    init_weighting: bool = setting(False, "begin from its weighting network too")
     # optimisation
     schedule: str = setting(
         "constant", "learning rate over the run", ("constant", "step", "milestones", "cosine"), group="optimisation"
@@ -178,17 +213,35 @@ class Config:
     udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins", bounds=_EPOCHS, group="other losses")
     udl_head: str = setting("authors", "UDL: a head for each colour channel, or TLW's for all", ("authors", "tlw"))
     udl_plus_one: bool = setting(True, "UDL: second stage's weights from 1 on, as in the authors' code, or from 0")
+    udl_minimum: str = setting(
+        "image",
+        "UDL: what is subtracted from them, the minimum of each image or, as TLW's code, of the batch",
+        ("image", "batch"),
+    )
+    udl_restart: bool = setting(False, "UDL: second stage with a new optimizer and schedule, as in the authors' code")
     pspl_alpha: float = setting(1.0, "PSPL: growth of sigma in an epoch", bounds=_FACTOR)
     pspl_beta: float = setting(0.0, "PSPL: sigma at epoch 0", bounds=_FACTOR)
     pspl_max: float = setting(2.0, "PSPL: weight of the worst pixels", bounds=_POSITIVE)
+    pspl_epoch: int = setting(1000, "PSPL: steps in the epoch that sigma grows in, its authors'", bounds=_STEPS)
+    pspl_ssim: str = setting(
+        "standard",
+        "PSPL: SSIM with its constants for these images, or as small as its authors' code has them",
+        ("standard", "authors"),
+    )
     dp_extractors: tuple[str, ...] = setting(
-        ("vgg19:conv5_4", "resnet50:layer3"), "DP: NETWORK:LAYER of the two perceptual terms, or of one alone"
+        ("vgg19:conv5_4", "resnet50:layer3"),
+        "DP: NETWORK:LAYER+LAYER of the two perceptual terms, or of one alone; NETWORK-unnormalised sees [0,1]",
     )
     dp_mu: float = setting(0.5, "DP: the second term is 1/mu of the first", bounds=_POSITIVE)
+    dp_dynamic: bool = setting(True, "DP: the second term weighted to 1/mu of the first, or only added to it")
     extractor_weights: tuple[str, ...] = setting(
         (), "DP: local files of the extractors' weights, in any order", path="FILE"
     )
-    pixel_weight: float = setting(0.01, "DP: weight of the pixel term beside the perceptual ones", bounds=_FACTOR)
+    pixel_weight: float = setting(
+        0.005,
+        "DP: weight of the pixel term beside the perceptual ones; the paper's 0.01 is for images in [0,1]",
+        bounds=_FACTOR,
+    )
     gan_weight: float = setting(0.005, "GAN: weight of the adversarial term", bounds=_POSITIVE)
     gan: str = setting(
         "vanilla", "GAN: the adversarial losses, SRGAN's or ESRGAN's relativistic average", ("vanilla", "ragan")
@@ -225,6 +278,9 @@ class Config:
         expect(len(self.betas) == 2, "betas", shown(self.betas), "two values from 0 to below 1")
         pairs = len(self.vallrpath) in (0, len(self.valpath))  # else val.py would refuse them, after the training
         expect(pairs, "vallrpath", " ".join(self.vallrpath), "one folder for each of --valpath")
+        template = self.lr_template is None or "{}" in self.lr_template and "/" not in self.lr_template
+        expect(template, "lr_template", self.lr_template, "a name with {} in it and no /, such as {}_small")
+        expect(self.cache != "", "cache", '""', "a folder, or none; leave it out for the one in ~/.cache")
         expect(self.modelpath != "", "modelpath", '""', "a folder; leave it out for a new one in checkpoints/")
         expect(len(self.losses) > 0, "losses", self.losses, "at least one loss")
         expected = f"sum or one beside --m-step {self.m_step}, which divides by the sum of WC already"
@@ -245,7 +301,7 @@ def canonical(values: Mapping, source: str = "settings") -> dict:
     """The values by the names of Config's fields. Raises ValueError for a name that is none, or that comes twice."""
     fields, found = [field.name for field in dataclasses.fields(Config)], {}
     for key, value in values.items():
-        name = choose(ALIASES.get(key, key), fields, f"key in {source}")
+        name = choose(ALIASES.get(str(key), str(key)), fields, f"key in {source}")
         if name in found:
             raise ValueError(f"{source}: {key} and {name} are the same setting; leave one out")
         found[name] = value
@@ -256,7 +312,22 @@ def from_mapping(values: Mapping, source: str = "settings") -> Config:
     """A Config from the names and values of a YAML file or of parsed flags; ValueError names what does not fit."""
     known = {field.name: field for field in dataclasses.fields(Config)}
     values = canonical(values, source)
-    return Config(**{name: convert(known[name], value) for name, value in values.items()})
+    converted: dict[str, Any] = {name: convert(known[name], value) for name, value in values.items()}
+    return Config(**converted)
+
+
+def absolute_paths(config: Config) -> Config:
+    """config with its paths absolute, so that they mean the same in every working folder."""
+
+    def absolute(path: str) -> str:
+        return path if path.startswith("skimage:") else os.path.abspath(path)
+
+    names = [f.name for f in dataclasses.fields(Config) if f.metadata["path"] and getattr(config, f.name) not in WORDS]
+    values = {name: getattr(config, name) for name in names}
+    values = {name: absolute(x) if isinstance(x, str) else x and tuple(map(absolute, x)) for name, x in values.items()}
+    if config.model.startswith(OF_FILE):
+        values["model"] = OF_FILE + absolute(config.model.removeprefix(OF_FILE))
+    return dataclasses.replace(config, **values)
 
 
 def to_yaml(config: Config) -> bytes:

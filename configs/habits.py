@@ -1,7 +1,7 @@
 """Flags that people type by habit: those of BasicSR, EDSR, Real-ESRGAN, timm and Lightning, and ours for them."""
 
 # The same setting under another name, as a flag and in a YAML file.
-ALIASES = {
+ALIASES: dict[str, str] = {
     "lr": "learning_rate",
     "epochs": "endepoch",
     "batch_size": "batchsize",
@@ -48,6 +48,9 @@ INSTEAD = {
     "hr": ("--trainpath DIR", "--folder DIR"),
     "lq": ("--lrpath DIR", "--lrfolder DIR"),
     "output": (_RUN,),
+    "ext": ("--format png",),
+    "self-ensemble": ("--ensemble",),
+    "losses": ("--loss L1",),
     "out": (_RUN,),
     "save": (_RUN,),
     "save-dir": (_RUN,),

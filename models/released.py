@@ -6,11 +6,12 @@ functions take a state dict as torch.load returns it and leave it untouched.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .hat import DIV2K_MEAN
+from .padding import DIV2K_MEAN, padding_colour
 
 StateDict = Mapping[str, Tensor]
 
@@ -135,10 +136,11 @@ def from_published_hat(state_dict: StateDict) -> dict[str, Tensor]:
     Our [-1,1] moves into the outermost convolutions and the mean, exactly: the factors are powers of two.
     """
     for key in ("params_ema", "params"):
-        state_dict = state_dict.get(key, state_dict)
+        inner: Any = state_dict.get(key, state_dict)
+        state_dict = inner
     expect(state_dict, "published HAT")
     return dict(state_dict) | {
-        "mean": 2 * torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1) - 1,
+        "mean": padding_colour("mean"),
         "conv_first.weight": 0.5 * state_dict["conv_first.weight"],
         "conv_last.weight": 2 * state_dict["conv_last.weight"],
         "conv_last.bias": 2 * state_dict["conv_last.bias"],

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import SRNetwork
+from .padding import padding_colour
 from .srresnet import init_small
 from .upsample import STEPS
 
@@ -51,11 +52,15 @@ class RRDB(nn.ModuleDict):
 class RRDBNet(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    Raises ValueError where the scale is not 2, 3 or 4.
+    With padding=black it is theirs in [0,1] exactly: see models/padding.py. Raises ValueError where the scale is not 2,
+    3 or 4.
     """
 
-    def __init__(self, scale: int, channels: int = 64, blocks: int = 23, growth: int = 32) -> None:
+    def __init__(
+        self, scale: int, channels: int = 64, blocks: int = 23, growth: int = 32, padding: str = "grey"
+    ) -> None:
         super().__init__(scale, feature_channels=channels, receptive_radius=15 * blocks + 4)
+        self.register_buffer("padding", padding_colour(padding), persistent=False)
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
@@ -65,7 +70,7 @@ class RRDBNet(SRNetwork):
         self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward_features(self, lr: Tensor) -> Tensor:
-        x = self.conv_first(lr)
+        x = self.conv_first(lr - self.padding)
         return x + self.conv_body(self.body(x))
 
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:

@@ -34,13 +34,14 @@ def measure(config: Config) -> dict[str, float]:
     loader, epoch = load_batches(e.patches, sampler), float(config.startepoch)
     blocks: dict[str, list[float]] = {loss: [] for loss in config.losses}
     bar = tqdm(total=steps, desc=f"{config.model} x{config.scale}: seconds per step", unit="step", disable=None)
-    for _ in range(ROUNDS + 1):
+    for number in range(ROUNDS + 1):
         for loss, learner in zip(config.losses, e.learners):
             judge = e.judge if config.judge in learner.judges else None  # none would be asked in a run of its own
             began = now(e.device)
-            for _ in range(BLOCK):
+            for step in range(number * BLOCK, (number + 1) * BLOCK):
                 lr, hr, _ = next(loader)
                 lr, hr = lr.to(e.device), hr.to(e.device)
+                learner.loss.begin_step(step)
                 train_step([learner], judge, e.extractors, lr, hr, epoch, config.precision)
             blocks[loss].append((now(e.device) - began) / BLOCK)
             bar.update(BLOCK)

@@ -20,7 +20,7 @@ import numpy as np
 from configs import Config
 from data import list_images
 from runs.atomic import atomic_write
-from val import label_folders
+from training.evaluation import label_folders
 
 from .cells import CHECKPOINTS, Cell, differing, network_name, read_evaluation, saved_config
 

@@ -24,6 +24,7 @@ from tabulate import tabulate
 
 import configs
 from runs.atomic import atomic_write
+from runs.evaluations import read_evaluations
 
 from . import collect, grid
 from .cells import DIVERGED, Cell, read_log
@@ -68,10 +69,8 @@ def read_point(cell: Cell) -> Point | None:
     gave_up = (cell.folder / DIVERGED).exists()
     scores = next((entry for entry in reversed(log) if "validation" in entry), {})
     scores = {name: value for name, value in scores.items() if name not in ("step", "epoch", "validation")}
-    bicubic = None
-    if (cell.folder / "val.json").exists():
-        rows = json.loads((cell.folder / "val.json").read_text())["rows"]
-        bicubic = next((row["PSNR-Y"] for row in rows if row["loss"] == "bicubic"), None)
+    rows = [row for entry in read_evaluations(cell.folder / "val.json") for row in entry["rows"]]
+    bicubic = next((row["PSNR-Y"] for row in rows if row["loss"] == "bicubic"), None)
     return Point(c.learning_rate, gave_up or has_diverged(log, bicubic), scores)
 
 
@@ -276,8 +275,8 @@ def main(argv: list[str] | None = None) -> None:
         with configs.one_line_errors(PROGRAM):
             points = read_points(cells)
             metric = metric_that_chooses(points, args)
-            wanted = {name: [beyond(of, metric, args.bounds)] for name, of in points.items()}
-            more = make_cells(args, {name: of for name, of in wanted.items() if of != [None]})
+            wanted = {name: beyond(of, metric, args.bounds) for name, of in points.items()}
+            more = make_cells(args, {name: [rate] for name, rate in wanted.items() if rate is not None})
         known = {cell.folder for cell in cells}
         more = [cell for cell in more if cell.folder not in known and (not args.collect or read_point(cell))]
         if failed or not more:

@@ -7,7 +7,6 @@ Fused Adam reads out of bounds when a moment has the wrong shape, so shapes and 
 import io
 import math
 import os
-import shlex
 import zipfile
 from pathlib import Path
 
@@ -19,6 +18,10 @@ from metrics.tensor_file import FileAccessError, load_tensor_file, verify_checks
 from models import build_network, model_id
 
 from .atomic import atomic_write
+from .output import script_command
+
+# Under which a state has its SR network: a key that spandrel, which takes images in [0,1], does not look under.
+SR_NETWORK = "sr_network"
 
 
 def serialize(state: dict) -> bytes:
@@ -107,6 +110,11 @@ def expect(fits: bool, source: str, what: str) -> None:
         raise ValueError(f"{source}: not a state of this run ({what})")
 
 
+def is_state(value: object) -> bool:
+    """Whether value is a dict of tensors by their names."""
+    return isinstance(value, dict) and all(isinstance(x, Tensor) and isinstance(n, str) for n, x in value.items())
+
+
 def is_count(value: object) -> bool:
     """Whether value is a whole number from 0 on."""
     return type(value) is int and value >= 0
@@ -190,29 +198,33 @@ def check_progress(state: dict, source: str) -> None:
 
 
 def load_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
-    """Load state["net"] into net if every name, shape and type fits and state["model_id"] is `wanted`.
+    """Load state[SR_NETWORK] into net after checking that every name, shape and type fits, and that it is `wanted`.
 
-    source: the state's file; wanted: net's identity. Raises ValueError, net untouched.
+    source: the state's file; wanted: net's identity, that in state["model_id"]. Raises ValueError, net untouched.
     """
     if state.get("model_id") != wanted:
         raise ValueError(f"{source}: a checkpoint of {state.get('model_id')}; expected one of {wanted}")
-    check_weights(net, state.get("net"), source, wanted)
-    net.load_state_dict(state["net"])
+    check_weights(net, state.get(SR_NETWORK), source, wanted)
+    net.load_state_dict(state[SR_NETWORK])
 
 
-def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], list[str]]:
-    """The settings of a run, its SR networks by loss (all, or those named), and what judges and extractors they had.
+def read_settings(run: Path) -> configs.Config:
+    """The settings of a run. Raises ValueError if run is none."""
+    if not (run / "config.yaml").is_file():
+        released = sorted(run.glob("SRModel_*.pth"))
+        convert = f"convert the released files with: {script_command('convert.py', run)}"
+        remedy = convert if released else "expected a run's folder"
+        raise ValueError(f"--modelpath {run}: no config.yaml there; {remedy}")
+    return configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
+
+
+def load_states(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, dict]]:
+    """The settings of a run and its learners' states by loss (all, or those named); each may hold anything.
 
     which: "best" (each loss's epoch of the lowest LPIPS) or "last". Raises ValueError.
     """
-    if not (run / "config.yaml").is_file():
-        released = sorted(run.glob("SRModel_*.pth"))
-        convert = f"convert the released files with: python convert.py {shlex.quote(str(run))}"
-        remedy = convert if released else "expected a run's folder"
-        raise ValueError(f"--modelpath {run}: no config.yaml there; {remedy}")
-    config = configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
-    nets, judges = {}, []
-    last = {}
+    config = read_settings(run)
+    states, last = {}, {}
     if which == "last":
         state, path, wrong = load_last(run)
         last = learner_states(state, path)
@@ -222,8 +234,20 @@ def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, d
     for loss in [configs.choose(loss, names, f"loss in {run}") for loss in losses or names]:
         if which == "last" and loss not in last:
             raise ValueError(f"{run / 'last.pt'}: holds no network of {loss}; add --best")
-        state = load_checkpoint(run / f"best_{loss}.pt") if which == "best" else last[loss]
-        net = build_network(config.model, config.scale, config.model_options)
+        states[loss] = load_checkpoint(run / f"best_{loss}.pt") if which == "best" else last[loss]
+    return config, states
+
+
+def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], list[str]]:
+    """The settings of a run, its SR networks by loss (all, or those named), and what judges and extractors they had.
+
+    which: as for load_states. Raises ValueError.
+    """
+    config, states = load_states(run, which, losses)
+    nets, judges = {}, []
+    for loss, state in states.items():
+        weights = state.get(SR_NETWORK)
+        net = build_network(config.model, config.scale, config.model_options, weights if is_state(weights) else None)
         load_network(net, state, f"{run} ({which}, {loss})", model_id(config.model, config.scale, config.model_options))
         nets[loss] = net
         judges += [judge for judge in state.get("judges", ()) if judge not in judges]

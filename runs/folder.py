@@ -19,8 +19,12 @@ CHECKPOINTS = Path("checkpoints")
 
 
 def next_run_dir(model: str, scale: int, root: Path = CHECKPOINTS) -> Path:
-    """The folder that a new run gets when none is named: CHECKPOINTS/MODEL_xSCALE_NUMBER, the number not taken yet."""
-    stem = f"{model}_x{scale}_"
+    """The folder that a new run gets when none is named: CHECKPOINTS/MODEL_xSCALE_NUMBER, the number not taken yet.
+
+    MODEL of spandrel:FILE is the file's name.
+    """
+    name = re.sub(r"[^\w.+-]", "_", Path(model).stem) if model.startswith("spandrel:") else model
+    stem = f"{name}_x{scale}_"
     taken = [int(m[1]) for p in root.glob(stem + "*") if (m := re.fullmatch(re.escape(stem) + r"(\d+)", p.name))]
     return root / f"{stem}{max(taken, default=0) + 1:03d}"
 

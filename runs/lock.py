@@ -60,7 +60,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
-    """Within, no other run can have the folder. Raises RunFolderError if one has it. A process that dies lets it go."""
+    """Within, no other run can have the folder; a process that dies lets it go. Raises RunFolderError if one has it."""
     path = folder / ".lock"
     while True:
         try:

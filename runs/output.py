@@ -1,7 +1,12 @@
-"""stdout and stderr that never end a run: odd names are escaped, a full disk or a closed pipe is ignored."""
+"""What is printed: commands that work, and streams that no odd name, full disk or closed pipe ends a run by."""
 
 import io
+import os
+import shlex
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class _IgnoreErrors(io.FileIO):
@@ -28,3 +33,9 @@ def ignore_output_errors() -> None:
         old.flush()
         raw = _IgnoreErrors(old.fileno(), "w", closefd=False)
         setattr(sys, name, io.TextIOWrapper(raw, old.encoding, "backslashreplace", write_through=True))
+
+
+def script_command(script: str, *words, launcher: str = "python") -> str:
+    """The command line that runs a script of the project, such as train.py, from the present working folder."""
+    path = script if os.path.realpath(script) == str(ROOT / script) else str(ROOT / script)
+    return f"{launcher} {shlex.join([path, *map(str, words)])}"

@@ -50,7 +50,7 @@ class RunWriter:
 
     def write_settings(self, config: Config, step: int, validated: bool) -> None:
         """Write config.yaml, and drop what the log has beyond `step`, where a resumed run goes on. Raises OSError."""
-        settings = replace(config, load=False, auto_resume=False, modelpath=None)
+        settings = configs.absolute_paths(replace(config, load=False, auto_resume=False, modelpath=None))
         atomic_write(self.folder / "config.yaml", configs.to_yaml(settings))
         trim_log(self.folder / "log.jsonl", step if config.load else -1, validated)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import judges, step
+from benchmarks import data, judges, step
 
 
 @pytest.mark.parametrize("which", [["--judge", "alex"], ["--judge", "squeeze", "--model", "VDSR", "--batchsize", "2"]])
@@ -20,3 +20,17 @@ def test_judges_cost(capsys):
     torch.set_num_threads(threads)
     out = capsys.readouterr().out
     assert "tiny" in out and "lpips-alex" in out
+
+
+def test_patches_of_a_set_beyond_memory(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data.make_images, "__defaults__", ((96, 72),))
+    threads = torch.get_num_threads()
+    data.main(["--folder", str(tmp_path / "images"), "--images", "3", "--patches", "48", "--draws", "4"])
+    torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    assert (
+        "3 images" in out
+        and "s, 3 decoded\nsecond start with a cache of 0 MB" in out
+        and "s, 0 decoded\npatch 48" in out
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

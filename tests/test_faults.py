@@ -68,7 +68,7 @@ def test_a_signal_ends_the_command_with_its_code(args, at_step, number, code, ca
     with pytest.raises(SystemExit) as end:
         train.main([*args, "--modelpath", "run"])
     assert end.value.code == code
-    assert "to resume: python train.py --load --modelpath run" in capsys.readouterr().out
+    assert f"to resume: python {train.__file__} --load --modelpath run" in capsys.readouterr().out
     assert load_checkpoint(Path("run/last.pt"))["step"] == 1
 
 
@@ -94,13 +94,14 @@ def test_a_signal_before_the_training_and_after_it(args, images, number, stopped
         said = stopped_within(where, number, lambda: train.main(args))
         assert said == f"\nstopped by {name}; nothing was begun, nor written\n" and not list(Path().iterdir())
     train.main([*args, "--modelpath", "run", "--endepoch", "1"])
-    for where in ("train.weight_maps", "val.load_networks"):  # the picture of the weights, the table
+    for where in ("train.weight_maps", "training.evaluation.load_networks"):  # the picture of the weights, the table
         said = stopped_within(where, number, lambda: train.main(["--load", "--modelpath", "run"]))
-        assert said.endswith(f"\nstopped by {name}; the run is complete; next: python val.py --modelpath run --best\n")
+        command = f"python {val.__file__} --modelpath run --best"
+        assert said.endswith(f"\nstopped by {name}; the run is complete; next: {command}\n")
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.setattr(sys, "argv", ["val.py", "--modelpath", "run", "--best", "--device", "cpu"])
     said = stopped_within(
-        "runs.checkpoint.load_networks", number, lambda: runpy.run_path(val.__file__, run_name="__main__")
+        "training.evaluation.load_networks", number, lambda: runpy.run_path(val.__file__, run_name="__main__")
     )
     assert said == f"run: run (best)\n\nstopped by {name}; the evaluation was not finished\n"
 
@@ -112,7 +113,7 @@ def test_the_command_that_goes_on_and_the_next_one_are_for_a_shell(args, at_step
     with pytest.raises(SystemExit):
         train.main([*args, "--losses", "L1", "--modelpath", folder])
     (command,) = re.findall("to resume: (.*)", capsys.readouterr().out)
-    assert shlex.split(command) == ["python", "train.py", "--load", "--modelpath", folder]
+    assert shlex.split(command) == ["python", train.__file__, "--load", "--modelpath", folder]
     at_step(0, None)
     train.main(shlex.split(command)[2:])
     (command,) = re.findall("next: (.*?)    ", capsys.readouterr().out)
@@ -350,7 +351,7 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace(args, of_helper, clip, as
     assert_same(before, after)
     final = learner.state_dict()
     assert final["skips"] == [1, 0]
-    moved = [not torch.equal(x, final["net"][name]) for name, x in after["net"].items()]
+    moved = [not torch.equal(x, final["sr_network"][name]) for name, x in after["sr_network"].items()]
     assert all(moved)
 
 

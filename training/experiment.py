@@ -1,5 +1,7 @@
 """What a run trains, on what, and how it is scored, built from its settings."""
 
+import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ from torch.utils.data import Dataset
 
 import configs
 from configs import Config
-from data import PairedDataset, PatchDataset, ResumableBatchSampler
+from data import DEGRADATIONS, ImageCache, PairedDataset, PatchDataset, ResumableBatchSampler
 from losses import Loss
 from metrics.backbones import WeightsNotFoundError, at_hand, unused_files
 from metrics.evaluate import PROTOCOLS, check_sizes
@@ -51,14 +53,21 @@ class Experiment:
         return len(self.patches.pairs) - len(self.patches)
 
     @property
+    def data_notes(self) -> list[str]:
+        """What the user should know of the folders of images."""
+        return list(dict.fromkeys(self.patches.pairs.notes + self.validation.notes))
+
+    @property
     def best_by(self) -> str:
         """The metric that chooses `best`, as `word_of` calls it."""
         return word_of(self.config.best_by) if self.config.best_by else self.metric_names[0]
 
     @property
     def selection_criterion(self) -> list[str]:
-        """What `best` is chosen by: the metric, the protocol and the images."""
-        return [self.best_by, self.config.protocol, *self.config.valpath]
+        """What `best` is chosen by: the metric, the protocol and the images, wherever they lie."""
+        checksum = zlib.crc32(repr(self.validation.checksums).encode())
+        images = f"{len(self.validation)} images of checksum {checksum:08x}"
+        return [self.best_by, self.config.protocol, images]
 
 
 def build_experiment(config: Config) -> Experiment:
@@ -74,12 +83,23 @@ def build_experiment(config: Config) -> Experiment:
     configs.choose(config.judge, JUDGES, "judge")
     if config.compile:
         check_compile(device)
-    learners = build_learners(config, device)
+    begun_from: list[str] = []
+    learners = build_learners(config, device, begun_from)
     losses = [learner.loss for learner in learners]
     metric_names, notes = choose_metrics(config, losses)
-    notes += unused_weights(config, losses, metric_names)
-    patches, left_out = build_patches(config)
-    validation = read_validation_set(config.valpath, config.scale, config.protocol, config.vallrpath)
+    notes += begun_from + unused_weights(config, losses, metric_names)
+    cache = image_cache(config)
+    patches, left_out = build_patches(config, cache)
+    with says_where(config, "valpath", "vallrpath"):
+        validation = read_validation_set(
+            config.valpath,
+            config.scale,
+            config.protocol,
+            config.vallrpath,
+            config.lr_template,
+            cache,
+            distributed.is_main_process(),
+        )
     repeat = config.repeat or patches.draws_to_cover
     epoch_steps = ResumableBatchSampler(len(patches), config.batchsize, 0, repeat=repeat).steps_per_epoch
     first_step, last_step = first_and_last_step(config, epoch_steps)
@@ -98,6 +118,27 @@ def build_experiment(config: Config) -> Experiment:
         notes,
         metric_names,
     )
+
+
+def image_cache(config: Config) -> ImageCache | None:
+    """Where the decoded images of large sets are kept."""
+    if config.cache == "none":
+        return None
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return ImageCache(config.cache or f"{base}/trainable-loss-weights", limit=int(config.cache_size * 2**30))
+
+
+@contextmanager
+def says_where(config: Config, *names: str) -> Iterator[None]:
+    """Within, a ValueError about the folders of a resumed run says how to name them if they have moved."""
+    try:
+        yield
+    except ValueError as error:
+        folders = [folder for name in names for folder in getattr(config, name) if not folder.startswith("skimage:")]
+        if not config.load or all(map(os.path.isdir, folders)):
+            raise
+        given = " and ".join(f"{configs.flag_of(name)} DIR" for name in names if getattr(config, name))
+        raise ValueError(f"{error}; if the images have moved, say where to: {given}") from None
 
 
 def choose_metrics(config: Config, losses: list[Loss]) -> tuple[tuple[str, ...], list[str]]:
@@ -128,14 +169,25 @@ def unused_weights(config: Config, losses: list[Loss], metrics: tuple[str, ...])
     return [f"{path} is not used: it holds {net}'s weights" for path, net in unused_files(files, map(metric_of, used))]
 
 
-def build_patches(config: Config) -> tuple[PatchDataset, list[str]]:
+def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[PatchDataset, list[str]]:
     """Read the training images; return their patches and a line for each image that was left out."""
     for name in ("trainpath", "valpath"):
         configs.expect(len(getattr(config, name)) > 0, name, "", "one or more folders of HR images")
-    multiple = config.scale if config.patch else PROTOCOLS["paper"].multiple
-    pairs = PairedDataset(
-        config.trainpath, config.scale, multiple, lr_folders=config.lrpath or None, bad_images=config.bad_images
-    )
+    alone = config.degradation == "bicubic" or not config.lrpath
+    configs.expect(alone, "degradation", config.degradation, "no --lrpath beside it, for that is LR already")
+    multiple = config.scale if config.patch else PROTOCOLS[config.protocol].multiple or PROTOCOLS["paper"].multiple
+    with says_where(config, "trainpath", "lrpath"):
+        pairs = PairedDataset(
+            config.trainpath,
+            config.scale,
+            multiple,
+            lr_folders=config.lrpath or None,
+            lr_template=config.lr_template,
+            cache=cache,
+            degradation=DEGRADATIONS[config.degradation],
+            progress=distributed.is_main_process(),
+            bad_images=config.bad_images,
+        )
     patches = PatchDataset(pairs, config.patch, config.augment, config.seed, config.skip_small)
     shapes = {size[::turn] for size in pairs.sizes for turn in ((1, -1) if config.augment else (1,))}
     if config.patch is None and config.batchsize > 1 and len(shapes) > 1:

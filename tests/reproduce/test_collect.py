@@ -22,29 +22,43 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "reference" / "table1.csv
 
 
 def cell(folder: Path, loss="L1", model="VDSR", scale=2, seed=0, **settings) -> Cell:
-    config = Config(model=model, scale=scale, seed=seed, losses=(loss,), modelpath=str(folder / f"{model}_x{scale}_{loss}_{seed}"),
-                    trainpath=("T91",), valpath=("held/T91",), **settings)  # fmt: skip
+    path = str(folder / f"{model}_x{scale}_{loss}_{seed}")
+    config = Config(
+        model=model,
+        scale=scale,
+        seed=seed,
+        losses=(loss,),
+        modelpath=path,
+        trainpath=("T91",),
+        valpath=("held/T91",),
+        **settings,
+    )
     return Cell(config, ())
 
 
+def by_image(scores: dict[str, list]) -> dict[str, dict]:
+    """{metric: [...]} as val.json has it: {image: {metric: value}}."""
+    return {str(i): dict(zip(scores, values)) for i, values in enumerate(zip(*scores.values(), strict=True))}
+
+
 def finish(cell: Cell, scores, protocol="paper", judge="lpips-vgg", bicubic=(30, 31, 32), last=0.0, **more) -> Cell:
-    """Write what a finished cell has; scores: {dataset: PSNR-Y of its images}, or of more metrics; last: added to `last`."""
+    """Write what a finished cell has; scores: {data set: PSNR-Y or {metric: ...}}; last: what is added at the end."""
     cell.folder.mkdir(parents=True)
     atomic_write(cell.folder / "config.yaml", configs.to_yaml(replace(cell.config, modelpath=None)))
     (cell.folder / TRAINED).write_text("train.py")
     (cell.folder / SECONDS).write_text("60.0\n30.5\n")
     for which in CHECKPOINTS:
-        rows = []
+        entries, about = [], {"checkpoint": which, "protocol": protocol, "judge": judge, **more}
         for dataset, of in scores.items():
             of = of if isinstance(of, dict) else {"PSNR-Y": of}
             of = {
                 metric: [None if x is None else x + last * (which == "last") for x in values]
                 for metric, values in of.items()
             }
-            rows.append({"dataset": dataset, "loss": "bicubic", "per_image": {"PSNR-Y": list(bicubic)}})
-            rows.append({"dataset": dataset, "loss": "its label", "per_image": of})
-        about = {"checkpoint": which, "protocol": protocol, "judge": judge, "rows": rows, **more}
-        (cell.folder / f"test_{which}.json").write_text(json.dumps(about))
+            rows = {"bicubic": {"PSNR-Y": list(bicubic)}, "its label": of}
+            rows = [{"loss": loss, "per_image": by_image(scores)} for loss, scores in rows.items()]
+            entries.append(about | {"dataset": dataset, "rows": rows})
+        (cell.folder / f"test_{which}.json").write_text(json.dumps({"evaluations": entries}))
     return cell
 
 
@@ -52,7 +66,7 @@ def asked(**given) -> argparse.Namespace:
     return argparse.Namespace(**{"compare": [], "checkpoint": "best", "null": None} | given)
 
 
-# --- what is compared --------------------------------------------------------------------------------------------------
+# --- what is compared -------------------------------------------------------------------------------------------------
 
 
 def test_what_a_loss_is_compared_with():
@@ -60,7 +74,11 @@ def test_what_a_loss_is_compared_with():
     assert collect.pairs_of(["L1+TLW+DP", "L1+DP", "L1", "MSE+TLW"]) == [("L1+TLW+DP", "L1+DP"), ("L1+DP", "L1")]
     control = "L1+TLW[weights=uniform,wc=normalised]"
     assert collect.pairs_of(["L1", "L1+TLW", control, "L1+UDL"]) == [
-        ("L1+TLW", "L1"), (control, "L1+TLW"), (control, "L1"), ("L1+UDL", "L1")]  # fmt: skip
+        ("L1+TLW", "L1"),
+        (control, "L1+TLW"),
+        (control, "L1"),
+        ("L1+UDL", "L1"),
+    ]
     assert collect.pairs_of(["L1[learning_rate=8e-4]", "L1"]) == [("L1[learning_rate=8e-4]", "L1")]
 
 
@@ -98,8 +116,16 @@ def test_means_pairs_and_files(tmp_path):
     assert every["low"] == compare(gains).low and math.isnan(every["p"])
 
     shown = report.text(results, asked(), paper)
-    for words in ("36.5000 ± 0.7071", "37.2049", "+1", "One seed: chance between trainings is unknown", "90 ",
-                  "0.25", "held/T91", "Not there yet, 1 of the grid's cells: EDSR x2 L1+TLW seed 1"):  # fmt: skip
+    for words in (
+        "36.5000 ± 0.7071",
+        "37.2049",
+        "+1",
+        "One seed: chance between trainings is unknown",
+        "90 ",
+        "0.25",
+        "held/T91",
+        "Not there yet, 1 of the grid's cells: EDSR x2 L1+TLW seed 1",
+    ):
         assert words in shown, words
     collect.write(results, tmp_path / "out")
     again = collect.read(tmp_path / "out")
@@ -150,7 +176,7 @@ def test_tests_holm_and_what_they_can_show(tmp_path):
     assert "Fewer than 6 trainings" in report.text(collect.read_cells(cells[:10]), asked(), {})
 
 
-# --- the paper's numbers -----------------------------------------------------------------------------------------------
+# --- the paper's numbers ----------------------------------------------------------------------------------------------
 
 
 def test_the_papers_table():
@@ -163,15 +189,21 @@ def test_the_papers_table():
         assert lines == SHARED.read_text().splitlines()
 
 
-@pytest.mark.parametrize("metric, protocol, column", [
-    ("PSNR-Y", "paper", "PSNR"), ("PSNR-Y", "standard", None), ("LPIPS-vgg", "paper", "LPIPS"), ("LPIPS-alex", "paper", None),
-    ("SSIM-Y", "paper", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "metric, protocol, column",
+    [
+        ("PSNR-Y", "paper", "PSNR"),
+        ("PSNR-Y", "standard", None),
+        ("LPIPS-vgg", "paper", "LPIPS"),
+        ("LPIPS-alex", "paper", None),
+        ("SSIM-Y", "paper", None),
+    ],
+)
 def test_the_paper_stands_beside_its_own_measures_only(metric, protocol, column):
     assert collect.paper_metric(metric, protocol) == column
 
 
-# --- collecting --------------------------------------------------------------------------------------------------------
+# --- collecting -------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_collected_of_what_is_not_finished(tmp_path):
@@ -193,15 +225,18 @@ def test_what_is_not_finite_is_said(tmp_path):
     assert math.isnan(report.comparison_rows(results, asked())[0]["gain"])
 
 
-@pytest.mark.parametrize("other, word", [
-    ({"settings": {"samples": 7}}, "differs from .* in samples"),
-    ({"settings": {"steps": 7}}, None),  # as in equal time
-    ({"protocol": "standard"}, "protocol"),
-    ({"precision": "bf16"}, "precision"),
-    ({"bicubic": (30, 31, 32.5)}, "other images under the same name"),
-    ({"bicubic": (30, 31), "scores": {"Set5": [1, 2]}}, "other images under the same name"),
-    ({"scores": {"Set14": [1, 2, 3]}}, "no data set that all 2 finished cells"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "other, word",
+    [
+        ({"settings": {"samples": 7}}, "differs from .* in samples"),
+        ({"settings": {"steps": 7}}, None),  # as in equal time
+        ({"protocol": "standard"}, "protocol"),
+        ({"precision": "bf16"}, "precision"),
+        ({"bicubic": (30, 31, 32.5)}, "other images under the same name"),
+        ({"bicubic": (30, 31), "scores": {"Set5": [1, 2]}}, "other images under the same name"),
+        ({"scores": {"Set14": [1, 2, 3]}}, "no data set that all 2 finished cells"),
+    ],
+)
 def test_one_table_is_of_one_set_up(tmp_path, other, word):
     first = finish(cell(tmp_path), {"Set5": [33, 34, 35]})
     scores = other.pop("scores", {"Set5": [33, 34, 35]})

@@ -22,7 +22,9 @@ import val
 from reproduce import budget, cells, cluster, collect, grid, holdout, running, table1
 from runs.atomic import atomic_write
 from runs.checkpoint import load_checkpoint, save_checkpoint
+from runs.evaluations import read_evaluations
 from runs.lock import locked_run
+from training.evaluation import label_folders
 
 ROOT = Path(__file__).parents[2]
 LOSSES = ("L1+TLW", "L1")
@@ -96,11 +98,12 @@ def args(images, tests_images, workplace):
 def ran(monkeypatch):
     """Commands are not run but noted, and leave what they would: (program or file, loss, seed, --load) of each.
 
-    ran.codes: the exit codes of the trainings by loss and seed; ran.log: lines for their logs.
+    ran.codes: the exit codes of the trainings by loss and seed; ran.log: lines for their logs; ran.leaves: if evaluations
+    leave their file.
     """
 
     class Ran(list):
-        codes, log = {}, ()
+        codes, log, leaves = {}, (), True
 
     noted = Ran()
 
@@ -123,9 +126,11 @@ def ran(monkeypatch):
         scores = {
             loss: {name: [1.0] for name in ("PSNR-Y", "SSIM-Y", *found.metrics)} for loss in ("bicubic", self.cell.loss)
         }
-        rows = [val.Row(name, loss, of) for name in val.label_folders(found.folder) for loss, of in scores.items()]
+        rows = [{"loss": loss, "per_image": {"0": {m: x for m, (x,) in of.items()}}} for loss, of in scores.items()]
         about = {"checkpoint": "best" if found.best else "last", "protocol": config.protocol, "judge": config.judge}
-        val.write_results(Path(found.out), rows, **about)
+        entries = [about | {"dataset": name, "rows": rows} for name in label_folders(found.folder)]
+        if noted.leaves:
+            Path(found.out).write_text(json.dumps({"evaluations": entries}))
         return 0
 
     monkeypatch.setattr(cells.Work, "run", run)
@@ -139,7 +144,7 @@ def fails(arguments, code, capsys, program=grid) -> str:
     return capsys.readouterr().err
 
 
-# --- what is run, skipped, taken up ------------------------------------------------------------------------------------
+# --- what is run, skipped, taken up -----------------------------------------------------------------------------------
 
 
 def test_what_is_finished_is_skipped(args, ran, capsys):
@@ -180,7 +185,8 @@ def test_an_evaluation_in_bf16_is_none(args, ran):
     grid.main(args)
     ran.clear()
     path = folder_of(seed=1) / "test_last.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "bf16"}))
+    entries = [entry | {"precision": "bf16"} for entry in read_evaluations(path)]
+    path.write_text(json.dumps({"evaluations": entries}))
     grid.main(args)
     assert ran == [("test_last.json", "L1", 1, False)]
 
@@ -228,12 +234,19 @@ def test_a_cell_that_fails_does_not_stop_the_others(args, ran, capsys):
     assert [name for name, *_ in ran] == ["train.py", *EVALUATIONS]
 
 
-@pytest.mark.parametrize("code, log, diverged", [
-    (1, [{"step": 1, "loss": {"L1": None}}], True),
-    (1, [{"step": 1, "loss": {"L1": 0.5}}], False),  # a full disk, say
-    (0, [{"step": 1, "loss": {"L1": None}}, {"step": 1, "validation": "L1", "PSNR-Y": 30.0}], False),  # one skipped step
-    (0, [{"step": 1, "validation": "L1", "PSNR-Y": 30.0}, {"step": 2, "validation": "L1", "PSNR-Y": None}], True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "code, log, diverged",
+    [
+        (1, [{"step": 1, "loss": {"L1": None}}], True),
+        (1, [{"step": 1, "loss": {"L1": 0.5}}], False),  # a full disk, say
+        (
+            0,
+            [{"step": 1, "loss": {"L1": None}}, {"step": 1, "validation": "L1", "PSNR-Y": 30.0}],
+            False,
+        ),  # a step skipped
+        (0, [{"step": 1, "validation": "L1", "PSNR-Y": 30.0}, {"step": 2, "validation": "L1", "PSNR-Y": None}], True),
+    ],
+)
 def test_what_diverged_is_not_tried_again(args, ran, capsys, code, log, diverged):
     ran.codes, ran.log = {(loss, seed): code for loss in LOSSES for seed in (0, 1)}, log
     if code or diverged:
@@ -245,14 +258,21 @@ def test_what_diverged_is_not_tried_again(args, ran, capsys, code, log, diverged
         grid.main(args)
 
 
-@pytest.mark.parametrize("code, words", [(-9, "ended by SIGKILL; was the memory full?"), (143, "stopped by SIGTERM, all saved"),
-                                         (2, "bad input"), (1, "exit code 1")])  # fmt: skip
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        (-9, "ended by SIGKILL; was the memory full?"),
+        (143, "stopped by SIGTERM, all saved"),
+        (2, "bad input"),
+        (1, "exit code 1"),
+    ],
+)
 def test_reasons(code, words):
     assert words in cells.reason(code)
 
 
 def test_a_command_that_leaves_nothing_is_not_repeated(args, ran, monkeypatch, capsys):
-    monkeypatch.setattr(val, "write_results", lambda *args, **about: None)
+    ran.leaves = False
     assert "val.py did not leave what it should have" in fails(args, 1, capsys)
     assert len(ran) == 8
 
@@ -286,7 +306,7 @@ def test_time_left(args):
     assert shown == ["41 s", "3 min", "2.0 h", "3.0 d"]
 
 
-# --- which trainings there are -----------------------------------------------------------------------------------------
+# --- which trainings there are ----------------------------------------------------------------------------------------
 
 
 def test_networks_have_options_of_their_own(args):
@@ -358,16 +378,28 @@ def test_equal_time(args, ran, monkeypatch, capsys):
 
 
 def test_seconds_per_step(args, monkeypatch):
-    """Measured in this process: a TLW step takes longer than a plain one, and nothing is written."""
-    monkeypatch.setattr(budget, "BLOCK", 2)
-    monkeypatch.setattr(budget, "ROUNDS", 3)
+    """On a false clock: in turn, medians without the first block, a judge for those who ask, E-steps when due."""
+    clock, turns = [0.0], []
+
+    def step(learners, judge, extractors, lr, hr, epoch, precision):
+        (learner,) = learners
+        assert (judge is None) == (learner.name == "L1") and hr.shape == (2, 3, 32, 32)
+        costs = {"L1": 1, "L1+TLW[e_every=4]": 6 if getattr(learner.loss, "e_step_is_due", False) else 2}
+        turns.append(learner.name)
+        clock[0] += costs[learner.name] * (
+            100 if len(turns) in (1, 3 * budget.BLOCK) else 1
+        )  # warming up; a busy moment
+
+    monkeypatch.setattr(budget, "train_step", step)
+    monkeypatch.setattr(budget, "now", lambda device: clock[0])
+    losses = ("L1", "L1+TLW[e_every=4]")
     (cell, *_) = grid.make_cells(grid.parse([*args, "--valpath", args[args.index("--trainpath") + 1]]))
-    seconds = budget.measure(dataclasses.replace(cell.config, losses=LOSSES))
-    assert 1.2 * seconds["L1"] < seconds["L1+TLW"] < 60
+    assert budget.measure(dataclasses.replace(cell.config, losses=losses)) == {"L1": 1, "L1+TLW[e_every=4]": 3}
+    assert turns == [loss for _ in range(budget.ROUNDS + 1) for loss in losses for _ in range(budget.BLOCK)]
     assert list(Path().iterdir()) == []
 
 
-# --- validation images -------------------------------------------------------------------------------------------------
+# --- validation images ------------------------------------------------------------------------------------------------
 
 
 def test_held_out_images(images, tmp_path):
@@ -392,13 +424,16 @@ def test_photographs_can_be_held_out():
     assert len(trained) == 2 and [place.parts[0] for place in held.values()] == ["skimage"]
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--folder", "{images}"], "is .* of the training images again|is .* of the validation images again"),
-    (["--valpath", "{tests}"], "is .* of the validation images again"),
-    (["--valpath", "{images}"], "is .* of the training images again"),
-    (["--holdout", "1"], "a share above 0 and below 1"),
-    (["--lrpath", "{images}"], "--valpath and --vallrpath beside it"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--folder", "{images}"], "is .* of the training images again|is .* of the validation images again"),
+        (["--valpath", "{tests}"], "is .* of the validation images again"),
+        (["--valpath", "{images}"], "is .* of the training images again"),
+        (["--holdout", "1"], "a share above 0 and below 1"),
+        (["--lrpath", "{images}"], "--valpath and --vallrpath beside it"),
+    ],
+)
 def test_what_is_reported_is_chosen_on_other_images(args, ran, images, tests_images, capsys, tmp_path, flags, words):
     copies = tmp_path / "copies"
     copies.mkdir()
@@ -415,39 +450,42 @@ def test_readmes_command_lines(line, monkeypatch):
     assert len(made) == 27 * 4 and (made[0].network, made[0].config.init) == ("RCAN", "paper")
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more, word", [
-    (["--models", "VDRS"], "did you mean VDSR"),
-    (["--models", "VDSR", "VDSR"], "each once"),
-    (["--scales", "5"], "invalid choice: 5"),
-    (["--seeds", "0"], "a number of seeds above 0"),
-    (["--models", "VDSR[blocks=1"], "NAME[OPTION=VALUE,...]"),
-    (["--seed", "1"], "did you mean --seeds"),
-    (["--jobs", "1000"], "as many as there are cores"),
-    (["--rates", "L1=1e-3"], "a rate for VDSR[blocks=1,channels=8] x2 L1+TLW too"),
-    (["--rates", "1e-3"], "LOSS=RATE"),
-    (["--rates", "rates.json"], "the rates.json of reproduce.sweep"),
-    (["--losses", "L1", "L1+TLW", "L1"], "each loss once"),
-    (["--executor", "slrm"], "invalid choice: 'slrm'"),
-    (["--slurm", "partition=x"], "--executor slurm"),
-    (["--executor", "local", "--slurm", "partition"], "NAME=VALUE"),
-    (["--executor", "local", "--slurm", "partitoin=x"], "partitoin"),
-    (["--executor", "local", "--slurm", "gpus_per_node=two"], "gpus_per_node"),
-    (["--executor", "slurm"], "srun"),
-    (["--config", "no.yaml"], "no such file"),
-    (["--folder", "nowhere"], "nowhere does not exist"),
-    (["--trainpath", "nowhere"], "nowhere does not exist"),
-    (["--losses", "L1+TWL"], "L1+TWL"),
-    (["--judge", "lpips-vgf"], "lpips-vgf"),
-    (["--judge-weights", "nowhere.pth"], "nowhere.pth"),
-    (["--models", "VDSR[blcks=1]"], "blcks"),
-    (["--patch", "33"], "not divisible"),
-    (["--steps", "0"], "above 0"),
-    (["--out", "file"], "a folder that can be written to"),
-    (["--collect"], "none of the grid's 4 cells is finished"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more, word",
+    [
+        (["--models", "VDRS"], "did you mean VDSR"),
+        (["--models", "VDSR", "VDSR"], "each once"),
+        (["--scales", "5"], "invalid choice: 5"),
+        (["--seeds", "0"], "a number of seeds above 0"),
+        (["--models", "VDSR[blocks=1"], "NAME[OPTION=VALUE,...]"),
+        (["--seed", "1"], "did you mean --seeds"),
+        (["--jobs", "1000"], "as many as there are cores"),
+        (["--rates", "L1=1e-3"], "a rate for VDSR[blocks=1,channels=8] x2 L1+TLW too"),
+        (["--rates", "1e-3"], "LOSS=RATE"),
+        (["--rates", "rates.json"], "the rates.json of reproduce.sweep"),
+        (["--losses", "L1", "L1+TLW", "L1"], "each loss once"),
+        (["--executor", "slrm"], "invalid choice: 'slrm'"),
+        (["--slurm", "partition=x"], "--executor slurm"),
+        (["--executor", "local", "--slurm", "partition"], "NAME=VALUE"),
+        (["--executor", "local", "--slurm", "partitoin=x"], "partitoin"),
+        (["--executor", "local", "--slurm", "gpus_per_node=two"], "gpus_per_node"),
+        (["--executor", "slurm"], "srun"),
+        (["--config", "no.yaml"], "no such file"),
+        (["--folder", "nowhere"], "nowhere does not exist"),
+        (["--trainpath", "nowhere"], "nowhere does not exist"),
+        (["--losses", "L1+TWL"], "L1+TWL"),
+        (["--judge", "lpips-vgf"], "lpips-vgf"),
+        (["--judge-weights", "nowhere.pth"], "nowhere.pth"),
+        (["--models", "VDSR[blcks=1]"], "blcks"),
+        (["--patch", "33"], "not divisible"),
+        (["--steps", "0"], "expected a whole number from 1 to"),
+        (["--out", "file"], "a folder that can be written to"),
+        (["--collect"], "none of the grid's 4 cells is finished"),
+    ],
+)
 def test_bad_input_is_one_line_and_writes_nothing(args, ran, more, word, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")  # where no Slurm is
     Path("file").touch()
@@ -473,7 +511,7 @@ def test_other_settings_are_refused(args, ran, capsys):
     assert ran == [] and before == {path: path.read_bytes() for path in Path("grid").rglob("*") if path.is_file()}
 
 
-# --- real processes ----------------------------------------------------------------------------------------------------
+# --- real processes ---------------------------------------------------------------------------------------------------
 
 STEPS = [
     "--steps",
@@ -527,12 +565,15 @@ def test_killed_and_started_again(args, reference, as_command, assert_same, capf
     grid.main([*args, *STEPS])
     assert_same(load_checkpoint(CELL / "last.pt"), reference)
     shown = capfd.readouterr().out
-    assert "cell 1 of 1, 0 left" in shown and "to resume: python train.py" in shown
+    assert "cell 1 of 1, 0 left" in shown and "to resume: python " in shown and "train.py --load" in shown
     results = collect.read(Path("grid"))
     for which in cells.CHECKPOINTS:
-        bicubic, row = json.loads((CELL / f"test_{which}.json").read_text())["rows"]
+        (entry,) = read_evaluations(CELL / f"test_{which}.json")
+        bicubic, row = entry["rows"]
         key = collect.Key("VDSR[blocks=1,channels=8]", 2, "L1+TLW", 0, which, "mirrored")
-        assert results.scores[key]["PSNR-Y"] == pytest.approx(row["per_image"]["PSNR-Y"], abs=1e-5)
+        assert results.scores[key]["PSNR-Y"] == pytest.approx(
+            [image["PSNR-Y"] for image in row["per_image"].values()], abs=1e-5
+        )
 
 
 def parent_of(pid: int) -> int:
@@ -568,12 +609,12 @@ def test_a_preempted_job_is_queued_again_and_goes_on(args, reference, as_command
     assert_same(load_checkpoint(CELL / "last.pt"), reference)
 
 
-# --- Slurm, as far as it can be had without one ------------------------------------------------------------------------
+# --- Slurm, as far as it can be had without one -----------------------------------------------------------------------
 
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Commands called sbatch, sacct and srun: sbatch keeps the script and runs nothing; sacct says what `state` holds."""
+    """Fake commands: sbatch keeps the script and runs nothing, sacct says what `state` holds, srun fails."""
     place = tmp_path / "slurm"
     place.mkdir()
     for name, lines in {

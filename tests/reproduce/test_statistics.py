@@ -1,4 +1,4 @@
-"""Interval, test and correction: against enumeration, SciPy and formulas; their error rates and power in simulations."""
+"""Interval, test and correction: against enumeration, SciPy and formulas; error rates and power, simulated."""
 
 import itertools
 import math
@@ -19,14 +19,14 @@ from reproduce.statistics import (
     power,
     sign_flip_p,
     simulate,
-)  # fmt: skip
+)
 
 GRIDS = 2000
 # What chance alone allows, 99.9 % of the time, in the rate of GRIDS grids.
 NOISE = 3.3 * math.sqrt(0.05 * 0.95 / GRIDS)
 
 
-# --- what they compute -------------------------------------------------------------------------------------------------
+# --- what they compute ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pairs", [2, 5, 7])
@@ -99,7 +99,7 @@ def test_no_lead_of_the_scale_or_the_sign():
     assert sign_flip_p(-5 * d) == sign_flip_p(d)
 
 
-# --- A/A: there is nothing to be found ---------------------------------------------------------------------------------
+# --- A/A: there is nothing to be found --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cells, seeds, unequal", [(1, 6, False), (3, 3, False), (6, 3, True), (4, 5, False)])
@@ -150,7 +150,7 @@ def test_a_loss_against_itself_in_trainings_at_hand():
     )  # a pair of each: one seed
 
 
-# --- a true difference -------------------------------------------------------------------------------------------------
+# --- a true difference ------------------------------------------------------------------------------------------------
 
 
 def test_power():

@@ -68,13 +68,24 @@ def ran(monkeypatch):
         noted.append((self.cell.loss, config.learning_rate, config.seed))
         fallen = config.learning_rate > noted.diverges and config.seed == 1
         tiny = 0.3 + math.log2(config.learning_rate / noted.best[self.cell.loss]) ** 2 + 0.01 * config.seed
-        lines = [{"step": 200 * (i + 1), "epoch": i, "validation": self.cell.loss, "PSNR-Y": 29.0 - 5 * i * fallen, "SSIM-Y": 0.9,
-                  "tiny": tiny} for i in (0, 1)]  # fmt: skip
+        lines = [
+            {
+                "step": 200 * (i + 1),
+                "epoch": i,
+                "validation": self.cell.loss,
+                "PSNR-Y": 29.0 - 5 * i * fallen,
+                "SSIM-Y": 0.9,
+                "tiny": tiny,
+            }
+            for i in (0, 1)
+        ]
         lines[:0] = [{"step": i, "loss": {self.cell.loss: 1 / i}} for i in (1, 2, 3, 4)]
         folder.mkdir(parents=True)
         atomic_write(folder / "config.yaml", configs.to_yaml(config))
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (folder / "val.json").write_text(json.dumps({"rows": [{"loss": "bicubic", "PSNR-Y": BICUBIC}]}))
+        (folder / "val.json").write_text(
+            json.dumps({"evaluations": [{"checkpoint": "best", "rows": [{"loss": "bicubic", "PSNR-Y": BICUBIC}]}]})
+        )
         return 0
 
     monkeypatch.setattr(cells.Work, "run", run)
@@ -100,8 +111,18 @@ def test_the_best_rate_is_chosen(args, ran, capsys):
         found = list(csv.DictReader(file))
     assert len(found) == 12 and found[0]["PSNR-Y"] == "29.0"
     assert Image.open("sweep/sweep.png").size[0] > 300
-    chosen = grid.make_cells(grid.parse([*args[: args.index("--rates")], *args[args.index("--trainpath") :], "--folder", "x",
-                                         "--rates", "sweep/rates.json"]))  # fmt: skip
+    chosen = grid.make_cells(
+        grid.parse(
+            [
+                *args[: args.index("--rates")],
+                *args[args.index("--trainpath") :],
+                "--folder",
+                "x",
+                "--rates",
+                "sweep/rates.json",
+            ]
+        )
+    )
     assert {cell.config.learning_rate for cell in chosen} == {2e-4}
     ran.clear()
     sweep.main(args)
@@ -155,18 +176,21 @@ def line(psnr):
     return {"validation": "L1", "PSNR-Y": psnr}
 
 
-@pytest.mark.parametrize("losses, psnrs, diverged", [
-    ([0.4, 0.2, 0.1, 0.1], [28.0, 31.0], False),
-    ([0.4, 0.2, 0.1, 0.1], [31.0, 30.2], False),
-    ([0.4, 0.2, 0.1, 0.1], [31.0, 29.9], True),  # below its own best
-    ([0.4, 0.3, 0.3, 0.3], [20.0, 22.0], False),  # slow, but learning
-    ([0.4, 0.3, 0.5, 0.4], [20.0, 22.0], True),
-    ([0.4, 150.0, 0.3, 0.2], [30.0, 31.0], True),  # on the way
-    ([0.4, None, 0.3, 0.2], [30.0, 31.0], False),  # a skipped step
-    ([0.4, 0.3, 0.3, None], [30.0, 31.0], True),
-    ([0.4, 0.3, 0.3, 0.2], [30.0, None], True),
-    ([0.4, 0.3, 0.3, 0.2], [], True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "losses, psnrs, diverged",
+    [
+        ([0.4, 0.2, 0.1, 0.1], [28.0, 31.0], False),
+        ([0.4, 0.2, 0.1, 0.1], [31.0, 30.2], False),
+        ([0.4, 0.2, 0.1, 0.1], [31.0, 29.9], True),  # below its own best
+        ([0.4, 0.3, 0.3, 0.3], [20.0, 22.0], False),  # slow, but learning
+        ([0.4, 0.3, 0.5, 0.4], [20.0, 22.0], True),
+        ([0.4, 150.0, 0.3, 0.2], [30.0, 31.0], True),  # on the way
+        ([0.4, None, 0.3, 0.2], [30.0, 31.0], False),  # a skipped step
+        ([0.4, 0.3, 0.3, None], [30.0, 31.0], True),
+        ([0.4, 0.3, 0.3, 0.2], [30.0, None], True),
+        ([0.4, 0.3, 0.3, 0.2], [], True),
+    ],
+)
 def test_divergence(losses, psnrs, diverged):
     log = [*({"loss": {"L1": loss}} for loss in losses), *map(line, psnrs)]
     assert sweep.has_diverged(log, BICUBIC) == diverged
@@ -180,10 +204,16 @@ def test_the_metric_that_chooses(args, ran, capsys):
     assert end.value.code == 2 and "did you mean PSNR-Y?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more, word", [
-    (["--rates", "0"], "above 0, each once"), (["--rates", "1e-3", "1e-3"], "above 0, each once"), (["--losses", "L2"], "L2"),
-    (["--learning-rate", "1"], "unknown argument --learning-rate"), (["--collect"], "none is finished"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more, word",
+    [
+        (["--rates", "0"], "above 0, each once"),
+        (["--rates", "1e-3", "1e-3"], "above 0, each once"),
+        (["--losses", "L2"], "L2"),
+        (["--learning-rate", "1"], "unknown argument --learning-rate"),
+        (["--collect"], "none is finished"),
+    ],
+)
 def test_bad_input(args, ran, capsys, more, word):
     with pytest.raises(SystemExit) as end:
         sweep.main([*args, *more])
