@@ -101,7 +101,7 @@ def test_phases_of_losses():
     before = udl.phase(2.9)
     udl.begin_epoch(net, 3)
     assert udl.phase(3) != before
-    late = WeightedSum(Term(pixel), Term(DualPerceptual(("alexnet:conv5",), 0.5), since=1.5))
+    late = WeightedSum(Term(pixel), Term(DualPerceptual(("alexnet:conv5",), 0.5), start_epoch=1.5))
     assert late.phase(0) == late.phase(1.4) != late.phase(1.5) == late.phase(9)
     assert WeightedSum(Term(udl)).phase(3) != WeightedSum(Term(UDL(net, UncertaintyHead(4, 2), second=3))).phase(2)
 
