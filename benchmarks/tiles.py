@@ -5,13 +5,14 @@ python -m benchmarks.tiles --modelpath checkpoints/RCAN_x2_001 --folder datasets
 
 import argparse
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from tabulate import tabulate
 
 import configs
 from infer import OVERLAP
-from metrics.evaluate import evaluate, mean
+from metrics.evaluate import evaluate
 from models.ops.tiled import BlendedTiles
 from runs.checkpoint import load_networks
 from training.device import setup_device
@@ -31,7 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     with configs.one_line_errors("benchmarks.tiles"):
         device = setup_device(args.device)
-        config, nets, _ = load_networks(Path(args.modelpath), "best")
+        which = "best" if any(Path(args.modelpath).glob("best_*.pt")) else "last"
+        config, nets, _ = load_networks(Path(args.modelpath), which)
         align = max(getattr(net, "window", 1) for net in nets.values())
         least = 2 * OVERLAP + align
         configs.expect(min(args.tile) >= least, "tile", min(args.tile), f"{least} or more")
@@ -41,14 +43,14 @@ def main(argv: list[str] | None = None) -> None:
         net = net.to(device).eval()
         for folder, pairs in sets.items():
             whole = evaluate(net, pairs, {}, "standard", device)["PSNR-Y"]
-            rows.append([loss, Path(folder).name, "whole", "", mean(whole), "", ""])
+            rows.append([loss, Path(folder).name, "whole", "", fmean(whole), "", ""])
             for tile in args.tile:
                 blended = BlendedTiles(net, config.scale, tile, OVERLAP, align)
                 cut = [i for i, (h, w) in enumerate(pairs.sizes) if max(h, w) > tile * config.scale]
                 found = evaluate(blended, pairs, {}, "standard", device)["PSNR-Y"]
                 lost = [whole[i] - found[i] for i in cut]
-                rows.append([loss, Path(folder).name, tile, f"{len(cut)} of {len(pairs)}", mean(found)])
-                rows[-1] += [mean(lost), max(lost)] if lost else ["", ""]
+                rows.append([loss, Path(folder).name, tile, f"{len(cut)} of {len(pairs)}", fmean(found)])
+                rows[-1] += [fmean(lost), max(lost)] if lost else ["", ""]
     print(f"{config.model} x{config.scale}, overlap {OVERLAP}, PSNR-Y of protocol standard, {torch.__version__}")
     headers = ["loss", "data set", "tile", "images cut", "PSNR-Y", "lost by those", "at most"]
     print(tabulate(rows, headers, floatfmt=("", "", "", "", ".4f", ".4f", ".4f")))

@@ -14,6 +14,7 @@ ALIASES: dict[str, str] = {
 
 _DEVICE = "--device cuda:0"
 _RUN = "--modelpath DIR (the run's folder)"
+_INIT = "--init FILE (weights to begin from)"
 _LOAD = "--load DIR (a run to go on with)"
 # Not the same setting, but what is meant: of each flag the first that the command has. Each begins with that flag.
 INSTEAD = {
@@ -27,7 +28,7 @@ INSTEAD = {
     "rate": ("--learning-rate RATE",),
     "gpu": (_DEVICE,),
     "gpu-ids": (_DEVICE,),
-    "gpus": (f"{_DEVICE}, or for N GPUs torchrun --nproc-per-node N train.py", _DEVICE),
+    "gpus": (f"{_DEVICE} (to train on N of them: torchrun --nproc-per-node N train.py)",),
     "devices": (_DEVICE,),
     "cuda": ("--device cuda",),
     "cpu": ("--device cpu",),
@@ -37,6 +38,7 @@ INSTEAD = {
     "bf16": ("--precision bf16",),
     "mixed-precision": ("--precision bf16",),
     "input": ("--trainpath DIR (images to train on)", "--folder DIR (images to measure on)"),
+    "folder": ("--input PATH",),
     "data": ("--trainpath DIR", "--folder DIR"),
     "data-dir": ("--trainpath DIR", "--folder DIR"),
     "dataroot": ("--trainpath DIR", "--folder DIR"),
@@ -56,9 +58,10 @@ INSTEAD = {
     "save-dir": (_RUN,),
     "name": (_RUN,),
     "exp": (_RUN,),
-    "pretrained": (_LOAD, _RUN),
-    "pretrain": (_LOAD, _RUN),
-    "pre-train": (_LOAD, _RUN),
+    "pretrained": (_INIT, _RUN),
+    "pretrain": (_INIT, _RUN),
+    "pre-train": (_INIT, _RUN),
+    "finetune": (_INIT, _RUN),
     "checkpoint": (_LOAD, _RUN),
     "ckpt": (_LOAD, _RUN),
     "weights": (_LOAD, _RUN),

@@ -28,7 +28,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
 def read_yaml(path: str | Path) -> dict:
     """The mapping in a YAML file, hyphens in its keys as underscores. Raises ValueError where there is none."""
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=UniqueKeyLoader)
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
     except FileNotFoundError:
         raise ValueError(f"--config {path}: no such file") from None
     except Exception as error:  # wrong tags, deep nesting: PyYAML raises anything from KeyError to RecursionError

@@ -1,7 +1,9 @@
 """The command line as people type it: answers at once, the field's habits, paths, lists, runs to resume, bounds."""
 
+import contextlib
 import dataclasses
 import inspect
+import io
 import os
 import re
 import resource
@@ -16,6 +18,8 @@ import yaml
 
 import configs
 import convert
+import export
+import infer
 import train
 import val
 from configs import Config, catalogue
@@ -205,7 +209,7 @@ def test_a_setting_under_two_names(tmp_path, capsys):
         ("--fp16", "did you mean --precision bf16?"),
         ("--input imgs", "did you mean --trainpath DIR (images to train on)?"),
         ("--output out", "did you mean --modelpath DIR (the run's folder)?"),
-        ("--pretrained x.pth", "did you mean --"),
+        ("--pretrained x.pth", "did you mean --init FILE (weights to begin from)?"),
         ("-opt a.yml", "did you mean --config FILE?"),
         ("--n_threads 4", "did you mean --workers N?"),
         ("--LR 1e-4", "did you mean --learning-rate?"),
@@ -241,12 +245,23 @@ def test_output_is_out_in_val():
     assert val.parse(["--output", "x.json"]).out == val.parse(["--out", "x.json"]).out == "x.json"
 
 
-def test_every_habit_leads_to_a_flag():
-    train_flags = make_parser()._option_string_actions
-    assert {configs.flag_of(name) for pair in ALIASES.items() for name in pair} <= {*train_flags}
-    first = {word: [text.split()[0].strip(",") for text in texts] for word, texts in INSTEAD.items()}
-    others = {"--loss", "--format", "--tile", "--ensemble", "--weights", "--overwrite"}  # of infer.py and export.py
-    assert [word for word, flags in first.items() if not {*flags} & ({*train_flags} | others)] == []
+@pytest.fixture(scope="module")
+def flags_of_all():
+    """Every flag that a command has, from its --help."""
+    flags = set()
+    for parse in (configs.load, val.parse, convert.parse, infer.parse, export.parse):
+        with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
+            parse(["--help"])
+        flags |= set(re.findall(r"--[\w-]+", out.getvalue()))
+    return flags
+
+
+def test_every_habit_leads_to_a_flag(flags_of_all):
+    assert {configs.flag_of(name) for pair in ALIASES.items() for name in pair} <= {
+        *make_parser()._option_string_actions
+    }
+    wrong = [text for texts in INSTEAD.values() for text in texts if text.split()[0].strip(",") not in flags_of_all]
+    assert wrong == []
 
 
 # --- lists ---
@@ -294,7 +309,7 @@ PATHS = [name for name, field in FIELDS.items() if field.metadata["path"]]
 def test_every_path_is_known_as_one():
     assert {*PATHS} >= {"modelpath", "trainpath", "lrpath", "valpath", "vallrpath", "judge_weights"}
     typed = {name for name, field in FIELDS.items() if re.search(r"(?i)\b(folder|files?)s?\b", field.metadata["help"])}
-    assert typed <= {*PATHS, "load", "auto_resume", "model"}  # spandrel:FILE
+    assert typed <= {*PATHS, "load", "auto_resume", "model", "init"}  # which may be a path or a name
 
 
 @pytest.mark.parametrize("name", PATHS)

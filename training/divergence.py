@@ -15,8 +15,7 @@ RUNNING, RECENT = 500, 5  # steps of the running median, and of the one that is 
 class LossHistory:
     """The last losses of one network: a few recent ones, and those before them.
 
-    A loss beyond MULTIPLE times the running median does not enter it, else a network that diverges at once would make
-    its own measure. Losses count by their absolute values there, for some, such as log-likelihoods, may be negative.
+    They count by their absolute values there, for some losses, such as log-likelihoods, may be negative.
     """
 
     def __init__(self, phase=None):
@@ -37,7 +36,7 @@ class LossHistory:
         """Take a step's loss, if it is finite; return whether the recent ones are beyond the limit."""
         if not math.isfinite(loss):
             return False
-        if len(self.recent) == RECENT and self.recent[0] <= self.limit[0]:
+        if len(self.recent) == RECENT:
             self.before.append(self.recent[0])
         self.recent.append(loss)
         return len(self.recent) == RECENT and median(self.recent) > self.limit[0] > 0

@@ -1,13 +1,13 @@
 """Pictures in bounded memory: a run's weight maps, and where two SR images differ most."""
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from losses.weighting import WeightingNet, fixed_sum
@@ -16,6 +16,14 @@ from models.ops.tiled import TiledUpscaler, tiles
 
 TILE = 1 << 16  # pixels at a time: about 50 MiB of the weighting network's activations
 LONGEST = 768  # pixels of a drawn image's longer side; larger ones are averaged down
+
+
+def _figure(size: tuple[float, float]):
+    """An empty figure of matplotlib's, which says nothing of a home folder that cannot be written to."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from matplotlib.figure import Figure  # here, for it takes a second, and most commands draw nothing
+
+    return Figure(size, layout="constrained")
 
 
 @torch.no_grad()
@@ -62,7 +70,7 @@ def weight_maps(nets: Mapping[str, tuple[nn.Module, WeightingNet]], lr: Tensor, 
     Memory is bounded as in a validation, whatever the image's size.
     """
     size = (12.4, (0.3 + 3 * hr.shape[2] / hr.shape[3]) * len(nets))
-    figure = Figure(size, layout="constrained")
+    figure = _figure(size)
     axes = figure.subplots(len(nets), 4, squeeze=False)
     for row, (name, (net, weighting)) in zip(axes, nets.items()):
         sr = TiledUpscaler(net, MEMORY // 4)(lr).float().clamp_(-1, 1)
@@ -105,7 +113,7 @@ def side_by_side(rows: Sequence[Crops]) -> bytes:
     """The PNG of a picture with a row for each image, its crops side by side and their captions beneath."""
     columns = max(len(row.images) for row in rows)
     lines = max(caption.count("\n") + 1 for row in rows for caption in (row.title, *row.captions.values()))
-    figure = Figure((2.2 * columns, (2.5 + 0.16 * lines) * len(rows)), layout="constrained")
+    figure = _figure((2.2 * columns, (2.5 + 0.16 * lines) * len(rows)))
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, row in zip(axes, rows):
         for ax in line:
@@ -118,7 +126,7 @@ def side_by_side(rows: Sequence[Crops]) -> bytes:
     return _png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, dpi=120)
     return file.getvalue()

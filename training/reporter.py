@@ -28,11 +28,12 @@ class Reporter:
         """The lines that announce the run."""
         config, e = self.experiment.config, self.experiment
         count = f"{len(e.patches)} {'tiles' if config.tiles else 'images'}"
+        notes = "".join(f"\n{note}" for note in [*e.data_notes, *e.notes])
         return (
             f"run: {self.writer.folder}, {config.model} x{config.scale} on {e.device}, steps {self.state.step} to "
             f"{e.last_step}, {e.epoch_steps} an epoch\ntraining on {count} of "
             f"{' '.join(config.trainpath)}, validating on {len(e.validation)} of {' '.join(config.valpath)}"
-            + "".join(f"\n{note}" for note in [*e.data_notes, *e.notes])
+            f"{notes}"
         )
 
     def log_notes(self) -> None:

@@ -37,13 +37,14 @@ def first_and_last_step(config: Config, epoch_steps: int) -> tuple[int, int]:
 
 def stretched_cosine(before: Config, now: Config, epoch_steps: int, step: int) -> str | None:
     """A note if a run that resumes at `step` stretches its cosine, so that the rate jumps; else None."""
-    epoch, rates = step // epoch_steps, []
-    for settings in (before, now):
+    rates = []
+    for settings, at in ((before, step - 1), (now, step)):
         first, last = first_and_last_step(settings, epoch_steps)
         own = next((x.config for x in settings.variants.values() if x.config.schedule == "cosine"), None)
         if own is None:
             return None
-        rates.append((last - first, lr_at_step(own, epoch, step - first, last - first) / own.learning_rate))
+        rate = lr_at_step(own, *place_in_schedule(max(at, first), epoch_steps, first, last))
+        rates.append((last - first, rate / own.learning_rate))
     (old_steps, old), (new_steps, new) = rates
     if old_steps == new_steps or math.isclose(old, new, rel_tol=0.01):
         return None

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 
 from data.picture import Picture, count_pixels, encode_picture, fill_transparent, read_picture, settle_alpha
 
@@ -199,6 +199,7 @@ def test_animations_are_refused(tmp_path):
         ("a.webp", "animated, 2"),
         ("a.gif", "animated, 2"),
         ("a.tif", "2 pages"),
+        *([("a.avif", "animated, 2")] if features.check("avif") else []),
     ):
         path = saved(tmp_path / name, Image.fromarray(RGB), **frames)
         with pytest.raises(ValueError, match=f"cannot read image .*{name}: {words}"):
