@@ -2,9 +2,13 @@
 
 import argparse
 import difflib
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable
 from contextlib import contextmanager
+
+from .habits import instead_of
 
 LONGEST = 2000  # characters of an error
 
@@ -29,6 +33,9 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     by_lower = {option.lower(): option for option in options}
     near = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
     hint = f"did you mean {by_lower[near[0]]}? " if near else ""
+    parts = str(name).replace(",", " ").split()
+    if len(parts) > 1 and all(part in options for part in parts):
+        hint = f"separate with spaces: {' '.join(parts)}; "
     raise ValueError(f"unknown {what} {name!r}; {hint}one of: {', '.join(options)}")
 
 
@@ -46,11 +53,24 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help with descriptions as they are written, and names that stay whole: no line ends in the middle of HAT-TLW."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=min(shutil.get_terminal_size().columns - 2, 110))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """argparse, with errors on one line that suggest the nearest flag, and exit code 2."""
+    """argparse, with errors on one line that say what to type instead of an unknown flag, and exit code 2.
+
+    Descriptions and the epilog keep their lines.
+    """
 
     def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
@@ -59,6 +79,16 @@ class OneLineParser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_args(args, namespace)
         for word in unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(word.split("=")[0], flags, n=1)
-            self.error(f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+            meant = instead_of(word, flags) or _nearest_flag(word, flags)
+            self.error(f"unknown argument {word}" + (f"; did you mean {meant}?" if meant else "; see --help"))
         return namespace
+
+
+def _nearest_flag(word: str, flags: list[str]) -> str | None:
+    """The flag that word is a slip of the pen of; not one that says more: --k-epochs is no --epochs."""
+    name = word.split("=")[0].lstrip("-").replace("_", "-")
+    if not word.startswith("-") or not name:
+        return None
+    spelled = {flag.lstrip("-"): flag for flag in flags if name not in flag.lstrip("-").split("-")}
+    near = difflib.get_close_matches(name, spelled, n=1, cutoff=0.75)
+    return spelled[near[0]] if near else None

@@ -1,5 +1,7 @@
-"""YAML, and values written as in YAML, with everything refused that could mean something else than it seems to."""
+"""YAML, paths, and values written as in YAML; whatever could mean something else than it seems to is refused."""
 
+import os
+import re
 from pathlib import Path
 
 import yaml
@@ -26,7 +28,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
 def read_yaml(path: str | Path) -> dict:
     """The mapping in a YAML file, hyphens in its keys as underscores. Raises ValueError where there is none."""
     try:
-        values = yaml.load(Path(path).read_text(), Loader=UniqueKeyLoader)
+        values = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=UniqueKeyLoader)
     except FileNotFoundError:
         raise ValueError(f"--config {path}: no such file") from None
     except Exception as error:  # wrong tags, deep nesting: PyYAML raises anything from KeyError to RecursionError
@@ -40,10 +42,27 @@ def read_yaml(path: str | Path) -> dict:
     return names
 
 
+def expand_path(path: str) -> str:
+    """The path with ~ and ${VAR} replaced, as a shell does. Raises ValueError if a variable in braces is not set."""
+    for name in re.findall(r"\$\{(\w+)\}", path):
+        if name not in os.environ:
+            raise ValueError(f"{path}: the environment has no {name}; set it, or write the path out")
+    return os.path.expandvars(os.path.expanduser(path))
+
+
+def has_commas(text: str) -> bool:
+    """Whether text is several values with commas between them; those within brackets belong to one value."""
+    while (inner := re.sub(r"\[[^\[\]]*\]", "", text)) != text:
+        text = inner
+    return "," in text
+
+
 def parse_pairs(words: list[str], flag: str, example: str) -> dict:
     """["blocks=4", "depths=[6,6]"] -> {"blocks": 4, "depths": [6, 6]}. Raises ValueError, of this flag."""
     pairs = {}
     for word in words:
+        if has_commas(word):
+            raise ValueError(f"{flag} {word}: separate with spaces: {flag} {' '.join(word.split(','))}")
         name, equals, value = word.partition("=")
         if not (name and equals and value):
             raise ValueError(f"{flag} {word}: expected NAME=VALUE, such as {example}")

@@ -1,18 +1,25 @@
 """Images in: reading files, MATLAB-style downscaling, (LR, HR) pairs, patches and resumable batches."""
 
-from .datasets import ImageReadError, PairedDataset, PatchDataset, make_pair
+from .cache import ImageCache
+from .datasets import ImageReadError, PairedDataset, make_pair
+from .degradations import DEGRADATIONS
 from .images import list_images, read_rgb
 from .imresize import imresize
 from .loader import ResumableBatchSampler, load_batches
+from .partners import match_sr
+from .patches import PatchDataset
 
 __all__ = [
-    "ResumableBatchSampler",
+    "DEGRADATIONS",
+    "ImageCache",
+    "ImageReadError",
     "PairedDataset",
     "PatchDataset",
-    "ImageReadError",
+    "ResumableBatchSampler",
     "imresize",
     "list_images",
     "load_batches",
     "make_pair",
+    "match_sr",
     "read_rgb",
 ]

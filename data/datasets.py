@@ -1,27 +1,30 @@
-"""(LR, HR) pairs from folders of images, and random patches of them.
-
-Every random choice is a pure function of (seed, epoch, index): worker counts and interruptions change nothing.
-"""
+"""(LR, HR) pairs from folders of images, in memory or on the disk."""
 
 import os
+import struct
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from .images import read_rgb
+from .cache import CachedImage, ImageCache
+from .images import checksum, estimate_bytes, passed_over, read_rgb
 from .imresize import imresize
-from .partners import Folders, match, rooted, unique_names
+from .partners import Folders, find_lr_among_hr, match, rooted, unique_names
+from .progress import show_progress
 
 # What each 8-bit level is in [-1,1]: a look-up is exact and saves the float64 copy of an image.
 _LEVELS = (np.arange(256) / 255 * 2 - 1).astype(np.float32)
 # How far an LR pixel's kernel reaches beyond its own HR pixels, in LR pixels.
 _REACH = 2
+# HR rows above and below a part that its LR may depend on, as a hint to the disk.
+_AROUND = 32
 
 
 def make_pair(rgb: np.ndarray, scale: int, multiple: int, round_lr: bool = False) -> tuple[Tensor, Tensor]:
@@ -34,7 +37,9 @@ def make_pair(rgb: np.ndarray, scale: int, multiple: int, round_lr: bool = False
     Raises ValueError where multiple does not suit the scale or the image is smaller than it.
     """
     _check_multiple(scale, multiple)
-    rgb = _crop(rgb, multiple, name="image")
+    _check_size(rgb.shape[:2], multiple, name="image")
+    height, width = (x // multiple * multiple for x in rgb.shape[:2])
+    rgb = rgb[:height, :width]
     return torch.from_numpy(_chw(_downscale(rgb, scale, round_lr))), torch.from_numpy(_LEVELS[_chw(rgb)])
 
 
@@ -45,17 +50,24 @@ class ImageReadError(ValueError):
 class PairedDataset(Dataset):
     """Whole images as (lr, hr) float32 tensors in [-1,1]: (3,h,w) and (3,scale*h,scale*w).
 
-    folders: HR images, searched as `list_images` does; each is cropped to multiples of `multiple`.
-    lr_folders: LR images, taken as they are; without them LR is HR's bicubic downscaling (see `make_pair`).
-    Matched by file stem ("0001" or DIV2K's "0001x4"), then by folder below its root, then by the root's position.
-    cache_bytes: decoded images are kept up to this size; the others are decoded again on each use.
-    bad_images: "stop" or "skip", what to do with an image that is unreadable, damaged, too small, without an LR
-    partner or with one that is unreadable or of the wrong size.
-    paths: the HR files; names: their stems, or paths where stems collide; sizes: HR's (H,W) after cropping;
-    skipped: the HR files left out, each with the reason in one line.
+    Args:
+        folders: HR images, searched as `list_images` does; each is cropped to multiples of `multiple`.
+        lr_folders: LR images, taken as they are, matched by place and name as in `data.partners`; without them LR is
+            HR's bicubic downscaling (see `make_pair`).
+        lr_template: the LR's stem where {} is the HR's, such as "{}_small"; default: all usual forms.
+        cache_bytes: decoded images are kept in memory up to this size; the others are decoded again on each use.
+        cache: where the decoded images of a set beyond `cache.beyond` bytes are kept on the disk instead, so that
+            no start reads again what an earlier one has read.
+        degradation: makes the LR of a part from HR, as in `data.degradations`, where `crop` is given random numbers.
+        bad_images: "stop" or "skip", what to do with an image that is unreadable, damaged, too small, without an LR
+            partner or with one that is unreadable or of the wrong size.
 
-    Every file is read once at construction. Raises ValueError for the first bad image, or, with "skip", where all are.
-    Reading a pair raises ImageReadError where a file is no longer what it was then.
+    paths: the HR files; names: their stems, or paths if stems collide; sizes: HR's (H,W) after cropping; checksums: of
+    the pixels, LR's too if it is given; skipped: the HR files left out, each with the reason in one line; notes: lines
+    about the folders that the user should know.
+
+    Every file that the cache does not know is read at construction. Raises ValueError for the first bad image, or, with
+    "skip", if all are. Reading a pair raises ImageReadError if a file is no longer what it was then.
     """
 
     def __init__(
@@ -65,8 +77,11 @@ class PairedDataset(Dataset):
         multiple: int,
         *,
         lr_folders: Folders | None = None,
+        lr_template: str | None = None,
         round_lr: bool = False,
         cache_bytes: int = 2 << 30,
+        cache: ImageCache | None = None,
+        degradation: Callable | None = None,
         progress: bool = True,
         bad_images: str = "stop",
     ) -> None:
@@ -74,209 +89,241 @@ class PairedDataset(Dataset):
         if bad_images not in ("stop", "skip"):
             raise ValueError(f"bad_images={bad_images}; expected stop or skip")
         self.scale, self.multiple, self.round_lr, self._stop = scale, multiple, round_lr, bad_images == "stop"
+        self.degradation = degradation
+        folders = [folders] if isinstance(folders, str | Path) else list(folders)
         files = rooted(folders)
         self.paths = list(files)
+        self.notes = passed_over(folders)
         self.sizes: list[tuple[int, int]] = []
+        self.checksums: list[int] = []
         self.skipped: dict[Path, str] = {}
-        self._partners = None
+        self._partners: dict[Path, Path] | None = None
         if lr_folders is not None:
-            self._partners = match(files, rooted(lr_folders), scale)
-            self._drop_lonely()
-        self._cache: list[tuple[np.ndarray | None, np.ndarray]] = []
-        self.checksums: list[int] = []  # of the pixels, to know them again
-        self._read_all(cache_bytes, progress)
+            lr_folders = [lr_folders] if isinstance(lr_folders, str | Path) else list(lr_folders)
+            self._partners = match(files, rooted(lr_folders), scale, lr_template)
+            self.notes += passed_over(lr_folders)
+            apart = len(folders) == len(lr_folders)
+            self._drop_lonely(
+                {path: lr_folders[at : at + 1] if apart else lr_folders for path, (at, _) in files.items()}, lr_template
+            )
+        self._disk = cache
+        self._known: dict[Path, CachedImage] = {}  # each file's size and checksum
+        self._memory: dict[int, tuple[np.ndarray | None, np.ndarray]] = {}  # LR and HR, both cropped
+        self._memory_left = cache_bytes
+        self._lr: dict[int, np.ndarray] = {}  # of whole images that are on the disk
+        self._read_all(progress)
         if not self.paths:
             first = next(iter(self.skipped.values()))
             raise ValueError(f"all of {len(files)} images are bad, the first: {first}")
         names = unique_names(files)
         self.names = [names[path] for path in self.paths]
+        if both := find_lr_among_hr({path: self._known[path].size for path in self.paths}):
+            self.notes.append(f"LR among HR? {both} are both taken for HR images; name the folder of HR alone")
 
     def _skip(self, path: Path, reason: str) -> None:
         if self._stop:
             raise ValueError(reason)
         self.skipped[path] = reason
 
-    def _drop_lonely(self) -> None:
+    def _drop_lonely(self, places: dict[Path, list], template: str | None) -> None:
+        partners = self._partners or {}
         for path in self.paths:
-            if path not in self._partners:
-                names = f"{path.stem} or {path.stem}x{self.scale}"
-                self._skip(path, f"{path} has no LR partner; expected {names} in lr_folders, add or remove it")
-        self.paths = [path for path in self.paths if path in self._partners]
+            if path not in partners:
+                stem, where = path.stem, " or ".join(map(str, places[path]))
+                wanted = (
+                    template.replace("{}", stem) if template else f"{stem}, {stem}x{self.scale}, {stem}_LR or the like"
+                )
+                remedy = "" if template else ', or say how it is named, as by --lr-template "{}_small"'
+                self._skip(path, f"{path} has no LR partner; expected {wanted} in {where}, add or remove it{remedy}")
+        self.paths = [path for path in self.paths if path in partners]
 
-    def _read_all(self, cache_bytes: int, progress: bool) -> None:
-        left, good = cache_bytes, []
+    def _files(self, path: Path) -> list[Path]:
+        """The HR file and, if there is one, its LR file."""
+        return [path] if self._partners is None else [path, self._partners[path]]
 
-        def read(path: Path) -> tuple[np.ndarray | None, np.ndarray, int] | ValueError:
-            try:
-                lr, hr = self._decode(path)
-            except ValueError as error:
-                return error
-            # Once the cache is full a downscaling would be thrown away.
-            return (self._downscaled(hr) if lr is None and left > 0 else lr), hr, _checksum(lr, hr)
-
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            # disable=None: the bar shows on a terminal only, so that logs stay clean.
-            hidden = None if progress else True
-            images = tqdm(pool.map(read, self.paths), "reading images", len(self), leave=False, disable=hidden)
-            for path, image in zip(self.paths, images):
-                if isinstance(image, ValueError):
-                    self._skip(path, str(image))
-                    continue
-                lr, hr, checksum = image
-                good.append(path)
-                self.checksums.append(checksum)
-                self.sizes.append(hr.shape[:2])
-                size = hr.nbytes + (0 if lr is None else lr.nbytes)
-                if size <= left:
-                    self._cache.append((lr, hr))
-                    left -= size
+    def _read_all(self, progress: bool) -> None:
+        files = [file for path in self.paths for file in self._files(path)]
+        good, stored = [], len(files)
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1)))
+            if self._disk is not None and not self._find_stored(files):
+                if sum(pool.map(estimate_bytes, files)) > self._disk.beyond:
+                    stack.enter_context(self._disk.filling(files))
+                    self._find_stored(files)  # another process may have stored them by now
+                    stored = len(self._known)
                 else:
-                    left = 0
+                    self._disk, self._known = None, {}
+            found = show_progress(pool.map(self._check, self.paths), "reading images", len(self), progress)
+            for path, checked in zip(self.paths, found):
+                if isinstance(checked, ValueError):
+                    self._skip(path, str(checked))
+                    continue
+                images, pair = checked
+                self._known |= zip(self._files(path), images)
+                self.sizes.append(self._cropped(images[0].size))
+                self.checksums.append(_combined([image.checksum for image in images]))
+                if pair is not None:
+                    self._keep(len(good), *pair)
+                good.append(path)
         self.paths = good
+        if self._disk is not None and self._disk.error:
+            self.notes.append(
+                f"not all images fit into the cache, the others are decoded for each use ({self._disk.error}); "
+                "make room, raise --cache-size, or name another folder with --cache"
+            )
+        elif self._disk is not None and stored < len(self._known):
+            self.notes.append(f"{len(self._known) - stored} decoded images were stored in {self._disk.folder}")
+
+    def _find_stored(self, files: list[Path]) -> bool:
+        """Look in the cache for those of files that are not known; return if all are there."""
+        found = {file: self._disk.find(file) for file in files if self._disk and file not in self._known}
+        self._known |= {file: image for file, image in found.items() if image is not None}
+        return None not in found.values()
+
+    def _check(self, path: Path) -> tuple[list[CachedImage], tuple | None] | ValueError:
+        """What is to be known of a pair's files, and the pair unless it is on the disk or finds no room in memory."""
+        try:
+            read = [self._read(file) for file in self._files(path)]
+            images, pixels = [image for image, _ in read], [rgb for _, rgb in read if rgb is not None]
+            self._check_sizes(path, *(image.size for image in images))
+        except ValueError as error:
+            return error
+        if len(pixels) < len(images) or self._memory_left <= 0:
+            return images, None
+        lr, hr = self._cropped_pair(*pixels)
+        return images, (self._downscaled(hr) if lr is None and self.degradation is None else lr, hr)
+
+    def _read(self, file: Path) -> tuple[CachedImage, np.ndarray | None]:
+        """What is to be known of a file, and its pixels unless they are on the disk."""
+        if file in self._known:
+            return self._known[file], None
+        before = file.stat() if file.exists() else None
+        rgb = read_rgb(file)
+        image = self._disk.add(file, before, rgb) if self._disk is not None and before is not None else None
+        return (image, None) if image is not None else (CachedImage(rgb.shape[:2], checksum(rgb)), rgb)
+
+    def _check_sizes(self, path: Path, hr: tuple[int, int], lr: tuple[int, int] | None = None) -> None:
+        _check_size(hr, self.multiple, str(path))
+        height, width = (x // self.scale for x in hr)
+        if lr is not None and lr != (height, width):
+            raise ValueError(
+                f"{self._files(path)[1]}, LR partner of {path}, is {lr[0]}x{lr[1]}; "
+                f"expected {height}x{width} at scale={self.scale}, replace one of them"
+            )
+
+    def _keep(self, index: int, lr: np.ndarray | None, hr: np.ndarray) -> None:
+        size = hr.nbytes + (0 if lr is None else lr.nbytes)
+        if size <= self._memory_left:
+            self._memory[index] = lr, hr
+            self._memory_left -= size
+        else:
+            self._memory_left = 0
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.crop(index, (0, 0), self.sizes[index])
+        return to_tensors(*self.crop(index, (0, 0), self.sizes[index]))
 
-    def crop(self, index: int, start: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def crop(
+        self,
+        index: int,
+        start: tuple[int, int],
+        size: tuple[int, int],
+        random: np.random.Generator | None = None,
+        alone: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The part of pair `index` from HR pixel start (top, left), of HR size (H,W), all multiples of scale.
 
-        lr (3,H/scale,W/scale) is that part of the whole image's LR, bit by bit; hr is (3,H,W).
+        Returns lr (h,w,3), uint8 or float32 in [-1,1], which is that part of the whole image's LR, bit by bit, or is
+        made by the degradation with the random numbers, if both are there; and hr uint8 (H,W,3). See `to_tensors`.
+        alone: LR is made of the part as if it were an image, unless it has files of its own or a degradation.
         """
-        scale = self.scale
-        lr, hr = self._cache[index] if 0 <= index < len(self._cache) else self._read_again(index)
-        top, left = (x // scale for x in start)
-        height, width = (x // scale for x in size)
-        if lr is None:
-            # Downscale no more than the kernels under the window see.
-            above, before = min(top, _REACH), min(left, _REACH)
-            rows = slice((top - above) * scale, (top + height + _REACH) * scale)
-            columns = slice((left - before) * scale, (left + width + _REACH) * scale)
-            lr = self._downscaled(hr[rows, columns])[above : above + height, before : before + width]
+        lr, hr = self._memory.get(index) or self._load(index, (start[0] - _AROUND, start[0] + size[0] + _AROUND))
+        if self.degradation is not None and random is not None:
+            lr = self.degradation(hr, start, size, self.scale, random)
+        elif alone and self._partners is None:
+            lr = self._downscaled(hr[start[0] : start[0] + size[0], start[1] : start[1] + size[1]])
         else:
-            lr = lr[top : top + height, left : left + width]
-        hr = hr[start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
-        return torch.from_numpy(_chw(lr)), torch.from_numpy(_LEVELS[_chw(hr)])
+            lr = self._part_of_lr(index, lr, hr, start, size)
+        return lr, hr[start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
+
+    def _part_of_lr(self, index: int, lr: np.ndarray | None, hr: np.ndarray, start, size) -> np.ndarray:
+        scale = self.scale
+        top, left, height, width = (x // scale for x in (*start, *size))
+        lr = self._lr.get(index) if lr is None else lr
+        if lr is not None:
+            return lr[top : top + height, left : left + width]
+        # Downscale no more than the kernels under the window see.
+        above, before = min(top, _REACH), min(left, _REACH)
+        rows = slice((top - above) * scale, (top + height + _REACH) * scale)
+        columns = slice((left - before) * scale, (left + width + _REACH) * scale)
+        lr = self._downscaled(hr[rows, columns])[above : above + height, before : before + width]
+        if lr.shape[:2] == tuple(x // scale for x in hr.shape[:2]) and lr.nbytes <= self._memory_left:
+            self._lr[index] = lr  # whole images take long, and come again
+            self._memory_left -= lr.nbytes
+        return lr
 
     def _downscaled(self, hr: np.ndarray) -> np.ndarray:
         return _downscale(hr, self.scale, self.round_lr)
 
-    def _read_again(self, index: int) -> tuple[np.ndarray | None, np.ndarray]:
-        path = self.paths[index]
+    def _load(self, index: int, rows: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray]:
+        """LR, uint8 (h,w,3), if it has a file of its own, and HR, uint8 (H,W,3), both cropped."""
+        parts = (rows, (rows[0] // self.scale, rows[1] // self.scale))  # that will be looked at, of HR and of LR
+        return self._cropped_pair(*map(self._pixels, self._files(self.paths[index]), parts))
+
+    def _pixels(self, file: Path, rows: tuple[int, int]) -> np.ndarray:
+        """The pixels of a file as they were at construction, from the disk or decoded again."""
+        known = self._known[file]
+        stored = None if self._disk is None else self._disk.pixels(file, known, rows)
+        if stored is not None:
+            return stored
         try:
-            lr, hr = self._decode(path)
+            rgb = read_rgb(file)
         except ValueError as error:
             reason = str(error).removesuffix("; remove or replace it")
             raise ImageReadError(f"{reason}; it is not what it was when the run began, put it back") from None
-        if hr.shape[:2] != self.sizes[index] or _checksum(lr, hr) != self.checksums[index]:
-            which = path if lr is None else f"{path} or its LR partner"
+        if CachedImage(rgb.shape[:2], checksum(rgb)) != known:
             raise ImageReadError(
-                f"{which} has changed; expected images not to change while a run reads them, put it back"
+                f"{file} has changed; expected images not to change while a run reads them, put it back"
             )
-        return lr, hr
+        return rgb
 
-    def _decode(self, path: Path) -> tuple[np.ndarray | None, np.ndarray]:
-        """LR float32 (h,w,3) in [-1,1] where it has a file of its own, and HR uint8 (H,W,3), both cropped."""
-        whole = read_rgb(path)
-        hr = _crop(whole, self.multiple, name=str(path))
-        if self._partners is None:
-            return None, hr
-        lr = read_rgb(self._partners[path])
-        height, width = (x // self.scale for x in whole.shape[:2])
-        if lr.shape[:2] != (height, width):
-            raise ValueError(
-                f"{self._partners[path]}, LR partner of {path}, is {lr.shape[0]}x{lr.shape[1]}; "
-                f"expected {height}x{width} at scale={self.scale}, replace one of them"
-            )
-        return _LEVELS[lr[: hr.shape[0] // self.scale, : hr.shape[1] // self.scale]], hr
+    def _cropped(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[0] // self.multiple * self.multiple, size[1] // self.multiple * self.multiple
+
+    def _cropped_pair(self, hr: np.ndarray, lr: np.ndarray | None = None) -> tuple[np.ndarray | None, np.ndarray]:
+        height, width = self._cropped(hr.shape[:2])
+        return None if lr is None else lr[: height // self.scale, : width // self.scale], hr[:height, :width]
 
 
-class PatchDataset(Dataset):
-    """Random patches of pairs: `patches[epoch, index]` -> lr (3,patch/scale,patch/scale), hr (3,patch,patch) in [-1,1].
-
-    patch: HR pixels, a multiple of scale, aligned to it; None for whole images. LR is cut from the whole image's LR.
-    augment: one of the eight flips and transpositions at random. index counts on beyond the number of images:
-    `index % len(patches)` is the image, the whole index with (seed, epoch) fixes the random choices.
-
-    skip_small: leave out images smaller than the patch; `used` lists the indices in pairs of those that stay.
-
-    Raises ValueError where patch does not suit the scale, an image is smaller than it, or all are.
-    """
-
-    def __init__(
-        self, pairs: PairedDataset, patch: int | None, augment: bool, seed: int, skip_small: bool = False
-    ) -> None:
-        scale = pairs.scale
-        self.used = list(range(len(pairs)))
-        if patch is not None:
-            if patch < 1 or patch % scale:
-                raise ValueError(f"patch={patch} is not divisible by scale={scale}; use {_nearest(patch, scale)}")
-            self.used = [i for i in self.used if min(pairs.sizes[i]) >= patch]
-            if len(self.used) < len(pairs) and not (skip_small and self.used):
-                small = min(pairs.sizes, key=min)
-                path = pairs.paths[pairs.sizes.index(small)]
-                remedy = f"use patch={min(small)}" + (" or skip_small to leave such images out" if self.used else "")
-                raise ValueError(
-                    f"{path} is {small[0]}x{small[1]} after cropping, smaller than patch={patch} as are "
-                    f"{len(pairs) - len(self.used)} of {len(pairs)} images; {remedy}"
-                )
-        self.pairs, self.patch, self.augment, self.seed = pairs, patch, augment, seed
-
-    def __len__(self) -> int:
-        return len(self.used)
-
-    @property
-    def draws_to_cover(self) -> int:
-        """How often an epoch draws each image so that it sees about as many pixels as the images have."""
-        if self.patch is None:
-            return 1
-        pixels = sum(height * width for height, width in (self.pairs.sizes[i] for i in self.used))
-        return max(1, round(pixels / self.patch**2 / len(self)))
-
-    def checksums(self) -> list[int]:
-        """Of the pixels of every image in use, in their order: what patches are drawn from."""
-        return [self.pairs.checksums[i] for i in self.used]
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key
-        random = np.random.default_rng([self.seed, epoch, index])
-        image = self.used[index % len(self)]
-        scale, size, start = self.pairs.scale, self.pairs.sizes[image], (0, 0)
-        if self.patch is not None:
-            start = tuple(int(random.integers((x - self.patch) // scale + 1)) * scale for x in size)
-            size = (self.patch, self.patch)
-        lr, hr = self.pairs.crop(image, start, size)
-        if self.augment:
-            across, down, turned = random.integers(2, size=3).tolist()
-            flips = [-1] * across + [-2] * down
-            lr, hr = lr.flip(flips), hr.flip(flips)
-            if turned:
-                lr, hr = lr.mT.contiguous(), hr.mT.contiguous()
-        return lr, hr
+def to_tensors(lr: np.ndarray, hr: np.ndarray) -> tuple[Tensor, Tensor]:
+    """What `PairedDataset.crop` returns as float32 tensors in [-1,1], (3,h,w) and (3,H,W)."""
+    lr = _LEVELS.take(_chw(lr)) if lr.dtype == np.uint8 else _chw(lr)
+    return torch.from_numpy(lr), torch.from_numpy(_LEVELS.take(_chw(hr)))
 
 
 def _check_multiple(scale: int, multiple: int) -> None:
     if multiple < 1 or multiple % scale:
-        raise ValueError(f"multiple={multiple} is not divisible by scale={scale}; use {_nearest(multiple, scale)}")
+        raise ValueError(f"multiple={multiple} is not divisible by scale={scale}; use {nearest(multiple, scale)}")
 
 
-def _nearest(value: int, scale: int) -> str:
+def nearest(value: int, scale: int) -> str:
+    """The multiples of scale around value, in words."""
     below = value // scale * scale
     return f"{below} or {below + scale}" if below > 0 else f"{scale}"
 
 
-def _checksum(lr: np.ndarray | None, hr: np.ndarray) -> int:
-    return zlib.crc32(hr, 0 if lr is None else zlib.crc32(np.ascontiguousarray(lr)))
+def _combined(checksums: list[int]) -> int:
+    """One checksum for an HR image and, if it is given, its LR image."""
+    return checksums[0] if len(checksums) == 1 else zlib.crc32(struct.pack("<2I", *checksums))
 
 
-def _crop(rgb: np.ndarray, multiple: int, name: str) -> np.ndarray:
-    height, width = (x // multiple * multiple for x in rgb.shape[:2])
-    if not height or not width:
-        size = f"{rgb.shape[0]}x{rgb.shape[1]}"
-        raise ValueError(f"{name} is {size}, smaller than multiple={multiple}; use a smaller multiple or remove it")
-    return np.ascontiguousarray(rgb[:height, :width])
+def _check_size(size: tuple[int, int], multiple: int, name: str) -> None:
+    height, width = size
+    if min(size) < multiple:
+        least = f"{multiple}x{multiple}, the least of an image that is cropped to multiples of {multiple}"
+        raise ValueError(f"{name} is {height}x{width}, smaller than {least}; remove it")
 
 
 def _chw(image: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from .datasets import ImageReadError, PatchDataset
+from .datasets import ImageReadError
+from .patches import PatchDataset
 
 
 class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -61,10 +62,11 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 class Draws(Dataset):
-    """What PatchDataset holds, and what went wrong: `draws[epoch, index]` -> lr, hr, reasons; None, None where none is left.
+    """Draws of a PatchDataset, and what went wrong: `draws[epoch, index]` -> lr, hr, reasons.
 
     substitute: an image that has gone bad is replaced in this draw by the next good one, counting on from its index,
-    so that the draw depends on nothing but the key and which images are bad. Without it a bad one leaves no draw.
+    so that the draw depends on nothing but the key and which images are bad. Without it a bad one leaves no draw, and
+    lr and hr are None.
     """
 
     def __init__(self, patches: PatchDataset, substitute: bool):
@@ -102,9 +104,10 @@ def load_batches(
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     """lr (B,3,h,w), hr (B,3,H,W) in [-1,1] of each batch, and a line for each image that was replaced in it.
 
-    substitute: as in Draws. begin_worker: called in each process that loads. Raises ImageReadError, between two batches,
-    where an image cannot be read any more and is not replaced, and where a process that loads has died; the others have
-    ended then.
+    substitute: as in Draws. begin_worker: called in each process that loads.
+
+    Raises ImageReadError, between two batches, if an image cannot be read any more and is not replaced, and if a
+    process that loads has died; the others have ended then.
     """
     return _watched(
         iter(

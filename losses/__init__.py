@@ -6,8 +6,6 @@
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
-
 from .adversarial import Adversarial
 from .base import Loss, check_loss
 from .discriminator import VGGDiscriminator
@@ -38,33 +36,38 @@ __all__ = [
 ]
 
 
-def _l1(settings, net: nn.Module) -> PixelLoss:
+def _l1(settings, net) -> PixelLoss:
     return PixelLoss(absolute_error)
 
 
-def _mse(settings, net: nn.Module) -> PixelLoss:
+def _mse(settings, net) -> PixelLoss:
     return PixelLoss(squared_error)
 
 
-def _tlw(pixel: str, settings, net: nn.Module) -> TLW:
+def _tlw(pixel: str, settings, net) -> TLW:
     k = partial(k_schedule, k_start=settings.k_start, k_end=settings.k_end, k_epochs=settings.k_epochs)
     names = ("samples", "eps", "m_step", "weights", "wc", "e_every", "reuse_mu", "weighting_scale",
              "weighting_channels")  # fmt: skip
     return TLW(pixel, k=k, **{name: getattr(settings, name) for name in names})
 
 
-def _udl(settings, net: nn.Module) -> UDL:
+def _udl(settings, net) -> UDL:
     if settings.udl_epoch <= settings.startepoch:
         raise ValueError(
             f"--udl-epoch {settings.udl_epoch}: UDL's second stage needs a first; expected an epoch after "
             f"startepoch={settings.startepoch}"
         )
+    if not hasattr(net, "feature_channels"):
+        raise ValueError(
+            "--losses L1+UDL: its head reads the network's features, which one of spandrel does not give; leave it out"
+        )
     head = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, head=settings.udl_head)
-    return UDL(net, head, settings.udl_epoch, settings.udl_plus_one)
+    return UDL(net, head, settings.udl_epoch, settings.udl_plus_one, settings.udl_minimum, settings.udl_restart)
 
 
-def _pspl(pixel: str, settings, net: nn.Module) -> PSPL:
-    return PSPL(pixel, alpha=settings.pspl_alpha, beta=settings.pspl_beta, maximum=settings.pspl_max)
+def _pspl(pixel: str, settings, net) -> PSPL:
+    names = {"alpha": "alpha", "beta": "beta", "maximum": "max", "epoch_steps": "epoch", "ssim": "ssim"}
+    return PSPL(pixel, **{name: getattr(settings, f"pspl_{setting}") for name, setting in names.items()})
 
 
 def _discriminator(settings) -> VGGDiscriminator:
@@ -79,15 +82,15 @@ def _discriminator(settings) -> VGGDiscriminator:
     return discriminator
 
 
-def _generator(pixel, settings, net: nn.Module, gan: bool) -> WeightedSum:
+def _generator(pixel, settings, net, gan: bool) -> WeightedSum:
     """pixel_weight * pixel + DP (+ gan_weight * adversarial), the pixel term alone before pretrain_epochs."""
-    since = settings.pretrain_epochs
+    start = settings.pretrain_epochs
     terms = [
         Term(pixel(settings, net), settings.pixel_weight),
-        Term(DualPerceptual(settings.dp_extractors, settings.dp_mu), since=since),
+        Term(DualPerceptual(settings.dp_extractors, settings.dp_mu, settings.dp_dynamic), start_epoch=start),
     ]
     if gan:
-        terms.append(Term(Adversarial(_discriminator(settings), settings.gan), settings.gan_weight, since))
+        terms.append(Term(Adversarial(_discriminator(settings), settings.gan), settings.gan_weight, start))
     return WeightedSum(*terms)
 
 
@@ -107,7 +110,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
 }
 
 
-def build_loss(name: str, settings, net: nn.Module) -> Loss:
+def build_loss(name: str, settings, net) -> Loss:
     """Build the loss `name` for the SR network net.
 
     Raises ValueError for settings that do not fit and for a loss that breaks the contract of `Loss`.

@@ -9,9 +9,10 @@ ragan (relativistic average; Jolicoeur-Martineau 2018 and ESRGAN, Wang et al., E
     discriminator  BCE(C(hr) - mean C(sr), 1) + BCE(C(sr) - mean C(hr), 0)
     SR network     BCE(C(hr) - mean C(sr), 0) + BCE(C(sr) - mean C(hr), 1)
 
-The mean is over the batch. ESRGAN's code halves both relativistic losses; here they are as printed, so half of
---gan-weight gives its ratio. Those codes take the SR network's step first; here the helper's comes first, as in
-Algorithm 1 of TLW, and the SR network meets the discriminator that has just learned.
+The mean is over the batch. ESRGAN's code and those built on it halve both relativistic losses; here they are as
+printed, so half of --gan-weight gives their ratio (of the discriminator's loss Adam sees no factor). Those codes take
+the SR network's step first; here the helper's comes first, as in Algorithm 1 of TLW, on the same sr: the SR network
+meets the discriminator that has just learned from it, theirs that of one step before.
 """
 
 from collections.abc import Iterator
@@ -37,13 +38,13 @@ def vanilla(sr: Tensor, hr: Tensor, sr_label: float) -> Tensor:
 
 
 def relativistic_average(sr: Tensor, hr: Tensor, sr_label: float) -> Tensor:
-    """The same where each side's logits count relative to the mean of the other's."""
+    """`vanilla` with each side's logits relative to the mean of the other's."""
     return vanilla(sr - global_batch.all_reduce_mean(hr.mean()), hr - global_batch.all_reduce_mean(sr.mean()), sr_label)
 
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Within, what is computed goes back through the module but not into its parameters."""
+    """While it lasts, gradients flow through the module but not into its parameters."""
     learning = [p for p in module.parameters() if p.requires_grad]
     for p in learning:
         p.requires_grad_(False)
@@ -57,6 +58,8 @@ def frozen(module: nn.Module) -> Iterator[None]:
 class Adversarial(Loss):
     """The adversarial loss, kind "vanilla" or "ragan"; discriminator: (B,3,H,W) in [-1,1] -> logits (B,1)."""
 
+    helper: nn.Module
+
     def __init__(self, discriminator: nn.Module, kind: str = "vanilla"):
         super().__init__(discriminator)
         self.relativistic = {"vanilla": False, "ragan": True}[kind]
@@ -65,7 +68,7 @@ class Adversarial(Loss):
         return self.helper(images).to(images.dtype)  # under autocast the discriminator's are bf16
 
     def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor:
-        """What the discriminator descends; sr (B,3,H,W) is a constant."""
+        """The discriminator's loss; sr (B,3,H,W) is a constant."""
         compare = relativistic_average if self.relativistic else vanilla
         return compare(self.logits(sr.detach()), self.logits(target.hr), sr_label=0.0)
 

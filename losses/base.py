@@ -11,18 +11,20 @@ from .target import Target
 
 
 class Loss(nn.Module):
-    """Base class of all losses: loss(sr, target, epoch, features) -> the scalar that the SR network descends.
+    """Base class of all losses: loss(sr, target, epoch, features) -> a scalar, the SR network's loss.
 
-    A subclass implements forward, and the rest only if it differs from what stands here. Attributes:
+    A subclass implements forward, and of the rest only what differs from this class. Attributes:
 
     helper: what learns beside the SR network, on helper_loss (TLW's weighting network, a discriminator), or None.
         Whatever else has parameters here learns together with the SR network: see `joint_parameters`.
     needs_judge: True if it calls target.distance.
     extractors: the names of the feature extractors that it calls in target.features, such as "vgg19:conv5_4".
+    restart_epoch: the epoch in which the SR network gets a new optimizer and the learning rate's schedule begins again.
     """
 
     needs_judge: bool = False
     extractors: tuple[str, ...] = ()
+    restart_epoch: int | None = None
 
     def __init__(self, helper: nn.Module | None = None):
         super().__init__()
@@ -37,14 +39,14 @@ class Loss(nn.Module):
         """Called with the SR network before the first step of an epoch; a second call changes nothing."""
 
     def begin_step(self, step: int) -> None:
-        """Called before each step with its number in the run, from 0, where not every step is like the others."""
+        """Called before each step with its number in the run, from 0."""
 
     def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor | None:
-        """The scalar that the helper descends, sr a constant; None if it has nothing to learn in this step."""
+        """The helper's loss, a scalar, with sr a constant; None if it has nothing to learn in this step."""
         return None
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
-        """The scalar that the SR network descends.
+        """The SR network's loss, a scalar.
 
         Args:
             sr: (B,3,H,W) in [-1,1], with its graph.
@@ -57,6 +59,10 @@ class Loss(nn.Module):
     def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
         """The numbers that the log shows beside the loss, given the value of the last helper_loss."""
         return {}
+
+    def phase(self, epoch: float) -> int:
+        """A number that changes when this loss becomes another function, with values of another size."""
+        return 0
 
     def helper_parameters(self, epoch: float) -> list[nn.Parameter]:
         """The parameters of the helper that helper_loss has a gradient for in this epoch."""

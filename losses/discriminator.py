@@ -1,7 +1,7 @@
-"""The VGG-style discriminator of SRGAN (Ledig et al., CVPR 2017, arXiv 1609.04802) and ESRGAN (arXiv 1809.00219).
+"""The VGG-style discriminator of SRGAN and ESRGAN.
 
-As published it sees patches of 128x128 (14,499,401 parameters). Parameter names are those of BasicSR's
-VGGStyleDiscriminator.
+Ledig et al., CVPR 2017, arXiv 1609.04802; Wang et al., ECCVW 2018, arXiv 1809.00219. As published it sees patches of
+128x128 (14,499,401 parameters). Parameter names are those of BasicSR's VGGStyleDiscriminator.
 """
 
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ STAGES = 5  # each halves the image
 
 
 class VGGDiscriminator(nn.Sequential):
-    """images (B,3,size,size), RGB in [-1,1] -> logits (B,1): high where the images look real. BatchNorm inside.
+    """Images (B,3,size,size), RGB in [-1,1] -> logits (B,1), high for images that look real.
 
     size is a multiple of 32. In train mode, size 32 takes no batch of one image: its last BatchNorm sees one value per
-    channel and image. Raises ValueError on another size, of the network or of an image.
+    channel and image. Raises ValueError for another size, of the network or of an image.
     """
 
     def __init__(self, channels: int = 64, size: int = 128) -> None:

@@ -1,7 +1,7 @@
-"""What couples the images of a batch where several processes share it: noise, means and BatchNorm's statistics.
+"""Noise, means, minima and BatchNorm's statistics of a batch that several processes share.
 
-Each process of a torch.distributed group has equally many rows of the batch, in the order of ranks. In a single process
-everything here is torch's own, and in several it gives each the rows of what a single one would compute.
+Each process of a torch.distributed group has equally many samples, in the order of ranks. In a single process
+everything here is torch's own; in several, each gets its part of what a single one would compute.
 """
 
 import torch
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and the number of processes that share a batch; 0 and 1 where there is no group."""
+    """This process's rank and the number of processes that share a batch; 0 and 1 without a group."""
     grouped = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
 
 
-def global_rand(*shape: int, rows: int = 0, device=None) -> Tensor:
-    """torch.rand of this shape, dimension `rows` being the batch's: all processes draw for the whole batch."""
-    rank, processes = rank_and_world_size()
-    count = shape[rows]
-    whole = torch.rand(*shape[:rows], processes * count, *shape[rows + 1 :], device=device)
-    return whole.narrow(rows, rank * count, count)
+def global_rand(*shape: int, batch_dim: int = 0, device=None) -> Tensor:
+    """torch.rand of this shape: this process's part of what all processes draw for the global batch."""
+    rank, world_size = rank_and_world_size()
+    count = shape[batch_dim]
+    noise = torch.rand(*shape[:batch_dim], world_size * count, *shape[batch_dim + 1 :], device=device)
+    return noise.narrow(batch_dim, rank * count, count)
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes; of the gradients too, for each process's x acts on the losses of all."""
+    """The sum over the processes; of gradients too, because each process's x acts on the losses of all."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -40,16 +40,30 @@ class _Sum(torch.autograd.Function):
 
 
 def all_reduce_mean(x: Tensor) -> Tensor:
-    """x averaged over the processes, each of which must call this; what is a mean over rows becomes the whole batch's.
+    """Average x over the processes: a mean over samples becomes the global batch's.
 
-    Gradients flow as if the processes' losses were averaged, which DistributedDataParallel does.
+    All processes must call it. Gradients flow as if the processes' losses were averaged, as DistributedDataParallel
+    does.
     """
-    processes = rank_and_world_size()[1]
-    return _Sum.apply(x) / processes if processes > 1 else x
+    world_size = rank_and_world_size()[1]
+    return _Sum.apply(x) / world_size if world_size > 1 else x
+
+
+def all_reduce_min(x: Tensor) -> Tensor:
+    """The element-wise minimum of x over the processes, without a gradient. All processes must call it."""
+    least = x.detach().clone(memory_format=torch.contiguous_format)
+    if rank_and_world_size()[1] > 1:
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+    return least
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d with the whole batch's statistics, for the CPU, which nn.SyncBatchNorm does not know."""
+    """nn.BatchNorm2d with the global batch's statistics on CPUs, where nn.SyncBatchNorm does not work."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -68,7 +82,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def convert_global_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
-    """module, whose BatchNorm layers take the whole batch's statistics where processes share it; names stay."""
+    """Give module's BatchNorm layers the statistics of the global batch, in place; names stay."""
     if rank_and_world_size()[1] == 1:
         return module
     if device.type == "cuda":

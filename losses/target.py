@@ -1,7 +1,8 @@
-"""What every loss of one training iteration is measured against."""
+"""The target of one training iteration: reference images and the distances to them."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -12,26 +13,32 @@ Distance = Callable[[Tensor], Tensor]  # images (...,B,3,H,W) in [-1,1] -> dista
 
 
 class Target(NamedTuple):
-    """The reference images and what measures the distance to them, shared by all losses and samples of an iteration.
+    """Reference images and the distances to them, shared by all losses and samples of an iteration.
 
     hr: (B,3,H,W) in [-1,1].
-    distance: the judge's distance to hr; None where no loss of the run asks a judge. The judges of this project
-        compute hr's features once (`judge.with_reference(hr)`), when the distance is first asked for: not every step
-        asks.
-    lr: (B,3,h,w) in [-1,1], which the SR images are made from; UDL's second stage asks for it.
-    features: the distances of the perceptual losses, by feature extractor; likewise made once.
+    distance: the judge's distance to hr, None without a judge. The judges of this project compute hr's features once
+        (`judge.with_reference(hr)`), at the first call: not every step has one.
+    lr: (B,3,h,w) in [-1,1], which the SR images are made from; UDL's second stage needs it.
+    features: the distances of feature extractors by their names; likewise made once.
     """
 
     hr: Tensor
     distance: Distance | None = None
     lr: Tensor | None = None
-    features: Mapping[str, Distance] | None = None
+    features: Mapping[str, Distance] = MappingProxyType({})
 
     @classmethod
     def judged_by(
         cls, judge: Judge | None, hr: Tensor, lr: Tensor | None = None, extractors: Mapping | None = None
     ) -> "Target":
-        """hr with the distances of `judge` (one of ours, any callable judge(a, b) -> (B,) or (B,1,1,1), or None) and extractors."""
+        """Build the target of one iteration.
+
+        Args:
+            judge: a PerceptualMetric, any callable judge(a, b) -> (B,) or (B,1,1,1), or None.
+            hr: (B,3,H,W) in [-1,1].
+            lr: (B,3,h,w) in [-1,1], for losses that need it.
+            extractors: metrics by name, for the perceptual losses.
+        """
         features = {name: _at_first_call(extractor, hr) for name, extractor in (extractors or {}).items()}
         if judge is None:
             return cls(hr, None, lr, features)
@@ -46,11 +53,11 @@ class Target(NamedTuple):
 
 
 def _at_first_call(judge, hr: Tensor) -> Distance:
-    """The distance judge.with_reference(hr), which is made when it is first called, and once."""
+    """The distance judge.with_reference(hr), made once, when it is first called."""
 
     @cache
     def distance() -> Distance:
-        with torch.enable_grad():  # whoever calls first, one that needs a gradient may come after
+        with torch.enable_grad():  # the first call may need no gradient, and a later one does
             return judge.with_reference(hr)
 
     return lambda images: distance()(images)

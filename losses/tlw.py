@@ -9,13 +9,15 @@ setting m_step="released": -log of the WC-weighted mean of exp(-weighted error) 
 instead of 0.1 in the weights of MSE, and no epsilon in the numerator of the M-step's WC (its E-step has
 one). Like that code we take |D| in Eq. (4), so that WC > 0 for a judge of any sign.
 
-The rest of the settings are not the paper's: controls, which tell what its gain is made of, and savings. `weights` and
-`wc` change the M-step alone, Eq. (13) being that of the weights that are used: WC is of these weights too.
+The other settings are not the paper's. `weights` and `wc` are controls, which tell what the paper's gain comes from.
+They change the M-step alone, whose WC is that of the weights in use:
 - weights: "uniform" has w = k everywhere and no weighting network; "shuffled" permutes the pixels of the learned mu,
-  "inverted" takes FixedSum(1 - mu, k). So all have the same mean.
-- wc: "normalised" divides WC by its mean over batch and samples, "one" has 1 in its place.
-- e_every: E-step in every such step alone. reuse_mu: the M-step takes the E-step's mu, so that of g_phi before its
-  update, where Algorithm 1 asks the updated g_phi. weighting_scale, weighting_channels: a smaller g_phi.
+  "inverted" takes FixedSum(1 - mu, k). All have the same mean.
+- wc: "normalised" divides WC by its mean over batch and samples, "one" replaces it by 1.
+The rest saves time:
+- e_every: one E-step in this many steps.
+- reuse_mu: the M-step takes the E-step's mu, which is g_phi's before its update; Algorithm 1 takes the updated g_phi's.
+- weighting_scale, weighting_channels: a smaller g_phi.
 """
 
 import math
@@ -37,13 +39,13 @@ def k_schedule(epoch: int, k_start: float = 0.3, k_end: float = 0.9, k_epochs: f
     return k_start + (k_end - k_start) * (1 - math.exp(-epoch / k_epochs))
 
 
-# Both sides of WC's fraction stay within these, so that WC, its logarithm and its gradient are finite in float32:
-# far beyond any distance, and no larger than the least epsilon in use (the released M-step's).
-LEAST, LARGEST = 1e-8, 1e15
+# Bounds of both sides of WC's fraction, so that WC, its logarithm and its gradient are finite in float32. They are far
+# beyond any distance, and the lower one is no larger than the smallest epsilon in use (the released M-step's).
+MIN_DISTANCE, MAX_DISTANCE = 1e-8, 1e15
 
 
 def mix(w: Tensor, sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
-    """x_w = w hr + (1 - w) sr, where w picks the pixels that are repaired, and x_{1-w}; w (...,B,3,H,W) in [0,1]."""
+    """x_w = w hr + (1 - w) sr, in which w repairs its pixels, and x_{1-w}; w (...,B,3,H,W) in [0,1]."""
     gap = w * (hr - sr)
     return sr + gap, hr - gap
 
@@ -51,15 +53,24 @@ def mix(w: Tensor, sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
 def weight_criterion(w: Tensor, sr: Tensor, target: Target, eps: float = 1e-3, far_eps: float | None = None) -> Tensor:
     """WC of Eq. (4): how much more it helps to repair the pixels that w picks than all the others.
 
-    w: (...,B,3,H,W) in [0,1]; sr: (B,3,H,W) -> WC, shape (...,B). Both mixtures of all samples
-    go through the judge in one batch. far_eps: epsilon of the numerator where it is not `eps`.
-    WC is within [1e-23, 1e23], whatever the distances and epsilons; NaN where a distance is infinite or NaN, and
-    nowhere else, so that the step is skipped.
+    WC = (D(x_{1-w}) + eps) / (D(x_w) + eps); both mixtures of all samples go through the judge in one batch.
+
+    Args:
+        w: (...,B,3,H,W) in [0,1].
+        sr: (B,3,H,W) in [-1,1].
+        target: hr and the judge's distance to it.
+        eps: epsilon, added to both distances.
+        far_eps: epsilon of the numerator if it is not `eps`.
+
+    Returns WC (...,B) within [1e-23, 1e23]; NaN, so that the step is skipped, only for an infinite or NaN distance.
+    Raises ValueError without a judge.
     """
+    if target.distance is None:
+        raise ValueError("TLW needs a judge; build its target with Target.judged_by(judge, hr)")
     distance = target.distance(torch.stack(mix(w, sr, target.hr))).to(target.hr.dtype)
     near, far = torch.where(distance.isfinite(), distance.abs(), math.nan)
     far_eps = eps if far_eps is None else far_eps
-    return (far + far_eps).clamp(LEAST, LARGEST) / (near + eps).clamp(LEAST, LARGEST)
+    return (far + far_eps).clamp(MIN_DISTANCE, MAX_DISTANCE) / (near + eps).clamp(MIN_DISTANCE, MAX_DISTANCE)
 
 
 def weigh_l1(w: Tensor, sr: Tensor, hr: Tensor, offset: float) -> Tensor:
@@ -68,7 +79,10 @@ def weigh_l1(w: Tensor, sr: Tensor, hr: Tensor, offset: float) -> Tensor:
 
 
 def weigh_mse(w: Tensor, sr: Tensor, hr: Tensor, offset: float) -> Tensor:
-    """w / (|sr - hr| + offset) * (sr - hr)^2, the divisor constant: MSE is an L1 already weighted by |sr - hr|."""
+    """w / (|sr - hr| + offset) * (sr - hr)^2, the divisor a constant.
+
+    The division makes up for MSE being an L1 that is weighted by |sr - hr| already.
+    """
     return w / (absolute_error(sr.detach(), hr) + offset) * squared_error(sr, hr)
 
 
@@ -82,7 +96,7 @@ def paper_loss(w: Tensor, wc: Tensor, sr: Tensor, hr: Tensor, weigh: Callable) -
 
 
 def released_loss(w: Tensor, wc: Tensor, sr: Tensor, hr: Tensor, weigh: Callable) -> Tensor:
-    """The released code: -log( sum_i WC_i exp(-e_i) / sum_i WC_i ), e_i = mean of the weighted error, per image."""
+    """The released code's: -log(sum_i WC_i exp(-e_i) / sum_i WC_i), e_i an image's mean weighted error."""
     error = weigh(w, sr, hr, offset=0.2).mean(dim=(-3, -2, -1))  # (T,B)
     log_share = (wc / wc.sum(dim=0)).log()
     return -torch.logsumexp(log_share - error, dim=0).mean()
@@ -98,8 +112,8 @@ class MStep(NamedTuple):
     far_eps: float | None
 
 
-# LEAST stands for the released code's 0: it only keeps the logarithm finite where sr equals hr.
-M_STEPS = {"paper": MStep(paper_loss, far_eps=None), "released": MStep(released_loss, far_eps=LEAST)}
+# The released code's far_eps is 0; MIN_DISTANCE keeps the logarithm finite if sr equals hr.
+M_STEPS = {"paper": MStep(paper_loss, far_eps=None), "released": MStep(released_loss, far_eps=MIN_DISTANCE)}
 
 
 def learned(mu: Tensor, k: float) -> Tensor:
@@ -124,9 +138,11 @@ MAPS = {"learned": learned, "shuffled": shuffled, "inverted": inverted}
 class TLW(Loss):
     """The loss of Algorithm 1 on a pixel loss ("L1" or "MSE").
 
-    helper_loss is what the weighting network (`helper`; None with uniform weights) descends, forward what the SR
-    network descends. Both draw their samples from torch's global random stream. k is that of the whole epoch.
+    helper_loss is the weighting network's (`helper`; None with uniform weights), forward the SR network's. Both draw
+    their samples from torch's global random stream. k is the same for a whole epoch.
     """
+
+    helper: WeightingNet | None
 
     def __init__(
         self,
@@ -146,10 +162,11 @@ class TLW(Loss):
         super().__init__(None if weights == "uniform" else WeightingNet(weighting_channels, weighting_scale))
         self.weigh, self.m_step = WEIGH[pixel], M_STEPS[m_step]
         self.samples, self.eps, self.k = samples, eps, k
-        self.move = None if weights == "uniform" else MAPS[weights]
+        self.move = MAPS["learned" if weights == "uniform" else weights]
         self.wc, self.e_every, self.reuse_mu = wc, e_every, reuse_mu
         self.needs_judge = self.helper is not None or wc != "one"
-        self.e_step_is_due, self.mu = True, None  # mu: the E-step's, until the M-step takes it
+        self.e_step_is_due = True
+        self.mu: Tensor | None = None  # the E-step's, until the M-step takes it
 
     @property
     def weighting(self) -> WeightingNet | None:
@@ -161,7 +178,7 @@ class TLW(Loss):
     def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor | None:
         """E-step: the mean of -log WC(w), one w ~ MVB(g_phi(hr, sr)) per image; sr (B,3,H,W) is a constant.
 
-        None where no E-step is due.
+        None if no E-step is due.
         """
         if self.helper is None or not self.e_step_is_due:
             return None
@@ -179,22 +196,22 @@ class TLW(Loss):
         return self.m_step.loss(w, wc, sr, target.hr, self.weigh)
 
     def draw(self, sr: Tensor, hr: Tensor, k: float) -> Tensor:
-        """T samples of the M-step's weights, (T,B,3,H,W); uniform ones, which are all the same, as (1,1,1,1,1)."""
+        """T samples of the M-step's weights (T,B,3,H,W); uniform weights, all the same, are (1,1,1,1,1)."""
         if self.helper is None:
             return hr.new_full((1, 1, 1, 1, 1), k)
         mu, self.mu = self.mu, None
         mu = self.move(self.helper(hr, sr, k) if mu is None else mu, k)
-        return relaxed_bernoulli(mu, global_batch.global_rand(self.samples, *mu.shape, rows=1, device=mu.device))
+        return relaxed_bernoulli(mu, global_batch.global_rand(self.samples, *mu.shape, batch_dim=1, device=mu.device))
 
     def criterion(self, w: Tensor, sr: Tensor, target: Target) -> Tensor:
-        """What each sample w (T,B,3,H,W) counts for, (T,B): its WC, in the form of `wc`."""
+        """The WC (T,B) of each sample w (T,B,3,H,W), in the form of `wc`."""
         if self.wc == "one":
             wc = w.new_ones(len(w), len(sr))
         else:
             wc = weight_criterion(w, sr, target, self.eps, self.m_step.far_eps)
         if self.wc == "normalised":
             wc = wc / global_batch.all_reduce_mean(wc.mean())
-        return wc * (self.samples / len(w))  # a uniform w stands for T
+        return wc * (self.samples / len(w))  # a uniform w counts T times
 
     def helper_parameters(self, epoch: float) -> list[nn.Parameter]:
         return super().helper_parameters(epoch) if self.e_step_is_due else []

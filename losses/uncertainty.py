@@ -1,7 +1,7 @@
-"""The uncertainty head of UDL: Ning et al., "Uncertainty-Driven Loss for Single Image Super-Resolution", NeurIPS 2021.
+"""The uncertainty head of UDL, a second head on an SR network's body.
 
-A second head on an SR network's body says how uncertain every pixel of sr is. Its layers are numbered like the
-`u_estimator` of the TLW authors' UHAT.
+Ning et al., "Uncertainty-Driven Loss for Single Image Super-Resolution", NeurIPS 2021. It says how uncertain every
+pixel of sr is. Its layers are numbered like the `u_estimator` of the TLW authors' UHAT.
 """
 
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ HEADS = {"authors": (3, 1.0, 0.0), "tlw": (1, 0.1, 0.1)}
 
 
 class UncertaintyHead(nn.Sequential):
-    """features (B,in_channels,h,w) -> s = log-variance (B,3 or 1,scale*h,scale*w).
+    """Features (B,in_channels,h,w) -> s = log-variance (B,3 or 1,scale*h,scale*w).
 
-    scale is what the features lack to HR size: the network's scale / feature_scale. head="authors": s > -1, one map
-    per colour channel. head="tlw": s > 0, one map for all. Raises ValueError on another head.
+    scale: from the features to HR size, the network's scale / feature_scale. head="authors": s > -1, one map per colour
+    channel. head="tlw": s > 0, one map for all. Raises ValueError for another head.
     """
 
     def __init__(self, in_channels: int, scale: int, head: str = "authors") -> None:

@@ -1,7 +1,9 @@
 """The weighting network g_phi, its FixedSum activation and the sampler of loss weights.
 
 Chaichi Mellatshahi and Kasaei, "Trainable Loss Weights in Super-Resolution", arXiv 2301.10575,
-section III-B: Eq. (5), Fig. 3. The sampler is the relaxed Bernoulli of Wang and Yin (UAI 2020).
+section III-B: Eq. (5), Fig. 3. The sampler is the binary Concrete relaxation (Maddison et al., ICLR 2017; Jang et al.,
+ICLR 2017), each pixel by itself, as in the released code. The paper cites Wang and Yin's relaxed multivariate Bernoulli
+(UAI 2020), whose components are correlated through a Gaussian copula: that is not what its code samples from.
 """
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 
 def fixed_sum(p: Tensor, k: float) -> Tensor:
-    """Move p in (0,1), shape (B,C,H,W), so that every channel's spatial mean is k, staying in [0,1] (Eq. 5).
+    """Move p (B,C,H,W) in (0,1) so that every channel's spatial mean is k; it stays in [0,1] (Eq. 5).
 
     Below the target every element moves towards 1 by the same share of its distance to 1,
     above it every element shrinks by the same factor; both keep the order of the pixels.
@@ -25,7 +27,7 @@ def fixed_sum(p: Tensor, k: float) -> Tensor:
 
 
 def relaxed_bernoulli(mu: Tensor, uniform: Tensor, temperature: float = 0.1) -> Tensor:
-    """Differentiable, nearly binary samples w in [0,1] of Bernoulli(mu), independent per pixel and channel.
+    """Differentiable, nearly binary samples of Bernoulli(mu) in [0,1], independent per pixel and channel.
 
     mu and uniform ~ U(0,1) broadcast against each other: uniform of shape (T,B,C,H,W) draws T samples
     of mu (B,C,H,W). Both are first moved off 0 and 1, as the released code does, so that logits are finite.
@@ -39,10 +41,13 @@ class WeightingNet(nn.Module):
 
     forward(hr, sr, k), images (B,3,H,W) in [-1,1] -> mu (B,3,H,W) in [0,1] with mean k per image and
     channel: the means of the multivariate Bernoulli distribution of weights. 160,387 parameters.
+    receptive_radius: how many pixels (of pixel-unshuffled images) away logits see; in eval mode no others matter.
 
     scale 2: not the paper's. The same layers at half the resolution, on pixel-unshuffled images, a third of the
     multiplications: 24 channels in, 12 out, which a pixel shuffle spreads before the sigmoid.
     """
+
+    receptive_radius = 7  # 3 + 2 + 1 + 1
 
     def __init__(self, channels: int = 64, scale: int = 1):
         super().__init__()

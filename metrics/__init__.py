@@ -1,1 +1,31 @@
-"""How close a super-resolved image is to its reference: pixel fidelity and perceptual distances."""
+"""Perceptual metrics and judges, PSNR and SSIM: the distance of an SR image to its reference.
+
+The classes below are imported when they are first asked for: LPIPS brings two packages that take seconds to import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .base import PerceptualMetric
+    from .extractors import FeatureDistance, build_extractor
+    from .ms_ssim import MSSSIM
+    from .perceptual import LPIPS
+    from .tiny import Tiny
+
+__all__ = ["LPIPS", "MSSSIM", "FeatureDistance", "PerceptualMetric", "Tiny", "build_extractor"]
+
+_MODULES = {
+    "FeatureDistance": "extractors",
+    "LPIPS": "perceptual",
+    "MSSSIM": "ms_ssim",
+    "PerceptualMetric": "base",
+    "Tiny": "tiny",
+    "build_extractor": "extractors",
+}
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

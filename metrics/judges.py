@@ -1,6 +1,7 @@
-"""The perceptual metrics and the judges by name; `PerceptualMetric` (base.py) says what one has to offer.
+"""The perceptual metrics and the judges by name.
 
-A new metric is one file with a subclass of it, and one line in METRICS; it is a judge of that name too.
+`PerceptualMetric` (base.py) says what one has to offer. A new metric is one file with a subclass of it, and one line in
+OTHER_METRICS; it is a judge of that name too.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,21 +10,30 @@ from functools import partial
 from .base import PerceptualMetric, check_metric
 from .errors import choose
 from .ms_ssim import MSSSIM
-from .perceptual import LPIPS, NETS
+from .perceptual import LPIPS
 from .tiny import Tiny
 
 # Called as METRICS[name](weights=files, **options); the options are those of DeepDistance, `memory` and `check_range`.
-METRICS: dict[str, Callable[..., PerceptualMetric]] = {
-    **{net: partial(LPIPS, net) for net in NETS},
+LPIPS_METRICS: dict[str, Callable[..., PerceptualMetric]] = {
+    "alex": partial(LPIPS, "alex"),
+    "vgg": partial(LPIPS, "vgg"),
+    "squeeze": partial(LPIPS, "squeeze"),
+}
+OTHER_METRICS: dict[str, Callable[..., PerceptualMetric]] = {  # a new metric has its line here
     "tiny": lambda weights=(), **options: Tiny(**options),
     "ms-ssim": lambda weights=(), **options: MSSSIM(**options),
 }
+METRICS = {**LPIPS_METRICS, **OTHER_METRICS}
 # Called likewise. `lpips-alex` judges with LPIPS's trained heads, `lpips-alex-unweighted` (the form that the released
 # TLW code trains against) sums the squared differences of the unit-normalised features.
-JUDGES: dict[str, Callable[..., PerceptualMetric]] = {
-    **{f"lpips-{net}": METRICS[net] for net in NETS},
-    **{f"lpips-{net}-unweighted": partial(LPIPS, net, heads=False) for net in NETS},
-    **{name: build for name, build in METRICS.items() if name not in NETS},
+JUDGES = {
+    "lpips-vgg": METRICS["vgg"],
+    "lpips-alex": METRICS["alex"],
+    "lpips-squeeze": METRICS["squeeze"],
+    "lpips-vgg-unweighted": partial(LPIPS, "vgg", heads=False),
+    "lpips-alex-unweighted": partial(LPIPS, "alex", heads=False),
+    "lpips-squeeze-unweighted": partial(LPIPS, "squeeze", heads=False),
+    **OTHER_METRICS,
 }
 # MiB that a judge's activations may take by default. On CPUs several images at once are no faster.
 MEMORY = {"cpu": 128, "cuda": 4096}
@@ -40,7 +50,7 @@ def build_metric(name: str, weights: tuple = (), memory: int = 4 << 30, bgr: boo
     Raises ValueError for an unknown name, weights that cannot be had and a metric that breaks the contract.
     """
     choose(name, METRICS, "perceptual metric")
-    options = {"bgr": True} if bgr and name in NETS else {}
+    options = {"bgr": True} if bgr and name in LPIPS_METRICS else {}
     metric = check_metric(METRICS[name](weights=weights, memory=memory, check_range=False, **options), name)
     if word_of(metric.name) != name:
         raise ValueError(f"metric {name} calls itself {metric.name}; expected {name} in any case, see metrics/base.py")
@@ -54,17 +64,17 @@ def build_judge(name: str, weights: tuple = (), memory: int = 4 << 30) -> Percep
 
 
 def metric_of(judge: str) -> str:
-    """The name of the metric on the network of a judge or a feature extractor, which flatters what learned from it.
+    """The metric on the network of a judge or feature extractor; it flatters what learned from that.
 
     "lpips-alex-unweighted" -> "alex", "squeezenet:fire9" -> "squeeze", "resnet50:layer3" -> "resnet50", which is none.
     """
-    network = judge.removeprefix("lpips-").removesuffix("-unweighted").split(":")[0]
+    network = judge.split(":")[0].removeprefix("lpips-").removesuffix("-unweighted").removesuffix("-unnormalised")
     return {"alexnet": "alex", "squeezenet": "squeeze", "vgg16": "vgg"}.get(network, network)
 
 
 def word_of(metric: str) -> str:
-    """A metric's name in METRICS, from its full name: "LPIPS-alex-BGR" -> "alex", "1-MS-SSIM" -> "ms-ssim"."""
-    return metric.lower().removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-")
+    """A metric's name in METRICS: "LPIPS-alex-BGR-shaved" -> "alex", "1-MS-SSIM" -> "ms-ssim"."""
+    return metric.lower().removesuffix("-shaved").removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-")
 
 
 def mark_biased(metric: str, judges: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ _LEAST = 1e-4  # a scale's similarity may be negative; its power has no derivati
 
 
 class MSSSIM(PerceptualMetric):
-    """forward(a, b), (B,3,H,W) RGB in [-1,1] -> 1 - MS-SSIM (B,), the mean over the channels; 0 where they are equal.
+    """1 - MS-SSIM: a, b (B,3,H,W) RGB in [-1,1] -> (B,), the mean over the channels; 0 if a equals b.
 
     Images below 176 pixels have as many of the five scales as hold an 11x11 window, with exponents that add up to
     the same sum. Computed in float32, under autocast too. `memory` and `check_range` are as in `DeepDistance`.
@@ -56,7 +56,7 @@ class MSSSIM(PerceptualMetric):
         shares = [share * sum(_SHARES) / sum(_SHARES[: len(scales)]) for share in _SHARES[: len(scales)]]
         with torch.autocast(images.device.type, enabled=False):
             level = images.float()
-            similarity = 1.0
+            similarity = torch.ones((), device=images.device)
             for i, (of_reference, share) in enumerate(zip(scales, shares)):
                 r, r_mean, r_variance = (x.repeat(len(level) // len(x), 1, 1, 1) for x in of_reference)
                 mean = self.blur(level)

@@ -6,6 +6,7 @@ through the modules of the authors' `lpips` package. Images are RGB in [-1,1].
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import lpips
 import torch
@@ -23,36 +24,42 @@ PIXEL_BYTES = {"vgg": (2300, 640), "alex": (150, 64), "squeeze": (720, 200)}
 
 
 class Scaled(nn.Module):
-    """A network of the `lpips` package behind its normalisation to ImageNet's mean and deviation, slice by slice."""
+    """A network of the `lpips` package, slice by slice, behind its scaling to ImageNet's statistics."""
 
-    def __init__(self, scaling: nn.Module, net: nn.Module, bgr: bool) -> None:
+    def __init__(self, scaling: nn.Module, net: nn.Module, slices: int, bgr: bool) -> None:
         super().__init__()
         self.scaling, self.net, self.bgr = scaling, net, bgr
+        self.names = [f"slice{i}" for i in range(1, slices + 1)]
 
     def forward(self, images: Tensor) -> Iterator[Tensor]:
         x = self.scaling(images.flip(1) if self.bgr else images)
-        for i in range(1, self.net.N_slices + 1):
-            x = getattr(self.net, f"slice{i}")(x)
+        for name in self.names:
+            x = self.net.get_submodule(name)(x)
             yield x
 
 
 class LPIPS(DeepDistance):
-    """LPIPS v0.1 on `net` ("vgg", "alex" or "squeeze"), frozen; forward(a, b) (B,3,H,W) in [-1,1] -> (B,).
+    """LPIPS v0.1, frozen: a, b (B,3,H,W) in [-1,1] -> (B,). Its name is such as "LPIPS-alex-unweighted".
 
-    `name` says which network it is: "LPIPS-alex", "LPIPS-alex-unweighted". heads=False leaves out the trained
-    per-channel weights. bgr=True feeds the channels in OpenCV's order, as the released TLW code does.
-    weights: local backbone files, see `find_backbone`, which also says what is raised where there are none.
+    Args:
+        net: "vgg", "alex" or "squeeze".
+        heads: False leaves out the trained per-channel weights.
+        weights: local backbone files, see `find_backbone`.
+        bgr: feed the channels in OpenCV's order, as the released TLW code does.
+        options: `memory` and `check_range` of DeepDistance.
+
+    Raises ValueError if the weights cannot be had.
     """
 
     def __init__(self, net: str, heads: bool = True, weights: tuple = (), bgr: bool = False, **options):
         path, features = find_backbone(net, weights)
         with warnings.catch_warnings():  # the package calls torchvision by its older keyword
             warnings.simplefilter("ignore", UserWarning)
-            modules = lpips.LPIPS(net=net, lpips=heads, pnet_rand=True, verbose=False)
+            modules: Any = lpips.LPIPS(net=net, lpips=heads, pnet_rand=True, verbose=False)
         if net == "alex":
             modules.net.slice1[0] = StridedConv.of(modules.net.slice1[0])
         fill_backbone(modules.net, features, path)
         channel_weights = [head.model[-1].weight for head in modules.lins] if heads else map(torch.ones, modules.chns)
         name = f"LPIPS-{net}{'' if heads else '-unweighted'}{'-BGR' if bgr else ''}"
-        backbone = Scaled(modules.scaling_layer, modules.net, bgr)
+        backbone = Scaled(modules.scaling_layer, modules.net, modules.net.N_slices, bgr)
         super().__init__(backbone, channel_weights, name, MIN_SIZES[net], PIXEL_BYTES[net], **options)

@@ -1,6 +1,6 @@
-"""Bicubic upscaling: the row that every table starts with. Keys, "Cubic convolution interpolation", 1981.
+"""Bicubic upscaling. Keys, "Cubic convolution interpolation for digital image processing", 1981.
 
-Two of them are in use. PyTorch's `interpolate` (a = -0.75) gives the bicubic rows of the TLW paper's Table I;
+Two forms are in use. PyTorch's `interpolate` (a = -0.75) gives the bicubic rows of the TLW paper's Table I;
 MATLAB's `imresize` (a = -0.5, symmetric borders) gives those that the field's tables print.
 """
 
@@ -23,6 +23,7 @@ class Bicubic(nn.Module):
     def __init__(self, scale: int):
         super().__init__()
         self.scale = scale
+        self.receptive_radius = 2
 
     def forward(self, lr: Tensor) -> Tensor:
         return F.interpolate(lr, scale_factor=self.scale, mode="bicubic", align_corners=False)
@@ -34,10 +35,12 @@ class MatlabBicubic(nn.Module):
     def __init__(self, scale: int):
         super().__init__()
         self.scale = scale
+        self.receptive_radius = 2
         # The s output pixels of one input pixel lie at u = (i + 1/2)/s - 1/2; a window of 5 covers all their taps.
         u = (torch.arange(scale, dtype=torch.float64) + 0.5) / scale - 0.5
         taps = keys_kernel(u[:, None] - torch.arange(-2, 3), a=-0.5)
         kernel = torch.einsum("iy,jx->ijyx", taps, taps).reshape(scale**2, 1, 5, 5)
+        self.kernel: Tensor
         self.register_buffer("kernel", kernel, persistent=False)
 
     def forward(self, lr: Tensor) -> Tensor:

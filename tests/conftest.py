@@ -37,6 +37,7 @@ def no_network(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.hub, "load_state_dict_from_url", refuse)
         patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch_home")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
             patch.setenv(name, "http://127.0.0.1:9")
         yield

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LONGEST = 390  # lines of a file
+LONGEST = 420  # lines of a file
 
 LIBRARIES = {"models", "losses", "metrics", "data", "configs"}
-COMMANDS = {"train", "val", "convert"}
+COMMANDS = {"train", "val", "convert", "export", "infer"}
 # Who may import what of ours, besides itself.
 MAY_IMPORT = {
     **dict.fromkeys(LIBRARIES, set()),
@@ -22,7 +22,6 @@ MAY_IMPORT = {
     "reproduce": LIBRARIES | {"runs", "training"} | COMMANDS,
     "benchmarks": LIBRARIES | {"runs", "training"} | COMMANDS,
 }
-MAY_IMPORT["train"] = MAY_IMPORT["train"] | {"val"}  # a run ends with its evaluation
 
 
 class File:
@@ -150,8 +149,11 @@ def test_rule(rule):
     assert {file.name: broken for file in FILES if (broken := rule(file))} == {}
 
 
+BROKEN = [(rule, *case) for rule, case in RULES.items()] + MORE
+
+
 @pytest.mark.parametrize(
-    "rule, name, content, words", [(rule, *case) for rule, case in RULES.items()] + MORE, ids=lambda x: str(x)[:40]
+    "rule, name, content, words", BROKEN, ids=[f"{i}-{case[0].__name__}" for i, case in enumerate(BROKEN)]
 )
 def test_rule_fails_once_broken(rule, name, content, words, tmp_path):
     path = tmp_path / name

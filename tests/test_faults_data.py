@@ -62,7 +62,7 @@ def test_an_image_that_goes_bad_stops_the_run(args, images, whole, workers, spoi
         train.main([*args, "--workers", str(workers)])
     out, err = capsys.readouterr()
     assert end.value.code == 1 and err.count("\n") == 1 and "mine/coffee.png" in err and "put it back" in err
-    assert "to resume: python train.py --load --modelpath run" in out
+    assert f"to resume: python {train.__file__} --load --modelpath run" in out
     step = load_checkpoint(Path("run/last.pt"))["step"]
     assert 2 <= step < 12
     shutil.copy(images / "coffee.png", "mine")
@@ -169,7 +169,7 @@ def test_a_process_that_loads_is_killed(args, whole, at_step, same_files, capsys
         train.main([*args, "--workers", "2"])
     out, err = capsys.readouterr()
     assert end.value.code == 1 and err.count("\n") == 1 and "take fewer --workers, or 0" in err
-    assert "to resume: python train.py --load --modelpath run" in out
+    assert f"to resume: python {train.__file__} --load --modelpath run" in out
     assert 2 <= load_checkpoint(Path("run/last.pt"))["step"] < 12
     make_run(["--load", "--modelpath", "run", "--workers", "0"]).fit()
     same_files(whole, Path("run"))

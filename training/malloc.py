@@ -14,7 +14,7 @@ _OWN_PAGES = (1 << 30, 32 << 20)  # bytes from which a tensor has pages of its o
 
 
 def retain_freed_memory() -> bool:
-    """Have this process's heap keep what is freed; returns whether it does: elsewhere than under glibc nothing changes."""
+    """Have the heap keep freed memory; return if it does: other C libraries than glibc change nothing."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,14 +1,15 @@
 """What a run prints and logs while it trains, and at its end."""
 
 import math
-import shlex
 from collections.abc import Iterable, Mapping
 
 from tqdm import tqdm
 
 from configs import Config
-from metrics.evaluate import mean
+from metrics.evaluate import HIGHER_IS_BETTER, count_infinite, mean_scores
+from metrics.judges import word_of
 from runs.checkpoint import serialize
+from runs.output import script_command
 from runs.writer import RunWriter
 
 from . import distributed
@@ -26,10 +27,12 @@ class Reporter:
     def start(self) -> str:
         """What the run is about to do."""
         config, e = self.experiment.config, self.experiment
+        count = f"{len(e.patches)} {'tiles' if config.tiles else 'images'}"
         return (
             f"run: {self.writer.folder}, {config.model} x{config.scale} on {e.device}, steps {self.state.step} to "
-            f"{e.last_step}, {e.epoch_steps} an epoch\ntraining on {len(e.patches)} images of "
+            f"{e.last_step}, {e.epoch_steps} an epoch\ntraining on {count} of "
             f"{' '.join(config.trainpath)}, validating on {len(e.validation)} of {' '.join(config.valpath)}"
+            + "".join(f"\n{note}" for note in [*e.data_notes, *e.notes])
         )
 
     def log_notes(self) -> None:
@@ -37,8 +40,10 @@ class Reporter:
         for reason in self.experiment.left_out:
             print(f"left out: {reason}")
             self.writer.log(step=self.state.step, left_out=reason)
+        known = self.experiment.notes if self.experiment.config.load else []  # logged when the run began
         for note in self.writer.notes:
-            self.writer.log(step=self.state.step, note=note)
+            if note not in known:
+                self.writer.log(step=self.state.step, note=note)
 
     def left_out(self, reasons: Iterable[str]) -> None:
         """Print and log once for each image why it is replaced from now on."""
@@ -67,14 +72,17 @@ class Reporter:
 
     def scores(self, learner: Learner, epoch: int, scores: dict[str, list[float]]) -> None:
         """Print and log a learner's scores of the validation images; queue its checkpoint if it was never better."""
-        means = {name: mean(values) for name, values in scores.items()}
-        decisive = means[next(iter(self.experiment.metrics))]
+        means = mean_scores(scores)
+        by_word = {word_of(name): score for name, score in means.items()}
+        by = self.experiment.best_by
+        decisive = -by_word[by] if by in HIGHER_IS_BETTER else by_word[by]
         better = decisive < learner.best
         if better:
             learner.best = decisive
             best = learner.model_state() | {"epoch": epoch, "step": self.state.step, "scores": means}
             self.writer.queue(f"best_{learner.name}.pt", serialize(best))
         shown = "  ".join(f"{name} {score:.4f}" for name, score in means.items())
+        shown += "".join(f"  ({name}: {n} infinite, not in the mean)" for name, n in count_infinite(scores).items())
         width = max(len(each.name) for each in self.experiment.learners) + 2
         print(f"  epoch {epoch}  {learner.name:{width}}{shown}{'  best' if better else ''}")
         self.writer.log(step=self.state.step, epoch=epoch, validation=learner.name, **means)
@@ -87,10 +95,10 @@ class Reporter:
 
     def resume_command(self) -> str:
         """The command that resumes a run that has ended early."""
-        folder = self.writer.folder
+        folder, launcher = self.writer.folder, distributed.launch_command()
         if not (folder / "last.pt").exists():
             return "nothing was saved yet"
-        return f"to resume: {distributed.launch_command()} train.py --load --modelpath {shlex.quote(str(folder))}"
+        return f"to resume: {script_command('train.py', '--load', '--modelpath', folder, launcher=launcher)}"
 
 
 def missing_controls(config: Config) -> list[str]:

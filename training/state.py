@@ -1,6 +1,7 @@
 """How far a run is: what last.pt holds, and resuming from it."""
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import configs
@@ -46,23 +47,23 @@ class TrainingState:
         e = self.experiment
         saved = learner_states(state, path)
         names = [learner.name for learner in e.learners]
-        if sorted(saved) != sorted(names) or state.get("epoch_steps") != e.epoch_steps:
-            images = f"; put an image in the place of the one left out: {e.left_out[0]}" if e.left_out else ""
-            raise ValueError(
-                f"{path}: is of losses {' '.join(saved)} with {state.get('epoch_steps')} steps an epoch; "
-                f"these settings give {' '.join(names)} with {e.epoch_steps}{images}"
-            )
+        if sorted(saved) != sorted(names):
+            raise ValueError(f"{path}: is of losses {' '.join(saved)}; these settings give {' '.join(names)}")
         try:
+            check_progress(state, str(path))
+            notes = self._compare_images(state["images"], path)
             for learner in e.learners:
                 learner.load_state_dict(saved[learner.name], str(path))
-            check_progress(state, str(path))
         except (AttributeError, KeyError, TypeError, RuntimeError) as error:
             reason = configs.one_line(str(error), 160)
             raise ValueError(f"{path}: not a state of this run ({type(error).__name__}: {reason})") from None
+        if state.get("epoch_steps") != e.epoch_steps:
+            raise ValueError(
+                f"{path}: is of {state.get('epoch_steps')} steps an epoch; these settings give {e.epoch_steps}"
+            )
         self.step, self.validated = state["step"], state["validated"]
         if self.step > e.last_step:
             raise ValueError(f"{path}: is at step {self.step}, beyond {e.last_step}; raise --endepoch or --steps")
-        notes = self._compare_images(state["images"], path)
         if state["selection_criterion"] != e.selection_criterion:
             print(
                 f"best is chosen by {' '.join(e.selection_criterion)} from now on, "
@@ -73,12 +74,19 @@ class TrainingState:
         return notes
 
     def _compare_images(self, before: list[int], path: Path) -> list[str]:
-        """Notes if training images changed since the checkpoint in path. Raises ValueError if their number did."""
+        """Take the training images in the order they had in path; return notes if some of them changed since.
+
+        Raises ValueError if they are others: another number, or most of them have other pixels.
+        """
         now, left_out = self.experiment.patches.checksums(), self.experiment.left_out
-        if before == now:
+        if self.experiment.patches.reorder(before):
             return []
+        remedy = "name the folders of its images with --trainpath"
+        if left_out:
+            remedy = f"put an image in the place of the one left out: {left_out[0]}"
         if len(before) != len(now):
-            remedy = f"put an image in the place of the one left out: {left_out[0]}" if left_out else "take those"
             raise ValueError(f"{path}: is of {len(before)} training images, these are {len(now)}; {remedy}")
-        changed = sum(a != b for a, b in zip(before, now))
+        changed = sum((Counter(now) - Counter(before)).values())
+        if 2 * changed > len(now):
+            raise ValueError(f"{path}: {changed} of these {len(now)} training images are not of this run; {remedy}")
         return [f"{changed} of {len(now)} training images are not those of {path.name}"]

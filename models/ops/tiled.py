@@ -1,12 +1,14 @@
-"""Inference on images of any size within a bound of memory, with the whole image's result to fp32's rounding.
+"""net(lr) on images of any size within a bound of memory: tile by tile, equal to rounding.
 
-What takes the memory is the reconstruction: it has scale^2 times the body's pixels. It sees no further than a few
-pixels, so that it can be done in tiles that overlap by as much, whatever the body is. Bodies of convolutions alone can
-be tiled too, by their larger `reach`; those that average over the whole image (RCAN, HAT) cannot, and run whole.
+Most of the memory goes to the head, which has scale^2 times the body's pixels. It sees no further than a few pixels, so
+that it can run in tiles that overlap by as much, whatever the body is. Bodies of convolutions alone can be tiled too,
+by their larger receptive radius. Those that average over the whole image (RCAN, HAT) cannot: they run whole, or in
+tiles that are cross-faded (BlendedTiles), with another result.
 """
 
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,16 +22,26 @@ SAMPLE = 32  # side of the image on which a network's memory is counted
 _SAFETY = 1.5
 
 
-class TiledUpscaler:
-    """lr (B,3,h,w) -> net(lr) (B,3,s*h,s*w) with at most `memory` bytes of activations where that can be had.
+class NotCut(UserWarning):
+    """A network runs whole although it takes more memory than it should."""
 
-    The network runs whole where it fits; else its body whole and its reconstruction in tiles; else both in tiles. A
-    body that does neither fit nor allow for tiles runs whole, with a warning. The network runs in eval mode; its mode
-    is restored.
+
+class TiledUpscaler:
+    """lr (B,3,h,w) -> net(lr) (B,3,s*h,s*w), in tiles if its activations would take more than `memory`.
+
+    The network runs whole if it fits; else its body whole and its head in tiles; else both in tiles. A body that
+    neither fits nor allows for tiles runs whole, with a warning. The network runs in eval mode; its mode is restored.
+
+    Args:
+        net: the network, an SRNetwork or any other.
+        memory: bytes of activations.
+        finish: applied to each part of sr, (B,3,H,W) -> (B,C,H,W) of any type, pixel by pixel, such as rounding: then
+            the whole image never exists in float32.
     """
 
-    def __init__(self, net: nn.Module, memory: int) -> None:
-        self.net, self.memory = net, memory
+    def __init__(self, net: nn.Module, memory: int, finish: Callable[[Tensor], Tensor] = lambda sr: sr) -> None:
+        self.net: Any = net
+        self.memory, self.finish = memory, finish
         self.staged = has_stages(net)
         self.receptive_radius = getattr(net, "receptive_radius", None)
         self.whole_cost = self.body_cost = self.tail_cost = 0.0
@@ -44,20 +56,24 @@ class TiledUpscaler:
 
     def _upscale(self, lr: Tensor) -> Tensor:
         pixels = lr.shape[0] * lr.shape[2] * lr.shape[3]
-        if pixels > SAMPLE**2 and (self.staged or self.receptive_radius is not None):
+        if pixels > SAMPLE**2:
             self.whole_cost, self.body_cost, self.tail_cost = costs(self.net, lr)
         if pixels * self.whole_cost <= self.memory:
-            return self.net(lr)
+            return self.finish(self.net(lr))
         fits = self.staged and pixels * self.body_cost <= self.memory
         if not fits and self.receptive_radius is not None:
             return self._tiled(self.net, (lr,), self.receptive_radius, self.memory / self.whole_cost)
         if not fits:
-            need = f"{pixels * self.body_cost / 2**20:.0f} MiB"
+            need = f"{pixels * (self.body_cost or self.whole_cost) / 2**20:.0f} MiB"
+            inside = "it averages over the image" if self.staged else "how far it sees is not known"
             warnings.warn(
                 f"{type(self.net).__name__} needs about {need} for {lr.shape[2]}x{lr.shape[3]} pixels, which "
-                f"are more than {self.memory / 2**20:.0f}: it averages over the image, and is not cut",
+                f"are more than {self.memory / 2**20:.0f}: {inside}, so it is not cut",
+                NotCut,
                 stacklevel=2,
             )
+        if not self.staged:
+            return self.finish(self.net(lr))
         features = self.net.forward_body(lr)
         extended = nn.functional.pad(lr, (0, features.shape[3] - lr.shape[3], 0, features.shape[2] - lr.shape[2]))
         left = max(self.memory - features.nbytes, self.memory // 8)
@@ -66,19 +82,74 @@ class TiledUpscaler:
 
     def _tiled(self, work: Callable, inputs: tuple[Tensor, ...], reach: int, pixels: float) -> Tensor:
         """work(*inputs), lr the first of them, in tiles of about `pixels` over the whole batch."""
-        batch, _, height, width = inputs[0].shape
-        scale = self.net.scale
-        sr = inputs[0].new_empty(batch, 3, height * scale, width * scale)
+        batch, height, width = inputs[0].shape[0], *inputs[0].shape[2:]
+        scale: int = self.net.scale
+        sr: Any = None
         for rows, columns in tiles(height, width, int(pixels / batch), reach):
-            part = work(*(x[..., rows[0] : rows[3], columns[0] : columns[3]] for x in inputs))
+            part = self.finish(work(*(x[..., rows[0] : rows[3], columns[0] : columns[3]] for x in inputs)))
+            if sr is None:
+                sr = part.new_empty(*part.shape[:2], height * scale, width * scale)
             own_rows, own_columns = (slice(*((x - ends[0]) * scale for x in ends[1:3])) for ends in (rows, columns))
             there_rows, there_columns = (slice(*(x * scale for x in ends[1:3])) for ends in (rows, columns))
             sr[..., there_rows, there_columns] = part[..., own_rows, own_columns]
         return sr
 
 
+class BlendedTiles:
+    """lr (B,3,h,w) -> sr (B,3,s*h,s*w), float32, from square tiles that overlap and fade into one another.
+
+    For networks that average over the whole image: each tile has averages of its own, so that the result is another
+    than the whole image's, the more so the smaller the tiles. A network that sees no further than a quarter of the
+    overlap gives the whole image's.
+
+    Args:
+        upscale: a network, or a TiledUpscaler of one.
+        tile: side of a tile in pixels of lr.
+        overlap: pixels of lr that neighbours share at least. The outer quarter, which sees a border that is none, is
+            not used; over the middle half one tile fades into the next.
+        align: tiles begin at multiples of it, such as an attention window, so that their windows are the image's.
+    """
+
+    def __init__(
+        self, upscale: Callable[[Tensor], Tensor], scale: int, tile: int, overlap: int, align: int = 1
+    ) -> None:
+        if tile < 2 * overlap + align:
+            raise ValueError(f"tile={tile}; expected {2 * overlap + align} or more, twice the overlap and {align}")
+        self.upscale, self.scale, self.tile, self.overlap, self.align = upscale, scale, tile, overlap, align
+
+    def __call__(self, lr: Tensor) -> Tensor:
+        s, (height, width) = self.scale, lr.shape[2:]
+        rows, columns = self.cuts(height), self.cuts(width)
+        sr = lr.new_zeros(lr.shape[0], 3, s * height, s * width, dtype=torch.float32)
+        for top, bottom, down in rows:
+            band = sr.new_zeros(*sr.shape[:2], s * (bottom - top), s * width)
+            for left, right, across in columns:
+                part = self.upscale(lr[..., top:bottom, left:right])
+                band[..., s * left : s * right].lerp_(part.to(band), across.to(band))
+            sr[..., s * top : s * bottom, :].lerp_(band, down[:, None].to(band))
+        return sr
+
+    def cuts(self, size: int) -> list[tuple[int, int, Tensor]]:
+        """List (start, end, share) of each tile along one side.
+
+        start and end are in lr; share (s*(end-start),) is the tile's weight in sr against those before it.
+
+        The share rises from 0 to 1 over the middle half of what the tile has in common with the one before.
+        """
+        if size <= self.tile:
+            return [(0, size, torch.ones(size * self.scale))]
+        steps = -(-(size - self.tile) // (self.tile - self.overlap - self.align + 1))
+        starts = [i * (size - self.tile) // steps // self.align * self.align for i in range(steps + 1)]
+        ends = [start + self.tile for start in starts[:-1]] + [size]
+        shares = [torch.ones(self.tile * self.scale)]
+        for start, end, before in zip(starts[1:], ends[1:], ends):
+            x = (torch.arange((end - start) * self.scale) + 0.5) / self.scale / (before - start)
+            shares.append((2 * x - 0.5).clamp(0, 1))
+        return list(zip(starts, ends, shares))
+
+
 def has_stages(net: nn.Module) -> bool:
-    """Whether net is an SRNetwork whose features are as large as lr, so that its head alone can go in tiles."""
+    """True if net is an SRNetwork with features of lr's size, so that its head alone can go in tiles."""
     return getattr(net, "feature_scale", None) == 1
 
 
@@ -86,8 +157,10 @@ _COSTS: WeakKeyDictionary[nn.Module, dict[bool, tuple[float, float, float]]] = W
 
 
 @torch.no_grad()
-def costs(net: nn.Module, like: Tensor) -> tuple[float, float, float]:
-    """Bytes per pixel of lr that net, its body and its reconstruction take; like: of lr's dtype, on net's device.
+def costs(net: Any, like: Tensor) -> tuple[float, float, float]:
+    """Bytes per pixel of lr that net, its body and its head take.
+
+    like: a tensor of lr's dtype on net's device.
 
     Of a network without stages, 0 for the last two. Counted once for each network, with and without
     autocast, on a small image.
@@ -124,7 +197,9 @@ class Widest(TorchDispatchMode):
 
 
 def tiles(height: int, width: int, pixels: int, reach: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Tiles that cover (height,width), each of about `pixels` with its margins of `reach`, and no less than reach inside.
+    """Tiles that cover (height,width), each of about `pixels` with its margins of `reach`.
+
+    Inside of its margins a tile is no smaller than reach.
 
     Yields (rows, columns), each (start, first, last, end): first to last is the tile's own part, start to end what it
     has to see. The own parts neither overlap nor leave a gap.

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data import PairedDataset, PatchDataset, ResumableBatchSampler, datasets, make_pair
+from data import PairedDataset, PatchDataset, ResumableBatchSampler, datasets, make_pair, progress
 from data.images import read_rgb
 from data.imresize import imresize
 
@@ -53,7 +53,10 @@ def test_make_pair(scale, multiple, round_lr):
 
 def test_make_pair_errors():
     rgb = np.zeros((11, 40, 3), np.uint8)
-    with pytest.raises(ValueError, match="image is 11x40, smaller than multiple=12"):
+    with pytest.raises(
+        ValueError,
+        match="image is 11x40, smaller than 12x12, the least of an image that is cropped to multiples of 12; remove it",
+    ):
         make_pair(rgb, 4, 12)
     with pytest.raises(ValueError, match="multiple=10 is not divisible by scale=4; use 8 or 12"):
         make_pair(rgb, 4, 10)
@@ -78,7 +81,7 @@ def test_pairs_name_the_first_bad_file(folder):
     with pytest.raises(ValueError, match="cannot read image .*1.png: .*; remove or replace it"):
         PairedDataset(folder, 4, 12)
     save(folder / "1.png", (11, 40))
-    with pytest.raises(ValueError, match="1.png is 11x40, smaller than multiple=12"):
+    with pytest.raises(ValueError, match="1.png is 11x40, smaller than 12x12"):
         PairedDataset(folder, 4, 12)
     with pytest.raises(ValueError, match="multiple=3 is not divisible by scale=4; use 4"):
         PairedDataset(folder, 4, 3)
@@ -98,11 +101,11 @@ def bad_folders(folder, tmp_path):
     (tmp_path / "lr/6.png").write_bytes(cut)
     return ["0", "2", "8"], {
         "1": "hr/1.png: ",
-        "3": "3.png is 11x40, smaller than multiple=12",
+        "3": "3.png is 11x40, smaller than 12x12",
         "4": "hr/4.png: not a PNG",
         "5": "lr/5.png, LR partner of .*hr/5.png, is 9x12; expected 10x12",
         "6": "cannot read image .*lr/6.png: ",
-        "7": "hr/7.png has no LR partner; expected 7 or 7x4 in lr_folders",
+        "7": "hr/7.png has no LR partner; expected 7, 7x4, 7_LR or the like in ",
     }
 
 
@@ -181,7 +184,7 @@ def test_lr_files_are_taken_as_they_are(folder, tmp_path, suffix, cache_bytes):
 
 def test_lr_matching_where_stems_collide(tmp_path):
     for below in ("one/s/a", "one/t/a", "two/s/a"):
-        hr = save(tmp_path / f"{below}.png", (16, 16))
+        save(tmp_path / f"{below}.png", (16, 16))
         save(tmp_path / f"lr_{below}.png", (8, 8), seed=len(below) + ord(below[0]) + ord(below[4]))
     roots = [[tmp_path / f"{prefix}{x}" for x in ("one", "two")] for prefix in ("", "lr_")]
     pairs = PairedDataset(roots[0], 2, 2, lr_folders=roots[1])
@@ -189,14 +192,17 @@ def test_lr_matching_where_stems_collide(tmp_path):
         given = read_rgb(tmp_path / f"lr_{path.relative_to(tmp_path).as_posix()}")
         assert np.array_equal(lr.numpy(), (given / 255 * 2 - 1).astype(np.float32).transpose(2, 0, 1))
     (tmp_path / "lr_two/s/a.png").rename(tmp_path / "lr_two/s/b.png")
-    with pytest.raises(ValueError, match="share the LR partner"):
+    with pytest.raises(ValueError, match="two/s/a.png has no LR partner"):
         PairedDataset(roots[0], 2, 2, lr_folders=roots[1])
 
 
 def test_lr_errors(folder, tmp_path):
     for number in (0, 2):
         save_lr(folder / f"{number}.png", tmp_path / f"lr/{number}x4.png", 4)
-    with pytest.raises(ValueError, match="1.png has no LR partner; expected 1 or 1x4 in lr_folders"):
+    with pytest.raises(
+        ValueError,
+        match="1.png has no LR partner; expected 1, 1x4, 1_LR or the like in .*/lr, add or remove it, or say",
+    ):
         PairedDataset(folder, 4, 12, lr_folders=tmp_path / "lr")
     save(tmp_path / "lr/1.png", (9, 13))
     with pytest.raises(ValueError, match="lr/1.png, LR partner of .*hr/1.png, is 9x13; expected 9x12 at scale=4"):
@@ -245,6 +251,51 @@ def test_augmentation_is_one_of_eight_and_alike_for_lr_and_hr(folder, patch):
     assert len(seen) == 8
 
 
+@pytest.mark.parametrize("size, scale", [(16, 4), (12, 3)])
+def test_tiles_lie_side_by_side(folder, size, scale):
+    """Each is there once, in the order of rows, and is an image of its own: LR does not see what lies around it."""
+    patches = PatchDataset(PairedDataset(folder, scale, scale), size, augment=False, seed=0, tiles=True)
+    expected = []
+    for path in sorted(folder.iterdir()):
+        rgb = read_rgb(path)
+        for top in range(0, rgb.shape[0] - size + 1, size):
+            for left in range(0, rgb.shape[1] - size + 1, size):
+                expected.append((path, make_pair(rgb[top : top + size, left : left + size], scale, scale)))
+    assert len(patches) == len(expected) and patches.draws_to_cover == 1
+    for epoch in (0, 5):
+        for i, (path, pair) in enumerate(expected):
+            assert equal(patches[epoch, i], pair) and patches.pairs.paths[patches.image(i)] == path
+    assert equal(patches[0, len(expected) + 1], expected[1][1])
+
+
+def test_tiles_of_a_large_image_are_as_many_as_the_released_code_has(tmp_path):
+    """HR cropped to multiples of 28 there, then 336x336: an image of DIV2K has 6 x 4."""
+    save(tmp_path / "0.png", (1356, 2040))
+    patches = PatchDataset(PairedDataset(tmp_path, 4, 4, progress=False), 336, augment=False, seed=0, tiles=True)
+    assert len(patches) == ((1356 - 1356 % 28) // 336) * ((2040 - 2040 % 28) // 336) == 24
+
+
+def test_tiles_follow_their_images(folder):
+    patches = PatchDataset(PairedDataset(folder, 4, 4), 16, augment=False, seed=0, tiles=True)
+    before = [patches[0, i][1] for i in range(len(patches))]
+    checksums = patches.checksums()
+    assert patches.reorder(checksums[::-1])
+    after = [patches[0, i][1] for i in range(len(patches))]
+    assert len(after) == len(before) and not torch.equal(after[0], before[0])
+    assert all(any(torch.equal(x, y) for y in before) for x in after)
+
+
+def test_tiles_with_lr_files_and_small_images(folder, tmp_path):
+    for path in folder.iterdir():
+        height, width = (x // 4 for x in read_rgb(path).shape[:2])
+        save(tmp_path / f"lr/{path.name}", (height, width), seed=9)
+    pairs = PairedDataset(folder, 4, 4, lr_folders=tmp_path / "lr")
+    patches = PatchDataset(pairs, 40, augment=True, seed=0, skip_small=True, tiles=True)
+    assert [patches.image(i) for i in range(len(patches))] == [0, 2]
+    whole = PatchDataset(pairs, 40, augment=False, seed=0, skip_small=True, tiles=True)
+    assert torch.equal(whole[0, 0][0], pairs[0][0][:, :10, :10])
+
+
 def test_patches_depend_on_seed_epoch_and_index_alone(folder):
     pairs = PairedDataset(folder, 4, 12)
     patches = PatchDataset(pairs, 12, augment=True, seed=5)
@@ -259,10 +310,12 @@ def test_patch_errors(folder):
     pairs = PairedDataset(folder, 4, 12)
     with pytest.raises(ValueError, match="patch=50 is not divisible by scale=4; use 48 or 52"):
         PatchDataset(pairs, 50, augment=True, seed=0)
-    words = "1.png is 36x48 after cropping, smaller than patch=40 as are 2 of 3 images; use patch=36 or skip_small"
+    words = (
+        "1.png is 36x48 after cropping, smaller than patch=40 as are 2 of 3 images; use --patch 36, or --skip-small to"
+    )
     with pytest.raises(ValueError, match=words):
         PatchDataset(pairs, 40, augment=True, seed=0)
-    with pytest.raises(ValueError, match="smaller than patch=96 as are 3 of 3 images; use patch=36$"):
+    with pytest.raises(ValueError, match="smaller than patch=96 as are 3 of 3 images; use --patch 36$"):
         PatchDataset(pairs, 96, augment=True, seed=0, skip_small=True)
 
 
@@ -320,3 +373,33 @@ def test_any_worker_count_and_any_resume_point_see_the_same(folder):
     assert len(whole) == 6 and whole[0][0].shape == (2, 3, 6, 6) and whole[0][1].shape == (2, 3, 24, 24)
     for first, workers in [(0, 1), (0, 2), (4, 0), (3, 2)]:
         assert all(equal(a, b) for a, b in zip(load(first, workers), whole[first:], strict=True))
+
+
+def test_a_long_wait_without_a_terminal_is_one_line(folder, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_QUIET", -1)
+    PairedDataset(folder, 4, 12)
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"reading images: 3, about \d+ s to go\n", out) and err == ""
+    PairedDataset(folder, 4, 12, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_on_a_terminal(folder, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_QUIET", -1)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    PairedDataset(folder, 4, 12)
+    out, err = capsys.readouterr()
+    assert "reading images:" in err and out == ""
+
+
+def test_the_same_images_in_another_order_give_the_same_draws(folder, tmp_path):
+    pairs = PairedDataset(folder, 4, 12)
+    for number, name in ((0, "c"), (1, "a"), (2, "b")):
+        (tmp_path / "renamed").mkdir(exist_ok=True)
+        (tmp_path / f"renamed/{name}.png").write_bytes((folder / f"{number}.png").read_bytes())
+    patches = PatchDataset(pairs, 24, augment=True, seed=5)
+    others = PatchDataset(PairedDataset(tmp_path / "renamed", 4, 12), 24, augment=True, seed=5)
+    assert others.checksums() != patches.checksums() and others.reorder(patches.checksums())
+    assert others.checksums() == patches.checksums()
+    assert all(equal(others[0, index], patches[0, index]) for index in range(9))
+    assert not others.reorder(patches.checksums()[:2]) and not others.reorder([1, 2, 3])

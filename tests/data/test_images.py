@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageFile, ImageOps
 
-from data.images import list_images, read_rgb
+from data.images import list_images, passed_over, read_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
 DEEP = np.random.default_rng(1).integers(0, 65536, (20, 31, 3), dtype=np.uint16)
@@ -24,10 +24,11 @@ def grey(samples):
     return samples[..., None].repeat(3, axis=2)
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "TIFF", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "TIFF", "webp", "ppm", "jp2", "J2K", "apng"])
 def test_rgb_in_every_lossless_format(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(RGB).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    assert list_images(tmp_path) == [path]
     pixels = read_rgb(path)
     assert pixels.dtype == np.uint8 and np.array_equal(pixels, RGB)
     assert np.array_equal(read_rgb(str(path)), RGB)
@@ -40,6 +41,42 @@ def test_jpeg(tmp_path):
     assert np.abs(read_rgb(path).astype(int) - grey(smooth)).max() <= 3
     Image.fromarray(grey(smooth)).convert("CMYK").save(path, quality=100)
     assert np.abs(read_rgb(path).astype(int) - grey(smooth)).max() <= 6
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "JPEG", "avif"])
+def test_nearly_lossless_formats(tmp_path, suffix):
+    smooth = np.indices((32, 48)).transpose(1, 2, 0).sum(2).astype(np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(grey(smooth)).save(path, "AVIF" if suffix == "avif" else "JPEG", quality=95)
+    assert np.abs(read_rgb(path).astype(int) - grey(smooth)).max() <= 3 and list_images(tmp_path) == [path]
+
+
+def test_portable_maps(tmp_path):
+    """By Netpbm's specification: binary and plain, of 8 and of 16 bits, grey, colour and bits."""
+    one, deep = RGB[..., 0], DEEP[..., 0]
+    plain = " ".join(map(str, RGB.ravel()))
+    for name, data, expected in [
+        ("a.pgm", b"P5 31 20 255\n" + one.tobytes(), GREY),
+        ("b.pgm", b"P5 31 20 65535\n" + deep.astype(">u2").tobytes(), grey(to_8_bits(deep))),
+        ("c.pgm", b"P5 31 20 4095\n" + (deep >> 4).astype(">u2").tobytes(), grey(np.rint((deep >> 4) / 4095 * 255))),
+        ("d.ppm", f"P3 31 20 255\n{plain}\n".encode(), RGB),
+        ("e.ppm", b"P6 31 20 65535\n" + DEEP.astype(">u2").tobytes(), to_8_bits(DEEP)),
+        ("f.pbm", b"P4 31 20\n" + np.packbits(one < 99, axis=1).tobytes(), grey(255 * (one >= 99))),
+    ]:
+        (tmp_path / name).write_bytes(data)
+        assert np.array_equal(read_rgb(tmp_path / name), expected), name
+
+
+def test_16_bit_jpeg_2000(tmp_path):
+    Image.fromarray(DEEP[..., 0]).save(tmp_path / "a.jp2")
+    assert np.array_equal(read_rgb(tmp_path / "a.jp2"), grey(to_8_bits(DEEP[..., 0])))
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_first_frame_of_a_gif(tmp_path, frames):
+    first, *more = (Image.fromarray(x).quantize(64) for x in (RGB, 255 - RGB, RGB // 2)[:frames])
+    first.save(tmp_path / "a.gif", save_all=True, append_images=more)
+    assert np.array_equal(read_rgb(tmp_path / "a.gif"), np.array(first.convert("RGB")))
 
 
 def test_grey_alpha_palette_and_bilevel(tmp_path):
@@ -103,6 +140,61 @@ def test_16_bit_tiff_with_alpha(tmp_path):
         )
         expected = to_8_bits(DEEP) if photometric == "rgb" else grey(to_8_bits(DEEP[..., 0]))
         assert np.array_equal(read_rgb(tmp_path / "a.tif"), expected)
+
+
+CODECS = [("lzw", True), ("lzw", False), ("packbits", False), ("zlib", True), ("zstd", False), ("lzma", False)]
+
+
+@pytest.mark.parametrize("compression, predictor", CODECS)
+@pytest.mark.parametrize("samples", [RGB, DEEP], ids=["8", "16"])
+def test_compressed_tiff(tmp_path, samples, compression, predictor):
+    """With the listed requirements; OpenCV writes LZW with a predictor."""
+    eight = samples if samples.dtype == np.uint8 else to_8_bits(samples)
+    for pixels, photometric, expected in (
+        (samples, "rgb", eight),
+        (samples[..., 0], "minisblack", grey(eight[..., 0])),
+    ):
+        settings = {"compression": compression, "predictor": predictor}
+        tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=photometric, rowsperstrip=7, **settings)
+        assert np.array_equal(read_rgb(tmp_path / "a.tif"), expected)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("samples", [RGB, DEEP], ids=["8", "16"])
+def test_bands_are_refused_or_read(tmp_path, samples, planar):
+    """Alike for both depths; none is dropped that the file does not call alpha."""
+    eight = samples if samples.dtype == np.uint8 else to_8_bits(samples)
+    five = np.dstack([samples, samples[..., :2]])
+
+    def write(bands, photometric, extra=None):
+        pixels = five[..., :bands] if planar == "contig" else np.ascontiguousarray(five[..., :bands].transpose(2, 0, 1))
+        settings = {"photometric": photometric, "planarconfig": planar, "extrasamples": extra}
+        tifffile.imwrite(tmp_path / "a.tif", pixels, **settings)
+
+    for bands in (2, 3, 4, 5):
+        write(bands, "minisblack")
+        assert f"{bands} bands, 1 of them grey and {bands - 1} no alpha" in refusal(tmp_path / "a.tif")
+    for bands, extra in ((4, ["unspecified"]), (5, ["unassalpha", "unspecified"])):
+        write(bands, "rgb", extra)
+        assert f"{bands} bands, 3 of them RGB and {bands - 3} no alpha" in refusal(tmp_path / "a.tif")
+    write(4, "rgb", ["unassalpha"])
+    assert np.array_equal(read_rgb(tmp_path / "a.tif"), eight)
+    write(2, "minisblack", ["unassalpha"])
+    assert np.array_equal(read_rgb(tmp_path / "a.tif"), grey(eight[..., 0]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_colours_that_were_multiplied_by_alpha(tmp_path, dtype):
+    most = np.iinfo(dtype).max
+    alpha = np.random.default_rng(4).integers(most // 3, most, (20, 31, 1), endpoint=True)
+    colours = np.rint(RGB / 255 * alpha).astype(dtype)
+    for bands, expected in ((3, RGB), (1, GREY)):
+        pixels = np.concatenate([colours[..., :bands], alpha.astype(dtype)], axis=2)
+        photometric = "rgb" if bands == 3 else "minisblack"
+        tifffile.imwrite(
+            tmp_path / "a.tif", pixels, photometric=photometric, planarconfig="contig", extrasamples=["assocalpha"]
+        )
+        assert np.abs(read_rgb(tmp_path / "a.tif").astype(int) - expected).max() <= (2 if dtype == np.uint8 else 1)
 
 
 def png(samples: np.ndarray, bits: int, colour: int) -> bytes:
@@ -248,6 +340,20 @@ def test_list_images(tmp_path):
     assert [p.relative_to(tmp_path).as_posix() for p in list_images([tmp_path])] == wanted
     assert list_images(str(tmp_path)) == list_images(tmp_path) == list_images([tmp_path, tmp_path])
     assert [p.name for p in list_images([tmp_path / "a/b", tmp_path / "a"])] == ["1.jpeg", "3.Tif", "2.PNG"]
+
+
+def test_what_is_passed_over_is_counted_in_a_line(tmp_path):
+    for name in ("a/1.png", "a/2.HEIC", "a/b/3.heic", "a/4.psd", "a/README", "a/.hidden.heic", "c/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (line,) = passed_over([tmp_path / "a", tmp_path / "c", "skimage:coffee"])
+    assert line.startswith(f"passed over in {tmp_path / 'a'}: 2 .heic, ") and "1 .psd" in line and "1 no suffix" in line
+    for number in range(12):
+        (tmp_path / f"c/x.y{number}").touch()
+    assert passed_over(tmp_path / "c")[0].endswith(" and 4 more kinds")
+    (tmp_path / "a/1.png").unlink()
+    with pytest.raises(ValueError, match="no images in .*/a; expected PNG, .*; passed over in .*/a: 2 .heic"):
+        list_images(tmp_path / "a")
 
 
 def test_list_images_follows_links_once(tmp_path):

@@ -275,7 +275,7 @@ def test_m_step_gradient_reaches_the_image_alone():
 
 
 def test_custom_judge_equals_our_own():
-    """Any judge(a, b) -> (B,), or (B,1,1,1) as the lpips package returns it, stands in for one with `with_reference`."""
+    """Any judge(a, b) -> (B,), or (B,1,1,1) as the lpips package returns it, equals one with `with_reference`."""
 
     class Ours:
         def with_reference(self, hr):

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from losses import TLW, Target, weight_criterion
-from losses.tlw import LARGEST, LEAST
+from losses.tlw import MAX_DISTANCE, MIN_DISTANCE
 from losses.weighting import relaxed_bernoulli
 from metrics.judges import JUDGES
 
 SIZE = 32
-EPSILONS = [(1e-3, None), (1e-3, LEAST), (1e-300, None), (1e300, 1e-300)]  # eps, far_eps
+EPSILONS = [(1e-3, None), (1e-3, MIN_DISTANCE), (1e-300, None), (1e300, 1e-300)]  # eps, far_eps
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_wc_and_its_gradient_are_finite(name, precision, alex_file, squeeze_file
                 wc = weight_criterion(w, sr, target, eps, far_eps)
             assert wc.shape == (6, 1) and wc.dtype == torch.float32
             assert wc.isfinite().all() and (wc > 0).all(), (label, eps, wc)
-            assert LEAST / LARGEST * 0.99 <= wc.min() <= wc.max() <= LARGEST / LEAST * 1.01
+            assert MIN_DISTANCE / MAX_DISTANCE * 0.99 <= wc.min() <= wc.max() <= MAX_DISTANCE / MIN_DISTANCE * 1.01
             (-wc.log().sum()).backward()
             assert leaf.grad.isfinite().all(), (label, eps)
 

@@ -33,7 +33,7 @@ SR, TARGET = torch.full((1, 3, 2, 2), 2.0), Target(torch.zeros(1, 3, 2, 2))
 
 
 def test_the_sum_and_its_ages():
-    loss = WeightedSum(Term(Scaled(1), 10.0), Term(Scaled(2), 100.0, since=1.5), Term(Scaled(3), since=2))
+    loss = WeightedSum(Term(Scaled(1), 10.0), Term(Scaled(2), 100.0, start_epoch=1.5), Term(Scaled(3), start_epoch=2))
     assert [loss(SR, TARGET, epoch).item() for epoch in (0, 1.4, 1.5, 1.99, 2.0)] == [20, 20, 420, 420, 426]
     assert loss(SR, TARGET, 0, torch.tensor(0.5)) == 10 * 2.5  # features reach the terms
     sr = SR.clone().requires_grad_()
@@ -43,7 +43,7 @@ def test_the_sum_and_its_ages():
 
 def test_the_helpers_learn_together_each_on_its_own_loss_whatever_its_terms_weight():
     a, b = nn.Linear(1, 1), nn.Linear(1, 1)
-    loss = WeightedSum(Term(Scaled(1), 7.0), Term(Scaled(2, a), 0.01), Term(Scaled(3, b), 0.01, since=1))
+    loss = WeightedSum(Term(Scaled(1), 7.0), Term(Scaled(2, a), 0.01), Term(Scaled(3, b), 0.01, start_epoch=1))
     assert list(loss.helper) == [a, b] and loss.joint_parameters() == []
     assert {id(p) for p in loss.helper.parameters()} == {id(p) for p in loss.parameters()}
     loss.helper_loss(SR, TARGET, 0).backward()
@@ -56,7 +56,7 @@ def test_the_helpers_learn_together_each_on_its_own_loss_whatever_its_terms_weig
 def test_without_a_helper():
     loss = WeightedSum(Term(Scaled(1)), Term(Scaled(2)))
     assert loss.helper is None and loss.helper_loss(SR, TARGET, 0) is None and loss.weighting is None
-    waiting = WeightedSum(Term(Scaled(1)), Term(Scaled(2, nn.Linear(1, 1)), since=3))
+    waiting = WeightedSum(Term(Scaled(1)), Term(Scaled(2, nn.Linear(1, 1)), start_epoch=3))
     assert waiting.helper is not None and waiting.helper_loss(SR, TARGET, 2) is None
 
 
@@ -68,7 +68,7 @@ def test_parameters_beside_the_helpers_are_joint():
 
 
 def test_every_term_hears_of_the_epoch():
-    loss = WeightedSum(Term(Scaled(1)), Term(Scaled(2), since=9))
+    loss = WeightedSum(Term(Scaled(1)), Term(Scaled(2), start_epoch=9))
     loss.begin_epoch("net", 4)
     loss.begin_step(7)
     assert [inner.begun for inner in loss.losses] == [[("net", 4), 7]] * 2
@@ -76,7 +76,7 @@ def test_every_term_hears_of_the_epoch():
 
 def test_words():
     one = WeightedSum(
-        Term(Scaled(1, word="x")), Term(Scaled(2, nn.Linear(1, 1), "y")), Term(Scaled(3, word="z"), since=2)
+        Term(Scaled(1, word="x")), Term(Scaled(2, nn.Linear(1, 1), "y")), Term(Scaled(3, word="z"), start_epoch=2)
     )
     assert one.log_scalars(0.5, 1) == {"x": (0.5, 1), "y": (0.5, 1)} and set(one.log_scalars(0.5, 2)) == {"x", "y", "z"}
     two = WeightedSum(Term(Scaled(1, nn.Linear(1, 1), "x")), Term(Scaled(2, nn.Linear(1, 1), "y")))

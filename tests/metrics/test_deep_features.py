@@ -76,7 +76,7 @@ def test_is_the_formula_of_lpips():
     for n in range(2):
         total = 0.0
         for i, (ya, yb) in enumerate(zip(judge.backbone(a[n : n + 1]), judge.backbone(b[n : n + 1]))):
-            (channels, height, width), weight = ya[0].shape, getattr(judge, f"weight{i}").double().flatten()
+            (_, height, width), weight = ya[0].shape, getattr(judge, f"weight{i}").double().flatten()
             for h in range(height):
                 for w in range(width):
                     u, v = ya[0, :, h, w].double(), yb[0, :, h, w].double()

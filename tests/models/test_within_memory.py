@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from models import SR_MODELS
-from models.bicubic import Bicubic
-from models.ops.tiled import TiledUpscaler, costs, tiles
+from models.bicubic import Bicubic, MatlabBicubic
+from models.ops.ensemble import SelfEnsemble
+from models.ops.tiled import BlendedTiles, NotCut, TiledUpscaler, costs, tiles
 
 SMALL = {
     "EDSR": dict(channels=8, blocks=2),
@@ -101,8 +102,82 @@ def test_tiles_cover_every_pixel_once_and_see_as_far_as_they_must(size, reach, p
 
 
 def test_a_network_of_unknown_inside_runs_whole():
-    lr = torch.rand(1, 3, 20, 20)
-    assert torch.equal(TiledUpscaler(Bicubic(4), 1)(lr), Bicubic(4)(lr))
+    net, lr = torch.nn.Upsample(scale_factor=2), torch.rand(1, 3, 40, 40)
+    with pytest.warns(NotCut, match="how far it sees is not known"):
+        assert torch.equal(TiledUpscaler(net, 1)(lr), net(lr))
+
+
+@pytest.mark.parametrize("bicubic", [Bicubic, MatlabBicubic])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_bicubic_in_tiles(bicubic, scale):
+    net, lr = bicubic(scale).double(), torch.rand(1, 3, 61, 47, dtype=torch.double)
+    expected = net(lr)
+    net.forward = lambda part, whole=net.forward: whole(part) if part.shape[2:] != lr.shape[2:] else None
+    torch.testing.assert_close(TiledUpscaler(net, 2**17)(lr), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("memory", [1 << 40, 200_000, 20_000])
+@pytest.mark.parametrize("name", ["EDSR", "HAT", "VDSR"])
+def test_finish_is_applied_to_every_part(name, memory):
+    net, lr = build(name, 2), torch.rand(2, 3, 45, 37, dtype=torch.double) * 2 - 1
+
+    def to_grey_levels(sr):
+        return sr.mean(1, keepdim=True).mul(1000).round().to(torch.int32)
+
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotCut)
+        got = TiledUpscaler(net, memory, to_grey_levels)(lr)
+        assert got.dtype == torch.int32 and (got - to_grey_levels(net(lr))).abs().max() <= 1
+
+
+@pytest.mark.parametrize("tile, overlap, align", [(80, 32, 1), (80, 32, 16), (98, 32, 7), (64, 24, 16), (148, 32, 1)])
+@pytest.mark.parametrize("size", [(150, 97), (60, 200), (161, 162)])
+def test_blended_tiles_of_a_network_that_sees_a_quarter_of_the_overlap(size, tile, overlap, align):
+    net, lr, seen = build("EDSR", 2), torch.rand(1, 3, *size, dtype=torch.double) * 2 - 1, []
+    assert net.receptive_radius == 8
+    overlap = max(overlap, 32) if tile > 64 else overlap
+    blended = BlendedTiles(lambda part: seen.append(tuple(part.shape[2:])) or net(part), 2, tile, overlap, align)
+    with torch.inference_mode():
+        apart = (blended(lr).double() - net(lr)).abs().max()
+    if overlap >= 32:
+        assert apart < 1e-6
+    assert len(seen) > 1 and all(max(shape) < tile + align for shape in seen)
+    for start, _, _ in blended.cuts(max(size)):
+        assert start % align == 0
+
+
+def test_blended_tiles_have_no_seams():
+    """Where tiles differ, here by a constant each, the result goes from one to the other in small steps."""
+    values = iter(range(100))
+    sr = BlendedTiles(lambda lr: torch.full((1, 3, *lr.shape[2:]), float(next(values))), 1, 80, 32)(
+        torch.zeros(1, 3, 80, 200)
+    )
+    assert sr[0, 0, 0, 0] == 0 and sr[0, 0, 0, -1] == values.__next__() - 1
+    steps = sr.diff(dim=3)
+    assert 0 <= steps.min() and steps.max() < 1 / 15
+
+
+def test_blended_tiles_of_a_network_that_averages_are_near_the_whole():
+    net, lr = build("RCAN", 2), torch.rand(1, 3, 150, 97, dtype=torch.double)
+    with torch.inference_mode():
+        apart = (BlendedTiles(net, 2, 80, 32)(lr) - net(lr)).abs().max()
+    assert 1e-7 < apart < 0.05
+
+
+def test_tiles_that_cannot_overlap_so_much():
+    with pytest.raises(ValueError, match="tile=70; expected 72 or more"):
+        BlendedTiles(lambda lr: lr, 1, 70, 32, 8)
+
+
+def test_the_ensemble_is_the_mean_over_the_eight_symmetries():
+    net, lr = build("EDSR", 2), torch.rand(1, 3, 12, 9, dtype=torch.double)
+    with torch.inference_mode():
+        views = [torch.rot90(x, k, (2, 3)) for x in (lr, lr.flip(3)) for k in range(4)]
+        back = [torch.rot90(net(x), -k % 4, (2, 3)) for x, k in zip(views, [*range(4)] * 2)]
+        expected = sum(x if i < 4 else x.flip(3) for i, x in enumerate(back)) / 8
+        got = SelfEnsemble(net)(lr)
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(SelfEnsemble(net)(lr.mT.flip(2)), got.mT.flip(2), rtol=0, atol=1e-6)
 
 
 def test_bf16_takes_less_and_is_counted_by_itself():

@@ -1,0 +1,111 @@
+"""A patch of a set that does not fit into memory: decoded for each draw, against mapped from the cache on the disk.
+
+    python -m benchmarks.data --folder /tmp/images --images 60
+
+The images are made in --folder if there are none: PNGs of DIV2K's size, a photograph of scikit-image enlarged, with
+noise, so that they are as hard to decode as photographs.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data import ImageCache, PairedDataset, PatchDataset, datasets, read_rgb
+from data.photographs import photographs
+
+from .machine import title
+
+SIZE = (2040, 1356)  # width and height of most images of DIV2K
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where the images are, or are made")
+    parser.add_argument("--images", type=int, default=20, help="how many are made (%(default)s)")
+    parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--patches", type=int, nargs="+", default=[96, 192, 256], help="HR pixels (%(default)s)")
+    parser.add_argument("--draws", type=int, default=200, help="of each patch size from the cache (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args(argv)
+
+
+def make_images(folder: Path, count: int, size: tuple[int, int] = SIZE) -> None:
+    """Write PNGs of about as many bytes as DIV2K's."""
+    photograph = Image.fromarray(read_rgb(photographs("skimage:hubble")[0])).resize(size, Image.Resampling.LANCZOS)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(-6, 7, (*size[::-1], 3))
+        Image.fromarray((np.asarray(photograph) + noise).clip(0, 255).astype(np.uint8)).save(
+            folder / f"{number:04d}.png"
+        )
+
+
+def read_set(folder: Path, scale: int, cache: ImageCache | None) -> tuple[PairedDataset, float, int]:
+    """The pairs, kept in memory not at all, the seconds that this took, and how many images were decoded."""
+    decoded = []
+    with mock.patch.object(datasets, "read_rgb", lambda path: decoded.append(path) or read_rgb(path)):
+        began = time.perf_counter()
+        pairs = PairedDataset(folder, scale, scale, cache_bytes=0, cache=cache)
+        return pairs, time.perf_counter() - began, len(decoded)
+
+
+def draw_times(pairs: PairedDataset, patch: int, draws: int, cold: ImageCache | None = None) -> str:
+    """Milliseconds of a draw: median by the clock, of the processor alone, and what 95 % stay below.
+
+    cold: the cache, whose pages of the image are dropped from memory before each draw.
+    """
+    patches, taken, computed = PatchDataset(pairs, patch, augment=True, seed=0), [], []
+    for draw in range(draws):
+        image = draw * 7919 % len(patches)  # as in training: never the same one again soon
+        if cold is not None:
+            drop_pages(cold, pairs.paths[image])
+        began, began_computing = time.perf_counter(), time.process_time()
+        patches[draw, image]
+        taken.append(1000 * (time.perf_counter() - began))
+        computed.append(1000 * (time.process_time() - began_computing))
+    taken.sort()
+    median, most = taken[draws // 2], taken[draws * 95 // 100]
+    return f"{median:.2f} ms ({sorted(computed)[draws // 2]:.2f} of the processor), 95 % below {most:.2f}"
+
+
+def drop_pages(cache: ImageCache, path: Path) -> None:
+    """Have the system forget what it keeps in memory of a cached image."""
+    with open(cache.file_of(path), "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    torch.set_num_threads(args.threads)
+    if not args.folder.is_dir():
+        make_images(args.folder, args.images)
+    place = Path(tempfile.mkdtemp(prefix="decoded_", dir=args.folder.absolute().parent))
+    try:
+        print(title(torch.device("cpu")))
+        plain, seconds, count = read_set(args.folder, args.scale, None)
+        print(f"{len(plain)} images; start without a cache: {seconds:.1f} s, {count} decoded")
+        for start in ("first", "second"):
+            cache = ImageCache(place, 1 << 40, beyond=0)
+            stored, seconds, count = read_set(args.folder, args.scale, cache)
+            size = sum(file.stat().st_size for file in place.rglob("*.rgb")) / 1e6
+            print(f"{start} start with a cache of {size:.0f} MB: {seconds:.2f} s, {count} decoded")
+        for patch in args.patches:
+            print(f"patch {patch}, x{args.scale}")
+            print(f"  decoded for the draw  {draw_times(plain, patch, 10)}")
+            draw_times(stored, patch, len(stored))
+            print(f"  from the cache        {draw_times(stored, patch, args.draws)}")
+            print(f"  and not in memory     {draw_times(stored, patch, args.draws, cache)}")
+    finally:
+        shutil.rmtree(place)
+
+
+if __name__ == "__main__":
+    main()

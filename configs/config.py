@@ -1,0 +1,345 @@
+"""Every setting of a run: its default, its bounds, its help text."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import choose, expect
+from .habits import ALIASES
+from .reading import read_yaml
+from .setting import OF_FILE, Bounds, convert, setting, shown, value_kind
+from .variants import Variant, variants_of
+
+# What --load may change; all else a run keeps for life.
+RESUMABLE = {
+    "endepoch",
+    "steps",
+    "learning_rate",
+    "schedule",
+    "step_epochs",
+    "step_gamma",
+    "precision",
+    "device",
+    "workers",
+    "judge_weights",
+    "judge_memory",
+    "compile",
+    "bad_images",
+    "valpath",
+    "vallrpath",
+    "metrics",
+    "best_by",
+    "protocol",
+    "log_every",
+    "load",
+    "auto_resume",
+    "modelpath",
+    "milestones",
+    "extractor_weights",
+    "save_every",
+    "save_minutes",
+    "clip_grad",
+    "max_skipped",
+    "on_divergence",
+    "warmup",
+    "trainpath",
+    "lrpath",
+    "lr_template",
+    "cache",
+    "cache_size",
+}
+
+# Of --init and --cache: words that are no paths.
+INIT_WORDS = ("pytorch", "paper")
+WORDS = (*INIT_WORDS, "none")
+
+
+def _from(least: float, most: float) -> Bounds:
+    return Bounds(least=least, most=most)
+
+
+def _above(above: float, most: float) -> Bounds:
+    return Bounds(above=above, most=most)
+
+
+# Beyond these a run would not fail but fill the memory, before its first step or some day; or never end.
+_STEPS, _EPOCHS, _FACTOR = _from(1, 10**12), _from(0, 2**32 - 1), _from(0, 10**6)
+_POSITIVE = _above(0, 10**6)
+_SHARE = Bounds(above=0, below=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of train.py. Defaults are the paper's (arXiv 2301.10575) where it names a value."""
+
+    model: str = setting(
+        "EDSR",
+        "SR network, or spandrel:FILE, one that spandrel reads",
+        names="model",
+        group="what is trained, on what, and where to",
+    )
+    scale: int = setting(4, "super-resolution factor", (2, 3, 4), bounds=_from(2, 4))
+    losses: tuple[str, ...] = setting(
+        ("L1+TLW", "MSE+TLW", "L1", "MSE"),
+        "losses to train with, one network each; with settings of its own 'L1+TLW[weights=uniform,label=NAME]'",
+        names="loss",
+    )
+    judge: str = setting("lpips-vgg", "judge of TLW; tiny needs no download", names="judge")
+    trainpath: tuple[str, ...] = setting(
+        ("skimage:astronaut,hubble,ihc,motorcycle,rocket",),
+        "folders of HR training images (or photographs in skimage)",
+        path="DIR",
+    )
+    valpath: tuple[str, ...] = setting(("skimage:chelsea,coffee",), "folders of HR validation images", path="DIR")
+    patch: int | None = setting(
+        None, "HR pixels of a random square patch; default: whole images, as in the paper", bounds=_from(1, 65536)
+    )
+    batchsize: int = setting(1, "images per batch", bounds=_from(1, 65536))
+    learning_rate: float = setting(1e-4, "Adam's learning rate", bounds=_above(0, 1000))
+    endepoch: int = setting(100, "number of the epoch to stop before", bounds=_from(1, 2**32 - 1))
+    steps: int | None = setting(None, "stop after this many steps instead of at --endepoch", bounds=_STEPS)
+    device: str | None = setting(None, "cpu, cuda, cuda:1; default: what the machine has")
+    modelpath: str | None = setting(None, "the run's folder; default: checkpoints/MODEL_xSCALE_NUMBER", path="DIR")
+    load: bool = setting(False, "go on with a run from where it stopped: with DIR, else --modelpath, else the newest")
+    auto_resume: bool = setting(False, "go on with the run in --modelpath if there is one, else begin it")
+    # data
+    lrpath: tuple[str, ...] = setting(
+        (), "folders of LR training images; default: made from HR (MATLAB bicubic)", path="DIR", group="training images"
+    )
+    lr_template: str | None = setting(
+        None, "names of LR images where {} is the HR's, such as {}_small; default: the same, {}x4, {}_LR and the like"
+    )
+    tiles: bool = setting(False, "patches that lie side by side, each once an epoch, instead of random ones")
+    degradation: str = setting(
+        "bicubic",
+        "how LR is made from HR: as MATLAB's imresize does, or by blur, noise and JPEG of random strength",
+        ("bicubic", "blur-noise-jpeg"),
+    )
+    augment: bool = setting(False, "random flips and rotations")
+    repeat: int | None = setting(
+        None,
+        "times that each image is drawn in an epoch; default: once, patches as often as they cover the images",
+        bounds=_from(1, 10**6),
+    )
+    skip_small: bool = setting(False, "leave out images smaller than the patch instead of stopping")
+    bad_images: str = setting("stop", "damaged training images: stop, or skip and name them", ("stop", "skip"))
+    workers: int = setting(0, "processes that load data (0: none besides this one)", bounds=_from(0, 1000))
+    cache: str | None = setting(
+        None, "for the decoded images of sets beyond 512 MiB; none: no such; default: one in ~/.cache", path="DIR"
+    )
+    cache_size: float = setting(32.0, "GiB that the images in --cache may take", bounds=_above(0, 10**6))
+    # validation
+    metrics: tuple[str, ...] = setting(
+        (), "perceptual metrics; default: the judge's", names="perceptual metric", group="validation"
+    )
+    best_by: str | None = setting(
+        None, "what `best` is chosen by: PSNR-Y, SSIM-Y or one of --metrics, as LPIPS-alex; default: the first of those"
+    )
+    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard", "table2"))
+    vallrpath: tuple[str, ...] = setting((), "folders of LR validation images; default: made from HR", path="DIR")
+    # network
+    model_options: dict | None = setting(
+        None, "options of the network, from those above, such as blocks=4 channels=32", group="network"
+    )
+    init: str = setting(
+        "pytorch",
+        "first weights: pytorch, paper (N(0, 0.02^2)), or those of a run or a file of weights",
+        path="RUN|FILE",
+    )
+    init_loss: str | None = setting(None, "which of the losses of the run in --init; default: the only one")
+    init_best: bool = setting(False, "its best epoch instead of the last one")
+    init_weighting: bool = setting(False, "begin from its weighting network too")
+    # optimisation
+    schedule: str = setting(
+        "constant", "learning rate over the run", ("constant", "step", "milestones", "cosine"), group="optimisation"
+    )
+    step_epochs: int = setting(50, "schedule step: epochs between two drops", bounds=_from(1, 2**32 - 1))
+    step_gamma: float = setting(0.5, "schedules step and milestones: factor of each drop", bounds=_above(0, 1))
+    milestones: tuple[int, ...] = setting(
+        (), "schedule milestones: steps from which the rate has dropped once more", bounds=_STEPS
+    )
+    betas: tuple[float, ...] = setting((0.5, 0.999), "Adam's betas", bounds=Bounds(least=0, below=1))
+    warmup: int = setting(0, "first steps, over which the learning rate rises linearly; 0: none", bounds=_EPOCHS)
+    clip_grad: float | None = setting(
+        None, "largest norm of a gradient, beyond which it is scaled down; default: none", bounds=_above(0, 10**12)
+    )
+    max_skipped: int = setting(
+        10, "steps in a row that may be skipped for a loss or gradient that is not finite", bounds=_from(1, 10**6)
+    )
+    on_divergence: str = setting(
+        "warn", "a loss of ten times its own running median: say it, or stop the run too", ("warn", "stop")
+    )
+    startepoch: int = setting(0, "number of the first epoch (k is that of this epoch)", bounds=_EPOCHS)
+    seed: int = setting(0, "seed of first weights, batches and samples", bounds=_EPOCHS)
+    precision: str = setting("fp32", "arithmetic of the networks", ("fp32", "bf16"))
+    compile: bool = setting(False, "have torch.compile translate the networks that learn, at the run's beginning")
+    # judge and TLW
+    judge_weights: tuple[str, ...] = setting(
+        (), "local backbone files of judge and LPIPS, in any order", path="FILE", group="judge and TLW"
+    )
+    judge_memory: int | None = setting(
+        None,
+        "MiB that the judge's activations may take, beyond it mixtures go in chunks; default: 128, on a GPU 4096",
+        bounds=_from(1, 10**9),
+    )
+    samples: int = setting(3, "T: weight samples per M-step", bounds=_from(1, 1000))
+    eps: float = setting(1e-3, "epsilon of the weight criterion", bounds=_POSITIVE)
+    k_start: float = setting(0.3, "k, the mean weight, at epoch 0", bounds=_SHARE)
+    k_end: float = setting(0.9, "k that the schedule tends to", bounds=_SHARE)
+    k_epochs: float = setting(200.0, "epochs until k has gone 1 - 1/e of its way", bounds=_above(0, 10**9))
+    m_step: str = setting("paper", "M-step: Eq. 13, or the released code's log-mean-exp", ("paper", "released"))
+    weights: str = setting(
+        "learned",
+        "TLW, M-step: the paper's weights, or a control: k everywhere, the learned map with its pixels permuted, or "
+        "the most weight where that has the least",
+        ("learned", "uniform", "shuffled", "inverted"),
+    )
+    wc: str = setting(
+        "sum",
+        "TLW, M-step: WC as in the paper's Eq. 13, divided by its mean over batch and samples, or 1 in its place",
+        ("sum", "normalised", "one"),
+    )
+    e_every: int = setting(1, "TLW: steps from one E-step to the next (the paper's: 1)", bounds=_from(1, 10**6))
+    reuse_mu: bool = setting(False, "TLW: the M-step takes the E-step's mu, of before its update, and saves a forward")
+    weighting_scale: int = setting(
+        1, "TLW: weighting network at full resolution (the paper's) or half", (1, 2), bounds=_from(1, 2)
+    )
+    weighting_channels: int = setting(64, "TLW: width of the weighting network", bounds=_from(1, 4096))
+    # other losses
+    udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins", bounds=_EPOCHS, group="other losses")
+    udl_head: str = setting("authors", "UDL: a head for each colour channel, or TLW's for all", ("authors", "tlw"))
+    udl_plus_one: bool = setting(True, "UDL: second stage's weights from 1 on, as in the authors' code, or from 0")
+    udl_minimum: str = setting(
+        "image",
+        "UDL: what is subtracted from them, the minimum of each image or, as TLW's code, of the batch",
+        ("image", "batch"),
+    )
+    udl_restart: bool = setting(False, "UDL: second stage with a new optimizer and schedule, as in the authors' code")
+    pspl_alpha: float = setting(1.0, "PSPL: growth of sigma in an epoch", bounds=_FACTOR)
+    pspl_beta: float = setting(0.0, "PSPL: sigma at epoch 0", bounds=_FACTOR)
+    pspl_max: float = setting(2.0, "PSPL: weight of the worst pixels", bounds=_POSITIVE)
+    pspl_epoch: int = setting(1000, "PSPL: steps in the epoch that sigma grows in, its authors'", bounds=_STEPS)
+    pspl_ssim: str = setting(
+        "standard",
+        "PSPL: SSIM with its constants for these images, or as small as its authors' code has them",
+        ("standard", "authors"),
+    )
+    dp_extractors: tuple[str, ...] = setting(
+        ("vgg19:conv5_4", "resnet50:layer3"),
+        "DP: NETWORK:LAYER+LAYER of the two perceptual terms, or of one alone; NETWORK-unnormalised sees [0,1]",
+    )
+    dp_mu: float = setting(0.5, "DP: the second term is 1/mu of the first", bounds=_POSITIVE)
+    dp_dynamic: bool = setting(True, "DP: the second term weighted to 1/mu of the first, or only added to it")
+    extractor_weights: tuple[str, ...] = setting(
+        (), "DP: local files of the extractors' weights, in any order", path="FILE"
+    )
+    pixel_weight: float = setting(
+        0.005,
+        "DP: weight of the pixel term beside the perceptual ones; the paper's 0.01 is for images in [0,1]",
+        bounds=_FACTOR,
+    )
+    gan_weight: float = setting(0.005, "GAN: weight of the adversarial term", bounds=_POSITIVE)
+    gan: str = setting(
+        "vanilla", "GAN: the adversarial losses, SRGAN's or ESRGAN's relativistic average", ("vanilla", "ragan")
+    )
+    pretrain_epochs: float = setting(
+        0.0, "DP, GAN: epochs with the pixel term alone, before the other terms act", bounds=_from(0, 10**9)
+    )
+    # the run
+    save_every: int | None = setting(
+        None,
+        "steps between two saves, besides those of --save-minutes and epochs",
+        bounds=_STEPS,
+        group="saving and logging",
+    )
+    save_minutes: float = setting(
+        10.0, "minutes between two saves, besides those after epochs; 0: those alone", bounds=_FACTOR
+    )
+    log_every: int = setting(10, "steps between two lines of the log", bounds=_from(1, 10**6))
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, bounds = getattr(self, field.name), field.metadata["bounds"]
+            for number in value if isinstance(value, (tuple, list)) else [value]:
+                fits = bounds is None or value is None or number in bounds
+                expect(fits, field.name, shown(value), f"{value_kind(field)} {bounds}")
+        named = len(set(self.dp_extractors)) == len(self.dp_extractors) in (1, 2)
+        expect(named, "dp_extractors", " ".join(self.dp_extractors), "one feature extractor, or two different ones")
+        rising = list(self.milestones) == sorted(set(self.milestones))
+        expect(rising, "milestones", shown(self.milestones), "numbers of steps, each above the one before")
+        given = self.schedule != "milestones" or len(self.milestones) > 0
+        expect(given, "schedule", self.schedule, "--milestones beside it")
+        expect(self.k_end >= self.k_start, "k_end", self.k_end, f"a value from k_start={self.k_start} to below 1")
+        expect(self.endepoch > self.startepoch, "endepoch", self.endepoch, f"more than startepoch={self.startepoch}")
+        expect(len(self.betas) == 2, "betas", shown(self.betas), "two values from 0 to below 1")
+        pairs = len(self.vallrpath) in (0, len(self.valpath))  # else val.py would refuse them, after the training
+        expect(pairs, "vallrpath", " ".join(self.vallrpath), "one folder for each of --valpath")
+        template = self.lr_template is None or "{}" in self.lr_template and "/" not in self.lr_template
+        expect(template, "lr_template", self.lr_template, "a name with {} in it and no /, such as {}_small")
+        expect(self.cache != "", "cache", '""', "a folder, or none; leave it out for the one in ~/.cache")
+        expect(self.modelpath != "", "modelpath", '""', "a folder; leave it out for a new one in checkpoints/")
+        expect(len(self.losses) > 0, "losses", self.losses, "at least one loss")
+        expected = f"sum or one beside --m-step {self.m_step}, which divides by the sum of WC already"
+        expect(self.m_step == "paper" or self.wc != "normalised", "wc", self.wc, expected)
+        names = {name.lower() for name in self.variants}  # on some disks a.pt and A.pt are one file
+        expect(len(names) == len(self.losses), "losses", " ".join(self.losses), "each loss once, or label=NAME in it")
+        if self.patch is not None and self.patch % self.scale:
+            near = max(self.patch - self.patch % self.scale, self.scale)
+            raise ValueError(f"patch={self.patch} is not divisible by scale={self.scale}; use {near}")
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """The losses by their names, each with the settings that it trains with. Raises ValueError."""
+        return variants_of(self, convert)
+
+
+def canonical(values: Mapping, source: str = "settings") -> dict:
+    """The values by the names of Config's fields. Raises ValueError for a name that is none, or that comes twice."""
+    fields, found = [field.name for field in dataclasses.fields(Config)], {}
+    for key, value in values.items():
+        name = choose(ALIASES.get(str(key), str(key)), fields, f"key in {source}")
+        if name in found:
+            raise ValueError(f"{source}: {key} and {name} are the same setting; leave one out")
+        found[name] = value
+    return found
+
+
+def from_mapping(values: Mapping, source: str = "settings") -> Config:
+    """A Config from the names and values of a YAML file or of parsed flags; ValueError names what does not fit."""
+    known = {field.name: field for field in dataclasses.fields(Config)}
+    values = canonical(values, source)
+    converted: dict[str, Any] = {name: convert(known[name], value) for name, value in values.items()}
+    return Config(**converted)
+
+
+def absolute_paths(config: Config) -> Config:
+    """config with its paths absolute, so that they mean the same in every working folder."""
+
+    def absolute(path: str) -> str:
+        return path if path.startswith("skimage:") else os.path.abspath(path)
+
+    names = [f.name for f in dataclasses.fields(Config) if f.metadata["path"] and getattr(config, f.name) not in WORDS]
+    values = {name: getattr(config, name) for name in names}
+    values = {name: absolute(x) if isinstance(x, str) else x and tuple(map(absolute, x)) for name, x in values.items()}
+    if config.model.startswith(OF_FILE):
+        values["model"] = OF_FILE + absolute(config.model.removeprefix(OF_FILE))
+    return dataclasses.replace(config, **values)
+
+
+def to_yaml(config: Config) -> bytes:
+    """The file of every setting, which --config reads back."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    return yaml.safe_dump(values, sort_keys=False).encode()
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether the file is as to_yaml wrote it, every setting in its place and nothing else."""
+    try:
+        return path.read_bytes() == to_yaml(from_mapping(read_yaml(path)))
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,89 @@
+"""Flags that people type by habit: those of BasicSR, EDSR, Real-ESRGAN, timm and Lightning, and ours for them."""
+
+# The same setting under another name, as a flag and in a YAML file.
+ALIASES: dict[str, str] = {
+    "lr": "learning_rate",
+    "epochs": "endepoch",
+    "batch_size": "batchsize",
+    "bs": "batchsize",
+    "num_workers": "workers",
+    "patch_size": "patch",
+    "resume": "load",
+    "lpips": "metrics",
+}
+
+_DEVICE = "--device cuda:0"
+_RUN = "--modelpath DIR (the run's folder)"
+_LOAD = "--load DIR (a run to go on with)"
+# Not the same setting, but what is meant: of each flag the first that the command has. Each begins with that flag.
+INSTEAD = {
+    "epoch": ("--endepoch N",),
+    "num-epochs": ("--endepoch N",),
+    "max-epochs": ("--endepoch N",),
+    "iters": ("--steps N",),
+    "iterations": ("--steps N",),
+    "total-iter": ("--steps N",),
+    "max-steps": ("--steps N",),
+    "rate": ("--learning-rate RATE",),
+    "gpu": (_DEVICE,),
+    "gpu-ids": (_DEVICE,),
+    "gpus": (f"{_DEVICE}, or for N GPUs torchrun --nproc-per-node N train.py", _DEVICE),
+    "devices": (_DEVICE,),
+    "cuda": ("--device cuda",),
+    "cpu": ("--device cpu",),
+    "amp": ("--precision bf16",),
+    "fp16": ("--precision bf16",),
+    "half": ("--precision bf16",),
+    "bf16": ("--precision bf16",),
+    "mixed-precision": ("--precision bf16",),
+    "input": ("--trainpath DIR (images to train on)", "--folder DIR (images to measure on)"),
+    "data": ("--trainpath DIR", "--folder DIR"),
+    "data-dir": ("--trainpath DIR", "--folder DIR"),
+    "dataroot": ("--trainpath DIR", "--folder DIR"),
+    "dataset": ("--trainpath DIR", "--folder DIR"),
+    "train": ("--trainpath DIR",),
+    "val": ("--valpath DIR", "--folder DIR"),
+    "test": ("--valpath DIR", "--folder DIR"),
+    "gt": ("--trainpath DIR", "--folder DIR"),
+    "hr": ("--trainpath DIR", "--folder DIR"),
+    "lq": ("--lrpath DIR", "--lrfolder DIR"),
+    "output": (_RUN,),
+    "ext": ("--format png",),
+    "self-ensemble": ("--ensemble",),
+    "losses": ("--loss L1",),
+    "out": (_RUN,),
+    "save": (_RUN,),
+    "save-dir": (_RUN,),
+    "name": (_RUN,),
+    "exp": (_RUN,),
+    "pretrained": (_LOAD, _RUN),
+    "pretrain": (_LOAD, _RUN),
+    "pre-train": (_LOAD, _RUN),
+    "checkpoint": (_LOAD, _RUN),
+    "ckpt": (_LOAD, _RUN),
+    "weights": (_LOAD, _RUN),
+    "model-path": (_RUN,),
+    "load": (_RUN,),
+    "resume": (_RUN,),
+    "gt-size": ("--patch PIXELS",),
+    "crop-size": ("--patch PIXELS",),
+    "upscale": ("--scale N",),
+    "scale-factor": ("--scale N",),
+    "loss": ("--losses L1 MSE",),
+    "criterion": ("--losses L1 MSE",),
+    "arch": ("--model EDSR",),
+    "network": ("--model EDSR",),
+    "opt": ("--config FILE",),
+    "options": ("--config FILE",),
+    "threads": ("--workers N",),
+    "n-threads": ("--workers N",),
+}
+
+
+def instead_of(word: str, flags: list[str]) -> str | None:
+    """What to type for a flag that a command with `flags` does not have; None if no habit is known."""
+    name = word.split("=")[0].lstrip("-").replace("_", "-").lower()
+    ours = ALIASES.get(name.replace("-", "_"), name).replace("_", "-")
+    if f"--{ours}" in flags:
+        return f"--{ours}"
+    return next((text for text in INSTEAD.get(name, ()) if text.split()[0].rstrip(",") in flags), None)
