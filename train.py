@@ -284,7 +284,7 @@ class Trainer:
         """Save the state `before` the last step, which it repeats, and raise FloatingPointError."""
         config, e, step = self.config, self.experiment, self.state.step - 1
         (batch,) = ResumableBatchSampler(len(e.patches), config.batchsize, config.seed, step, step + 1, e.repeat)
-        paths = [str(e.patches.pairs.paths[e.patches.used[index % len(e.patches)]]) for _, index in batch]
+        paths = [str(e.patches.pairs.paths[e.patches.image(index)]) for _, index in batch]
         names = [learner.name for learner in e.learners if int(learner.skips[1]) > config.max_skipped]
         self.writer.queue("last.pt", before)
         self.writer.save()

@@ -114,6 +114,7 @@ class Config:
     lr_template: str | None = setting(
         None, "names of LR images where {} is the HR's, such as {}_small; default: the same, {}x4, {}_LR and the like"
     )
+    tiles: bool = setting(False, "patches that lie side by side, each once an epoch, instead of random ones")
     degradation: str = setting(
         "bicubic",
         "how LR is made from HR: as MATLAB's imresize does, or by blur, noise and JPEG of random strength",

@@ -94,7 +94,7 @@ class ImageCache:
             try:
                 with open(aside, "wb") as out:
                     out.write(_HEADER.pack(_MAGIC, before.st_size, before.st_mtime_ns, *image.size, image.checksum))
-                    out.write(rgb)
+                    out.write(rgb.data)
                     out.flush()
                     os.fsync(out.fileno())  # a power failure must not leave a whole file of zeros
                 os.replace(aside, file)

@@ -1,4 +1,4 @@
-"""Noise, means, minima and BatchNorm's statistics of a batch whose samples are shared by several processes.
+"""Noise, means, minima and BatchNorm's statistics of a batch that several processes share.
 
 Each process of a torch.distributed group has equally many samples, in the order of ranks. In a single process
 everything here is torch's own; in several, each gets its part of what a single one would compute.

@@ -1,7 +1,9 @@
 """The weighting network g_phi, its FixedSum activation and the sampler of loss weights.
 
 Chaichi Mellatshahi and Kasaei, "Trainable Loss Weights in Super-Resolution", arXiv 2301.10575,
-section III-B: Eq. (5), Fig. 3. The sampler is the relaxed Bernoulli of Wang and Yin (UAI 2020).
+section III-B: Eq. (5), Fig. 3. The sampler is the binary Concrete relaxation (Maddison et al., ICLR 2017; Jang et al.,
+ICLR 2017), each pixel by itself, as in the released code. The paper cites Wang and Yin's relaxed multivariate Bernoulli
+(UAI 2020), whose components are correlated through a Gaussian copula: that is not what its code samples from.
 """
 
 import torch

@@ -87,7 +87,9 @@ NETWORKS = {
 
 
 def parse_extractor(name: str) -> tuple[str, list[str], bool]:
-    """ "resnet50:layer1+layer2" -> ("resnet50", ["layer1", "layer2"], True), layers in the order of the network.
+    """Parse "resnet50:layer1+layer2" into ("resnet50", ["layer1", "layer2"], True).
+
+    The layers are in the order of the network.
 
     The last says whether the network sees images normalised. Raises ValueError on unknown or repeated names.
     """

@@ -1,4 +1,4 @@
-"""PSNR and SSIM on luma and on RGB, in float64, one value per image; in strips of rows, which stay in the cache.
+"""PSNR and SSIM on luma and on RGB, in float64, in strips of rows, which stay in the cache.
 
 SSIM: Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural
 similarity", IEEE Trans. Image Processing 13(4), 2004. Luma: ITU-R BT.601 with studio swing, as MATLAB's rgb2ycbcr.
@@ -17,7 +17,7 @@ _STRIP = 1 << 15  # pixels of a strip: its maps take 256 KB each
 
 
 def luma(x: Tensor) -> Tensor:
-    """RGB (B,3,H,W) in [-1,1] -> Y (B,1,H,W) in [16,235], float64. Values outside the range are carried on."""
+    """RGB (B,3,H,W) in [-1,1] -> Y (B,1,H,W) in [16,235], float64; values are not clamped."""
     red, green, blue = x.double().add(1).div_(2).split(1, dim=1)
     return 16 + 65.481 * red + 128.553 * green + 24.966 * blue
 
@@ -34,7 +34,7 @@ def quantize(x: Tensor) -> Tensor:
 
 
 def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
-    """PSNR in dB on luma, peak 255, of RGB images (B,3,H,W) in [-1,1]; (B,) float64, inf if they are equal.
+    """PSNR in dB on luma, peak 255, of RGB images (B,3,H,W) in [-1,1]; (B,) float64, inf if equal.
 
     shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
     Raises ValueError if the shapes differ or shave leaves nothing.
@@ -47,9 +47,9 @@ def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
 
 
 def ssim_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
-    """SSIM on luma of RGB images (B,3,H,W) in [-1,1]; (B,) float64, 1 if they are equal.
+    """SSIM on luma of RGB images (B,3,H,W) in [-1,1]; (B,) float64, 1 if equal.
 
-    Gaussian window 11x11 with sigma 1.5 where it fits wholly ("valid"), K1 = 0.01, K2 = 0.03, L = 255, no downsampling.
+    Gaussian window 11x11 with sigma 1.5 inside the image ("valid"), K1 = 0.01, K2 = 0.03, L = 255, no downsampling.
     shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
     Raises ValueError if the shapes differ or an image is smaller than the window after shaving.
     """
@@ -108,7 +108,7 @@ def _psnr(mse: Tensor) -> Tensor:
 
 
 def _strips(x: Tensor, pixels: int, overlap: int = 0) -> list[Tensor]:
-    """Parts (B,C,h,W) of x (B,C,H,W), of about so many pixels, each with the first `overlap` rows of the next one."""
+    """Parts (B,C,h,W) of x (B,C,H,W) of about so many pixels, overlapping by `overlap` rows."""
     height, width = x.shape[-2:]
     rows = max(1, pixels // width)
     return [x[..., first : first + rows + overlap, :] for first in range(0, height - overlap, rows)]

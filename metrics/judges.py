@@ -73,7 +73,7 @@ def metric_of(judge: str) -> str:
 
 
 def word_of(metric: str) -> str:
-    """A metric's name in METRICS, from its full name: "LPIPS-alex-BGR-shaved" -> "alex", "1-MS-SSIM" -> "ms-ssim"."""
+    """A metric's name in METRICS: "LPIPS-alex-BGR-shaved" -> "alex", "1-MS-SSIM" -> "ms-ssim"."""
     return metric.lower().removesuffix("-shaved").removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-")
 
 

@@ -1,4 +1,4 @@
-"""Published scores of bicubic upscaling: does a folder hold the images that the field's tables were made on?
+"""Published scores of bicubic upscaling, to recognise the data sets of the field's tables.
 
 Sources, by protocol:
 - paper: Table I of the TLW paper (arXiv 2301.10575), PSNR-Y and LPIPS (VGG, channels as BGR).
@@ -46,7 +46,7 @@ GREY = {"standard": {"Set14": 20 * math.log10(255 / 219) / 14}}
 
 
 class Check(NamedTuple):
-    """What a bicubic row says of the images under it."""
+    """The comparison of a bicubic row with the published one."""
 
     dataset: str  # the published one that the folder's name means
     agrees: bool
@@ -54,7 +54,7 @@ class Check(NamedTuple):
 
 
 def dataset_of(folder: str | Path) -> str | None:
-    """The published data set that one of the last three parts of a path names, as in "Set5/HR" or "b100_x4"."""
+    """The published data set that a path's last three parts name, as in "Set5/HR" or "b100_x4"."""
     for part in reversed(Path(folder).parts[-3:]):
         if found := re.match(rf"({'|'.join(ALIASES)})(?![0-9A-Za-z])", part.lower()):
             return ALIASES[found[1]]
@@ -71,7 +71,9 @@ def check_bicubic(folder: str | Path, protocol: str, scale: int, images: int, me
     Returns None if there is nothing to compare with.
     """
     dataset = dataset_of(folder)
-    published = PSNR_Y.get(protocol, {}).get(dataset, (None,) * 3)[scale - 2] if 2 <= scale <= 4 else None
+    if dataset is None or not 2 <= scale <= 4:
+        return None
+    published = PSNR_Y.get(protocol, {}).get(dataset, (None,) * 3)[scale - 2]
     if published is None:
         return None
     if images != IMAGES[dataset]:

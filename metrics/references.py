@@ -13,7 +13,7 @@ KEPT_BYTES = 1 << 30  # of one data set; the images beyond it are prepared again
 
 
 class Reference(NamedTuple):
-    """An image that sr (1,3,H,W) is measured on: its lr (1,3,h,w), PSNR and SSIM to its hr, each metric's distance.
+    """A reference image: its lr (1,3,h,w), PSNR and SSIM to its hr, and each metric's distance to its hr.
 
     border: pixels at each side that the metrics do not see.
     """

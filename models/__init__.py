@@ -1,4 +1,7 @@
-"""The super-resolution networks by name. All map lr (B,3,h,w) -> sr (B,3,s*h,s*w), RGB in [-1,1], not clamped."""
+"""The super-resolution networks by name.
+
+All map lr (B,3,h,w) -> sr (B,3,s*h,s*w), RGB in [-1,1], not clamped.
+"""
 
 import inspect
 import reprlib
@@ -56,7 +59,7 @@ MOST, MOST_WEIGHTS = 4096, 10**9  # of an option, and of all: a network of a bil
 
 
 def fits_default(value: Any, default: Any) -> str | None:
-    """What an option with this default should be, if value is not; None if it is.
+    """The kind of value that fits an option with this default, if value does not; None if it does.
 
     Numbers are at least 1, or 0 if the default is a fraction or 0 itself.
     """
@@ -90,7 +93,7 @@ def check_options(name: str, options: Mapping) -> None:
 def build_network(
     name: str, scale: int, options: Mapping | None = None, weights: Mapping[str, Tensor] | None = None
 ) -> SRNetwork | SpandrelNetwork:
-    """Build the SR network `name` with fresh weights; that of "spandrel:FILE" from the weights, and with them.
+    """Build the SR network `name` with fresh weights; a "spandrel:FILE" is built from its weights.
 
     weights: a state dict that spandrel reads, or one of SpandrelNetwork; others have no use for it. Raises ValueError
     for an unknown name, a wrong option, a network that breaks SRNetwork's contract and weights that spandrel cannot
@@ -129,7 +132,7 @@ def _check_size(name: str, scale: int, options: Mapping) -> None:
 
 
 def model_id(name: str, scale: int, options: Mapping | None = None) -> str:
-    """The name of this network in checkpoints, such as "EDSR x4 blocks=4": the shapes do not tell the scale.
+    """The name of a network in checkpoints, such as "EDSR x4 blocks=4": shapes do not tell the scale.
 
     The file of a spandrel network may move; its names and shapes say the rest.
     """

@@ -1,4 +1,6 @@
-"""EDSR: Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPRW 2017, arXiv 1707.02921.
+"""EDSR, a residual network without BatchNorm.
+
+Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPRW 2017, arXiv 1707.02921.
 
 The defaults are the "baseline" network (16 blocks, 64 channels, no residual scaling), without mean shift, as in the
 TLW paper (arXiv 2301.10575). Parameter names are those of the authors' PyTorch release.
@@ -34,6 +36,8 @@ class EDSR(SRNetwork):
     res_scale: factor of each block's residual (section 3.3 of the paper: 0.1 keeps wide networks stable).
     padding: see models/padding.py.
     """
+
+    padding: Tensor
 
     def __init__(
         self, scale: int, channels: int = 64, blocks: int = 16, res_scale: float = 1.0, padding: str = "grey"

@@ -17,6 +17,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ class UnitRange(nn.Module):
 
 
 def checksum(state_dict: Mapping[str, Tensor]) -> str:
-    """A SHA-256 of the names, shapes and values, whatever the file: floats as float32, in the order of their names."""
+    """A SHA-256 of names, shapes and values, in the order of names, floats as float32; for any format."""
     digest = hashlib.sha256()
     for name, value in sorted(state_dict.items()):
         value = value.float() if value.is_floating_point() else value.long()
@@ -84,12 +85,12 @@ def to_safetensors(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def is_our_export(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
-    """Whether a file of these tensors and metadata is one of to_safetensors."""
+    """True if a file of these tensors and metadata was written by to_safetensors."""
     return "network" in metadata and all(name.startswith("network.") for name in tensors)
 
 
 def split_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, int, dict, dict]:
-    """What to_safetensors wrote -> the network's name, scale, options and state dict in float32.
+    """Read what to_safetensors wrote: the network's name, scale, options and state dict in float32.
 
     Raises ValueError where it is no such file, or the weights are not those that were written.
     """
@@ -115,7 +116,9 @@ def from_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 
 
 def to_onnx(network: nn.Module, metadata: Mapping[str, str], half: bool = False) -> bytes:
-    """An ONNX file: input "lr" (1,3,height,width) -> output "sr", float32 in [0,1]; half: computed in float16 within.
+    """An ONNX file: input "lr" (1,3,height,width) -> output "sr", float32 in [0,1].
+
+    half: the network computes in float16 inside.
 
     Raises ValueError if a package is missing, or the network cannot be written so.
     """
@@ -126,7 +129,7 @@ def to_onnx(network: nn.Module, metadata: Mapping[str, str], half: bool = False)
     if isinstance(network, HAT):
         raise ValueError("HAT lays out its windows by the image's size, which an ONNX graph cannot; use --to spandrel")
     network = copy.deepcopy(network).eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-    file = io.BytesIO()
+    file: Any = io.BytesIO()
     # On failure the exporter prints all of the graph.
     with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # that this exporter is the older one; the newer needs one more package
@@ -151,7 +154,7 @@ def to_onnx(network: nn.Module, metadata: Mapping[str, str], half: bool = False)
 
 
 def _mean_shift_entries(padding: str) -> dict[str, Tensor]:
-    """The mean shifts that turn [0,255] into our [-1,1] less the padding's colour, and our output back into [0,255]."""
+    """The mean shifts from [0,255] to our [-1,1] less the padding's colour, and from our output back."""
     return {
         "sub_mean.weight": 2 / 255 * torch.eye(3).view(3, 3, 1, 1),
         "sub_mean.bias": -1 - padding_colour(padding).flatten(),
@@ -161,7 +164,7 @@ def _mean_shift_entries(padding: str) -> dict[str, Tensor]:
 
 
 def to_edsr(model: str, scale: int, options: Mapping | None, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our EDSR -> the EDSR authors' layout (RGB, 0-255), res_scale 1. Raises ValueError for another network."""
+    """Our EDSR -> the EDSR authors' layout (RGB, 0-255), res_scale 1. Raises ValueError for others."""
     if model != "EDSR":
         raise ValueError(f"the EDSR authors' code has no {model}; use --to onnx or --to safetensors")
     folded = dict(state_dict)
@@ -172,7 +175,7 @@ def to_edsr(model: str, scale: int, options: Mapping | None, state_dict: Mapping
 
 
 def run_edsr(weights: Mapping[str, Tensor], lr: Tensor) -> Tensor:
-    """What the EDSR authors' code makes of a file in their layout: lr (B,3,h,w) in [0,255] -> sr in [0,255]."""
+    """Run a file in the EDSR authors' layout as their code does: lr (B,3,h,w) in [0,255] -> sr in [0,255]."""
 
     def conv(x: Tensor, name: str) -> Tensor:
         weight = weights[f"{name}.weight"].float()
@@ -215,7 +218,7 @@ def to_spandrel(model: str, scale: int, options: Mapping | None, state_dict: Map
         if chosen["padding"] != "black":
             raise ValueError(
                 f"spandrel's RRDBNet pads images with black, this one with {chosen['padding']}: other near borders; "
-                f"go on training from here with --model-options padding=black (--init keeps the inside), or {others}"
+                f"train on from here with --model-options padding=black (--init keeps the inside), or {others}"
             )
         return rescaled(state_dict, 2.0, "conv_last", offset=0.5)
     if model in ("HAT", "HAT-TLW"):

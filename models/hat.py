@@ -1,4 +1,6 @@
-"""HAT: Chen et al., "Activating More Pixels in Image Super-Resolution Transformer", CVPR 2023, arXiv 2205.04437.
+"""HAT, a transformer with window attention and channel attention.
+
+Chen et al., "Activating More Pixels in Image Super-Resolution Transformer", CVPR 2023, arXiv 2205.04437.
 
 Parameter and buffer names are those of the authors' release (plus `mean`, which theirs does not store). Inside the
 body, features are channels-last, (B,H,W,C), with H and W multiples of the window; a window of side m holds n = m*m
@@ -203,10 +205,11 @@ class ResidualGroup(nn.Module):
 
 
 class HAT(SRNetwork):
-    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped. Any size: the input is extended inside.
+    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    The defaults are the published HAT (20,772,507 parameters at x4). `channels` is the width after the body. The
-    buffer `mean` is subtracted from the input and added to the output; it is DIV2K's, moved to [-1,1].
+    Images of any size are extended inside. The defaults are the published HAT (20,772,507 parameters at x4). `channels`
+    is the width after the body. The buffer `mean` is subtracted from the input and added to the output; it is DIV2K's,
+    moved to [-1,1].
     """
 
     mean: Tensor

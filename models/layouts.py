@@ -1,11 +1,11 @@
-"""State dicts in the layouts of other toolkits -> those of our networks. The way back is in models/export.py.
+"""State dicts in the layouts of other toolkits -> those of our networks; back: models/export.py.
 
 Ours take and give RGB in [-1,1], theirs [0,1] or [0,255], some with a mean shift around the network. Where their first
 convolution sees a * (x - colour), x the image in [-1,1], ours sees x - colour (option padding, see models/padding.py).
 (Leaky) ReLUs keep scales: with the same weights and all biases divided by a, features are theirs divided by a, and the
 last convolution's bias moves the output. Only the gates of RCAN's channel attention want their input as it was: the
 weights before them are multiplied by a. All that is exact but for rounding, borders included. Weights stay of their
-size, so that a training can go on with the usual learning rate.
+size, so that a training can continue with the usual learning rate.
 
 `import_weights` takes a state dict as torch.load returns it, and leaves it untouched. What is said of names and ranges
 was checked against spandrel 0.4 and, in the tests, against networks written from the papers.
@@ -38,7 +38,7 @@ LAST = {"EDSR": "tail.1", "RCAN": "tail.1", "RRDBNet": "conv_last", "SRResNet": 
 
 
 class Imported(NamedTuple):
-    """A network of ours: what build_network takes, the state dict, and a line for each thing that had to be assumed."""
+    """A network of ours: what build_network takes, its state dict, and a line for each assumption."""
 
     model: str
     scale: int | None  # None: the weights do not tell
@@ -48,7 +48,7 @@ class Imported(NamedTuple):
 
 
 def unwrap(state_dict: Mapping) -> tuple[dict[str, Tensor], str]:
-    """The weights in a file, without DataParallel's "module.", and the key that they were under ("": none).
+    """The weights in a file without DataParallel's "module.", and the key that they were under ("": none).
 
     Raises ValueError if there are none.
     """
@@ -148,7 +148,7 @@ def _hat_options(w: StateDict) -> dict:
 
 
 def options_of(model: str, w: StateDict) -> dict:
-    """The options of our network `model` that its state dict's shapes tell, without those that are its defaults."""
+    """The options of our network `model` that its state dict's shapes tell, if they are no defaults."""
     if model == "EDSR":
         options = {"channels": len(w["head.0.weight"]), "blocks": count(w, r"body\.(\d+)\.body\.")}
     elif model == "RCAN":
@@ -183,8 +183,10 @@ def without_defaults(model: str, options: Mapping) -> dict:
     return {name: value for name, value in options.items() if value != defaults[name]}
 
 
-def rescaled(state_dict: StateDict, a: float, last: str, gain: float = 1.0, offset=0.0) -> dict[str, Tensor]:
-    """The network whose features are those of state_dict divided by a, and whose output is gain * them + offset.
+def rescaled(
+    state_dict: StateDict, a: float, last: str, gain: float = 1.0, offset: float | Tensor = 0.0
+) -> dict[str, Tensor]:
+    """The network with the features of state_dict divided by a, and the output gain * theirs + offset.
 
     last: its last convolution. offset: a number, or one for each channel.
     """
@@ -200,7 +202,10 @@ def rescaled(state_dict: StateDict, a: float, last: str, gain: float = 1.0, offs
 
 
 class MeanShift(NamedTuple):
-    """What stands around a network in [0,255]: it sees scale * y + shift and gives (r - back_shift) / back_scale."""
+    """The shifts around a network in [0,255].
+
+    It sees scale * y + shift and gives (r - back_shift) / back_scale.
+    """
 
     scale: float
     shift: Tensor  # (3,)
@@ -229,7 +234,7 @@ def _split_mean_shift(weights: StateDict) -> tuple[dict[str, Tensor], MeanShift 
 
 
 def _in_our_range(model: str, weights: StateDict, shift: MeanShift) -> tuple[dict[str, Tensor], str]:
-    """Weights in our names of a network in [0,255] with this shift around it -> our state dict, and its padding."""
+    """Weights (in our names) of a network in [0,255] with this shift -> our state dict, and its padding."""
     a = 127.5 * shift.scale  # the first convolution sees scale * 127.5 * (x + 1) + shift = a * (x - colour)
     colour = -(a + shift.shift.double()) / a
     padding = next(
@@ -279,7 +284,7 @@ def from_edsr(weights: StateDict, res_scale: float | None = None) -> Imported:
 
 
 def from_rcan(weights: StateDict, res_scale: float | None = None) -> Imported:
-    """The RCAN authors' RCAN -> ours. Without mean shift in the file it is taken for [0,1], as spandrel does."""
+    """The RCAN authors' RCAN -> ours; a file without mean shift is taken for [0,1], as spandrel does."""
     weights, shift = _split_mean_shift(weights)
     if "head.0.weight" not in weights:
         raise ValueError("an RCAN behind pixel-unshuffle, another network; train it with --model spandrel:FILE")

@@ -1,4 +1,4 @@
-"""The colour that an image goes on with beyond its border, where a convolution pads it with zeros.
+"""The colour beyond an image's border, where its first convolution pads with zeros.
 
 A first convolution that sees x - colour and pads with zeros pads the image with that colour. In [-1,1] zero is grey; in
 [0,1], as BasicSR's networks take it, black; and after EDSR's and RCAN's mean shift the mean of DIV2K. A network that
@@ -20,7 +20,9 @@ def padding_colour(padding: str) -> Tensor:
 
 
 def shift_padding(weight: Tensor, bias: Tensor, old: str, new: str) -> Tensor:
-    """The bias with which a first convolution of this weight (C,3,k,k) gives the same inside for padding `new`.
+    """The first convolution's bias that gives the same inside the image with padding `new`.
+
+    weight: (C,3,k,k).
 
     conv(x - old) = conv(x - new) + the sum of weight * (new - old): all but the border's pixels stay as they are.
     """

@@ -1,5 +1,6 @@
-"""RCAN: Zhang et al., "Image Super-Resolution Using Very Deep Residual Channel Attention Networks", ECCV 2018,
-arXiv 1807.02758.
+"""RCAN, residual groups with channel attention.
+
+Zhang et al., "Image Super-Resolution Using Very Deep Residual Channel Attention Networks", ECCV 2018, arXiv 1807.02758.
 
 Without mean shift and with a single PixelShuffle(scale), as in the TLW paper (arXiv 2301.10575). The RCAN authors'
 own x4 network upsamples in two steps of x2: upsample=two-step. Parameter names are those of the RCAN authors' release.
@@ -59,7 +60,12 @@ class ResidualGroup(nn.Module):
 
 
 class RCAN(SRNetwork):
-    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped. padding: see models/padding.py."""
+    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
+
+    padding: see models/padding.py.
+    """
+
+    padding: Tensor
 
     def __init__(
         self,

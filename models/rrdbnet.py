@@ -1,4 +1,6 @@
-"""RRDBNet, the generator of ESRGAN: Wang et al., ECCVW 2018, arXiv 1809.00219. Residual-in-residual dense blocks.
+"""RRDBNet, residual-in-residual dense blocks, the generator of ESRGAN.
+
+Wang et al., ECCVW 2018, arXiv 1809.00219.
 
 The defaults are the published network (16,697,987 parameters at x4); parameter names are BasicSR's. At x2 and x3 there
 is one upsampling step instead of two, as in the authors' first code and BSRGAN's x2 network. BasicSR's own x2 network
@@ -52,9 +54,10 @@ class RRDB(nn.ModuleDict):
 class RRDBNet(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    With padding=black it is theirs in [0,1] exactly: see models/padding.py. Raises ValueError where the scale is not 2,
-    3 or 4.
+    With padding=black it is theirs in [0,1] exactly: see models/padding.py.
     """
+
+    padding: Tensor
 
     def __init__(
         self, scale: int, channels: int = 64, blocks: int = 23, growth: int = 32, padding: str = "grey"

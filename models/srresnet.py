@@ -1,4 +1,6 @@
-"""SRResNet: Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a GAN", CVPR 2017, arXiv 1609.04802.
+"""SRResNet, the generator of SRGAN.
+
+Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a GAN", CVPR 2017, arXiv 1609.04802.
 
 In the form without BatchNorm that BasicSR calls MSRResNet (1,517,571 parameters at x4): bilinear upsampling of lr and
 what it lacks. The authors of the Dual Perceptual loss leave the upsampling out (bilinear_skip=False): SRGAN-DP's
@@ -17,7 +19,7 @@ from .upsample import STEPS, conv_pixel_shuffle
 
 
 def init_small(convs: Iterable[Any]) -> None:
-    """Give convolutions weights of a tenth of Kaiming's size and a bias of 0, so that residuals start small.
+    """Give convolutions a tenth of Kaiming's weights and a bias of 0, so that residuals start small.
 
     In place, from torch's global random stream. ESRGAN (arXiv 1809.00219, section 3.1) says why: deep networks train
     easier.
@@ -43,10 +45,11 @@ class ResBlock(nn.Module):
 class SRResNet(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    bilinear_skip: whether the network's output is added to lr's bilinear upsampling, or is the image itself.
-    With padding=black it is BasicSR's in [0,1] exactly: see models/padding.py. Raises ValueError if the scale is not
-    2, 3 or 4.
+    bilinear_skip: add the network's output to lr's bilinear upsampling, instead of taking it as the image.
+    With padding=black it is BasicSR's in [0,1] exactly: see models/padding.py.
     """
+
+    padding: Tensor
 
     def __init__(
         self, scale: int, channels: int = 64, blocks: int = 16, bilinear_skip: bool = True, padding: str = "grey"

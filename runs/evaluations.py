@@ -1,10 +1,10 @@
-"""val.json: the scores of a run's networks, an entry for each protocol, data set, checkpoint and precision.
+"""val.json: a run's scores, one entry per protocol, data set, checkpoint and precision.
 
     {"evaluations": [{"protocol": "paper", "dataset": "Set5", "folder": "/data/Set5", "checkpoint": "best", ...,
                       "rows": [{"loss": "L1", "files": 5, "PSNR-Y": 30.1, ..., "note": "",
                                 "per_image": {"baby.png": {"PSNR-Y": 33.2, ...}, ...}}, ...]}, ...]}
 
-A score that is no finite number is null, as that of PSNR where two images are equal. A CSV beside it has the means.
+A score that is no finite number is null, such as PSNR of two equal images. A CSV beside it has the means.
 """
 
 import csv
@@ -17,7 +17,7 @@ from pathlib import Path
 from .atomic import write_or_report
 from .log import json_safe
 
-KEY = ("protocol", "folder", "lr_folder", "checkpoint", "precision")  # what a new entry takes the place of
+KEY = ("protocol", "folder", "lr_folder", "checkpoint", "precision")  # a new entry replaces the one with the same
 OF_ROWS = ("loss", "files", "note", "infinite", "per_image")
 
 
@@ -78,7 +78,7 @@ def _csv(entries: list[dict]) -> str:
 
 @contextmanager
 def _locked(path: Path):
-    """Within, no other process is here with the same path, where the system and the file system have locks."""
+    """Hold a lock on path's folder, on systems and file systems that have locks."""
     try:
         import fcntl  # not on Windows
 

@@ -44,7 +44,7 @@ def _lock(file, folder: Path, shared: bool = False) -> None:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise RunFolderError, naming it, if a run is going on in the folder."""
+    """Raise RunFolderError, naming the run, if a run is going on in the folder."""
     try:
         with open(folder / ".lock") as file:
             _lock(file, folder, shared=True)
@@ -60,7 +60,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
-    """Within, no other run can have the folder. Raises RunFolderError if one has it. A process that dies lets it go."""
+    """Hold the folder's lock, which ends with the process. Raises RunFolderError if another run has it."""
     path = folder / ".lock"
     while True:
         try:
@@ -73,7 +73,7 @@ def locked_run(folder: Path) -> Iterator[None]:
             _lock(file, folder)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 break
-        except FileNotFoundError:  # the one who had it has just removed it
+        except FileNotFoundError:  # its holder has just removed it
             pass
         except RunFolderError:
             file.close()

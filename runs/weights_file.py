@@ -13,7 +13,10 @@ from .checkpoint import load_checkpoint
 
 
 def read_weights_file(path: Path) -> tuple[Mapping, dict[str, str]]:
-    """What a file of weights holds, and its metadata (safetensors alone have any). Raises ValueError; runs no code."""
+    """Read a file of weights: its content, and its metadata (safetensors alone has any).
+
+    Raises ValueError; runs no code.
+    """
     if path.suffix.lower() != ".safetensors":
         return load_checkpoint(path), {}
     if not path.is_file():
@@ -38,7 +41,7 @@ def read_spandrel_file(model: str) -> Mapping:
 def import_file(
     path: Path, source: str | None = None, scale: int | None = None, res_scale: float | None = None
 ) -> Imported:
-    """A file of weights -> a network of ours: an export of ours, or what models.layouts.import_weights reads.
+    """Read a network of ours from a file of weights: our export, or what models.layouts imports.
 
     Raises ValueError, which names the file.
     """

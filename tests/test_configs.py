@@ -61,6 +61,7 @@ OTHER = {
     "valpath": ("e",),
     "vallrpath": ("f",),
     "lr_template": "{}_small",
+    "tiles": True,
     "degradation": "blur-noise-jpeg",
     "cache": "g",
     "cache_size": 1.5,

@@ -181,7 +181,7 @@ def test_the_state_before_stands_in_for_a_damaged_one(tmp_path):
     assert load_checkpoint(previous) == {"step": 2}  # a damaged one does not take its place
     for path in (last, previous):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="last.pt: cannot be read.*nor can the one before.*begin anew") as caught:
+    with pytest.raises(ValueError, match="last.pt: cannot be read.*nor can the one before.*begin again") as caught:
         load_last(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -222,7 +222,7 @@ def test_a_full_disk_costs_nothing_but_time(tmp_path, monkeypatch, capsys):
             run.queue("last.pt", serialize({"step": step}))
             run.save()
     assert load_last(tmp_path)[0] == {"step": 1} and "best_L1.pt, last.pt (No space" in run.unsaved
-    assert capsys.readouterr().out.count("training goes on") == 1
+    assert capsys.readouterr().out.count("training continues") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
     run.save()
     assert run.unsaved is None and load_checkpoint(tmp_path / "best_L1.pt") == {"step": 3}
@@ -392,12 +392,14 @@ def test_no_loader_runs_code(args, workplace, plain):
     make_run(args, "--modelpath", "run", "--losses", "L1", "--steps", 1).fit()
     for name in ("run/last.pt", "run/best_L1.pt", "SRModel_l1.pth"):
         Path(name).write_bytes(pickle.dumps({"net": Bomb()})) if plain else torch.save({"net": Bomb()}, name)
+    released = convert.parse(["SRModel_l1.pth", "--scale", "4"])
+    released.path = Path(released.path)
     for load in (
         lambda: make_run(["--load", "--modelpath", "run"]),
         lambda: load_networks(Path("run"), "best"),
         lambda: load_networks(Path("run"), "last"),
         lambda: read_backbone_file("run/last.pt"),  # --judge-weights, --extractor-weights
-        lambda: convert.convert(Path("SRModel_l1.pth"), 4),
+        lambda: convert.convert(released),
     ):
         with pytest.raises(ValueError, match="cannot be read as"):
             load()

@@ -65,7 +65,7 @@ def test_each_setting_is_of_the_run_or_of_a_loss():
         "augment", "repeat", "batchsize", "workers", "max_skipped", "startepoch", "endepoch", "steps", "seed",
         "precision", "compile", "device", "modelpath", "load", "save_every", "save_minutes", "metrics", "protocol",
         "log_every", "best_by", "on_divergence", "auto_resume", "cache", "cache_size",
-        "lr_template", "degradation",
+        "lr_template", "degradation", "tiles",
     }  # fmt: skip
     assert not own & of_run and own | of_run == {field.name for field in dataclasses.fields(Config)}
 
@@ -221,7 +221,7 @@ def test_evaluation_by_names_and_labels(whole, capsys, tmp_path):
     for more in ([], ["--best"]):
         val.main([*at, *more, "--losses", "cheap", "L1+TLW[weights=uniform]"])
         rows = read_evaluations(tmp_path / "val.json")[-1]["rows"]
-        assert [row["loss"] for row in rows] == ["bicubic", "L1+TLW[weights=uniform]", "cheap"]  # the run's order
+        assert [row["loss"] for row in rows] == ["bicubic", "cheap", "L1+TLW[weights=uniform]"]
     val.main(at)
     assert [row["loss"] for row in read_evaluations(tmp_path / "val.json")[-1]["rows"]] == ["bicubic", *NAMES]
     capsys.readouterr()

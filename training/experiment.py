@@ -50,7 +50,7 @@ class Experiment:
     @property
     def small_images(self) -> int:
         """How many training images are smaller than the patch and left out."""
-        return len(self.patches.pairs) - len(self.patches)
+        return len(self.patches.pairs) - len(self.patches.used)
 
     @property
     def data_notes(self) -> list[str]:
@@ -173,6 +173,7 @@ def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[Patc
     """Read the training images; return their patches and a line for each image that was left out."""
     for name in ("trainpath", "valpath"):
         configs.expect(len(getattr(config, name)) > 0, name, "", "one or more folders of HR images")
+    configs.expect(config.patch or not config.tiles, "tiles", "alone", "--patch beside it, the size of the tiles")
     alone = config.degradation == "bicubic" or not config.lrpath
     configs.expect(alone, "degradation", config.degradation, "no --lrpath beside it, for that is LR already")
     multiple = config.scale if config.patch else PROTOCOLS[config.protocol].multiple or PROTOCOLS["paper"].multiple
@@ -188,7 +189,7 @@ def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[Patc
             progress=distributed.is_main_process(),
             bad_images=config.bad_images,
         )
-    patches = PatchDataset(pairs, config.patch, config.augment, config.seed, config.skip_small)
+    patches = PatchDataset(pairs, config.patch, config.augment, config.seed, config.skip_small, config.tiles)
     shapes = {size[::turn] for size in pairs.sizes for turn in ((1, -1) if config.augment else (1,))}
     if config.patch is None and config.batchsize > 1 and len(shapes) > 1:
         raise ValueError(f"--batchsize {config.batchsize}: images of different sizes; add --patch or take 1")

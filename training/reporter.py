@@ -27,9 +27,10 @@ class Reporter:
     def start(self) -> str:
         """What the run is about to do."""
         config, e = self.experiment.config, self.experiment
+        count = f"{len(e.patches)} {'tiles' if config.tiles else 'images'}"
         return (
             f"run: {self.writer.folder}, {config.model} x{config.scale} on {e.device}, steps {self.state.step} to "
-            f"{e.last_step}, {e.epoch_steps} an epoch\ntraining on {len(e.patches)} images of "
+            f"{e.last_step}, {e.epoch_steps} an epoch\ntraining on {count} of "
             f"{' '.join(config.trainpath)}, validating on {len(e.validation)} of {' '.join(config.valpath)}"
             + "".join(f"\n{note}" for note in [*e.data_notes, *e.notes])
         )
