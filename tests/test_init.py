@@ -63,7 +63,6 @@ def refused(workplace, capsys):
     return check
 
 
-@pytest.mark.xfail(reason="not adapted yet to the merged log and val.json")
 def test_all_learners_start_equal_from_one_loss_of_a_run(source, common, workplace):
     """The recipe: L1 first, TLW for what is left. Model, scale and options are the run's."""
     run = trainer(["--init", str(source), "--init-loss", "L1", "--losses", "L1", "L1+TLW", *common])

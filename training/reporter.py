@@ -40,10 +40,9 @@ class Reporter:
         for reason in self.experiment.left_out:
             print(f"left out: {reason}")
             self.writer.log(step=self.state.step, left_out=reason)
-        known = self.experiment.notes if self.experiment.config.load else []  # logged when the run began
-        for note in self.writer.notes:
-            if note not in known:
-                self.writer.log(step=self.state.step, note=note)
+        at_the_start = [] if self.experiment.config.load else self.experiment.notes
+        for note in [*at_the_start, *self.writer.notes]:
+            self.writer.log(step=self.state.step, note=note)
 
     def left_out(self, reasons: Iterable[str]) -> None:
         """Print and log once for each image why it is replaced from now on."""
