@@ -68,7 +68,8 @@ def test_an_entry_for_each_protocol_data_set_and_checkpoint(run, images, tmp_pat
     before = read_evaluations(run / "val.json")
     entries = val_run(run, "--best", "--protocol", "paper", "--lpips")
     assert entries[0] == before[0] and places(entries) == [("standard", "cuts", "best"), ("paper", "cuts", "best")]
-    entries = val_run(run, "--best", "--last", "--folder", other, "--lpips")
+    for which in ("--best", "--last"):
+        entries = val_run(run, which, "--folder", other, "--lpips")
     assert places(entries)[2:] == [("standard", "other", "best"), ("standard", "other", "last")]
     entries = val_run(run, "--best", "--protocol", "paper", "--lpips", "tiny", "--losses", "L1")
     assert len(entries) == 4 and places(entries)[-1] == ("paper", "cuts", "best")
