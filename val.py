@@ -131,7 +131,7 @@ def parse_sr_folders(words: list[str]) -> dict[str, str]:
     for word, (name, _, folder) in zip(words, pairs):
         configs.expect(bool(name and folder), "sr_folder", word, "NAME=DIR, such as RCAN=results/RCAN")
         configs.expect([n for n, *_ in pairs].count(name) == 1, "sr_folder", word, f"the name {name} once")
-    return {name: folder for name, _, folder in pairs}
+    return {name: configs.expand_path(folder) for name, _, folder in pairs}
 
 
 def choose_run(args: argparse.Namespace) -> Path | None:

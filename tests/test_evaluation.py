@@ -66,12 +66,13 @@ def test_an_entry_for_each_protocol_data_set_and_checkpoint(run, images, tmp_pat
     other = tmp_path / "other"
     shutil.copytree(images, other)
     before = read_evaluations(run / "val.json")
-    entries = val_run(run, "--protocol", "paper", "--lpips")
-    assert entries[0] == before[0] and places(entries) == [("standard", "cuts", "best"), ("paper", "cuts", "last")]
-    entries = val_run(run, "--best", "--last", "--folder", other, "--lpips")
+    entries = val_run(run, "--best", "--protocol", "paper", "--lpips")
+    assert entries[0] == before[0] and places(entries) == [("standard", "cuts", "best"), ("paper", "cuts", "best")]
+    for which in ("--best", "--last"):
+        entries = val_run(run, which, "--folder", other, "--lpips")
     assert places(entries)[2:] == [("standard", "other", "best"), ("standard", "other", "last")]
-    entries = val_run(run, "--protocol", "paper", "--lpips", "tiny", "--losses", "L1")
-    assert len(entries) == 4 and places(entries)[-1] == ("paper", "cuts", "last")
+    entries = val_run(run, "--best", "--protocol", "paper", "--lpips", "tiny", "--losses", "L1")
+    assert len(entries) == 4 and places(entries)[-1] == ("paper", "cuts", "best")
     assert [row["loss"] for row in entries[-1]["rows"]] == ["bicubic", "L1"] and "tiny" in entries[-1]["rows"][0]
     lines = (run / "val.csv").read_text().splitlines()
     assert len(lines) == 1 + sum(len(entry["rows"]) for entry in entries) and lines[0].startswith("protocol,dataset")

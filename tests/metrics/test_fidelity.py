@@ -59,6 +59,12 @@ def test_equal_images_and_batches(images):
     assert ssim_y(sr[..., :11, :11], hr[..., :11, :11]).shape == (3,)
 
 
+def test_ssim_is_never_above_1():
+    """A flat image that was met to rounding: 1.00000000000025, were it not bounded."""
+    hr = torch.full((1, 3, 48, 72), 253 / 127.5 - 1)
+    assert ssim_y(hr + 1e-7, hr).item() == 1
+
+
 def test_quantize():
     levels = torch.from_numpy((np.arange(256) / 255 * 2 - 1).astype(np.float32))
     assert torch.equal(quantize(levels), levels)
