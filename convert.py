@@ -1,14 +1,18 @@
 """Turn checkpoints that others released into a run that val.py reads.
 
     python convert.py FOLDER --scale 2      the TLW authors' SRModel_{tlw1,tlw2,l1,mse,udl}[_best].pth (and WNet_*)
-    python convert.py HAT_SRx4.pth          one file: one of those (UHAT becomes L1+UDL), or the HAT authors' network
+    python convert.py HAT_SRx4.pth          one file: one of those (UHAT becomes L1+UDL), the HAT authors' network,
+                                            BasicSR's EDSR, RCAN, MSRResNet or RRDBNet, the RCAN authors', our exports
+    python convert.py edsr_x4.pt --source edsr      where names do not tell whose it is
 
-What is converted, and how, stands in models/released.py.
+The images are those of the original, exactly but for rounding. What is converted, and how, is in models/released.py
+(the TLW and HAT authors') and models/layouts.py (all others).
 """
 
 import argparse
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import configs
 
@@ -17,7 +21,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; a wrong one ends the program with exit code 2."""
     about, examples = __doc__.split("\n\n", 1)
     parser = configs.OneLineParser(prog="convert.py", description=about, epilog=f"examples:\n{examples}")
-    parser.add_argument("source", type=configs.typed_path, help="a folder of the TLW authors' files, or one file")
+    parser.add_argument("path", type=configs.typed_path, help="a folder of the TLW authors' files, or one file")
+    names = ("tlw", "edsr", "rcan", "basicsr", "hat")  # of models.layouts.SOURCES
+    parser.add_argument("--source", choices=names, help="whose it is (default: by its names, and said)")
+    parser.add_argument(
+        "--res-scale", type=float, metavar="X", help="EDSR's residual scaling (default: the authors' for its size)"
+    )
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="needed for VDSR, whose weights do not tell it")
     parser.add_argument(
         "--modelpath",
@@ -34,10 +43,12 @@ if __name__ == "__main__":  # --help and slips of the pen are answered before to
 from losses.uncertainty import UncertaintyHead
 from losses.weighting import WeightingNet
 from models import build_network, model_id, released
+from models.layouts import Imported, unwrap
 from runs.atomic import write_or_report
-from runs.checkpoint import check_weights, load_checkpoint, load_network, serialize
+from runs.checkpoint import SR_NETWORK, check_weights, load_checkpoint, load_network, serialize
 from runs.folder import check_new_run, next_run_dir
 from runs.output import escape_unencodable_output, script_command
+from runs.weights_file import import_file, read_weights_file
 
 # By the tags in the authors' file names; that of their UHAT is not known, and udl is named after the others.
 LOSSES = {"tlw1": "L1+TLW", "tlw2": "MSE+TLW", "l1": "L1", "mse": "MSE", "udl": "L1+UDL"}
@@ -57,12 +68,6 @@ def released_files(folder: Path) -> dict[tuple[str, str], tuple[Path, Path]]:
     return found
 
 
-def one_file(path: Path) -> dict[tuple[str, str], tuple[Path, Path]]:
-    """What released_files gives, of a single file, whatever its name."""
-    loss = "L1+UDL" if released.looks_like(load_checkpoint(path)) == "UHAT" else "L1"
-    return {(loss, "best"): (path, path.with_suffix(".none"))}
-
-
 @contextmanager
 def naming(path: Path):
     """Put the file's name before what is wrong with its content."""
@@ -71,53 +76,66 @@ def naming(path: Path):
     except KeyError as missing:
         raise ValueError(f"{path}: lacks the entry {missing}") from None
     except (ValueError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
-def convert_network(path: Path, scale: int | None) -> tuple[str, int, dict, dict | None]:
-    """An SR checkpoint -> (model, scale, our state dict, that of its uncertainty head if it has one).
-
-    Raises ValueError where it is of no kind that was released.
-    """
-    state, head = load_checkpoint(path), None
-    bare = state.get("params_ema", state.get("params", state))
-    with naming(path):
-        if released.looks_like(bare) == "published HAT":
-            model, ours = "HAT", released.from_published_hat(state)
-        elif released.looks_like(state) == "UHAT":
-            model, head = "HAT-TLW", released.uncertainty_from_released(state)
-            ours = released.from_released_tlw(released.without_uncertainty(state), model)
-        else:
-            model = released.released_model_of(state)
-            ours = released.from_released_tlw(state, model)
-    found = released.scale_from_shapes(ours)
-    if found is None and scale is None:
-        raise ValueError(f"{path}: {model}'s weights do not tell their scale; add --scale")
-    if scale not in (None, found) and found is not None:
-        raise ValueError(f"--scale {scale}: {path} is x{found}; leave --scale out")
-    return model, found or scale, ours, head
+def source_of(path: Path, named: str | None) -> str | None:
+    """Whose the file is: as named, or the TLW authors' if it is called as theirs are; None: its content has to tell."""
+    return "tlw" if named is None and path.name.startswith("SRModel_") else named
 
 
-def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, dict], dict[str, dict]]:
+class Network(NamedTuple):
+    """A file as a network of ours; head: the state dict of its uncertainty head, if it has one."""
+
+    imported: Imported
+    head: dict | None
+
+
+def convert_network(path: Path, args: argparse.Namespace) -> Network:
+    """An SR checkpoint -> our network. Raises ValueError if it is of no known kind or does not fit what it seems."""
+    imported = import_file(path, source_of(path, args.source), args.scale, args.res_scale)
+    if imported.scale is None:
+        raise ValueError(f"{path}: {imported.model}'s weights do not tell their scale; add --scale")
+    weights, _ = unwrap(read_weights_file(path)[0])
+    head = None
+    if released.looks_like(weights) == "UHAT":
+        with naming(path):
+            head = released.uncertainty_from_released(weights)
+    return Network(imported, head)
+
+
+def convert(args: argparse.Namespace) -> tuple[configs.Config, dict[str, dict], dict[str, dict]]:
     """A file or folder -> the run's settings and its `best` and `last` states by loss, each checked to fit."""
-    sources = released_files(source) if source.is_dir() else one_file(source)
-    states, config = {"best": {}, "last": {}}, None
+    if args.source is not None and args.path.is_dir():
+        configs.expect(args.source == "tlw", "source", args.source, "one file, not a folder")
+    sources = released_files(args.path) if args.path.is_dir() else {(None, "best"): (args.path, Path())}
+    states, config, losses = {"best": {}, "last": {}}, None, tuple(dict.fromkeys(loss for loss, _ in sources))
     for (loss, which), (path, weighting_path) in sources.items():
-        model, found, ours, head = convert_network(path, scale)
+        imported, head = convert_network(path, args)
+        loss = loss or ("L1+UDL" if head else "L1")
+        model, found, options = imported.model, imported.scale, imported.options or None
         if config is None:
-            losses = tuple(dict.fromkeys(loss for loss, _ in sources))
-            theirs = {"judge": "lpips-vgg-unweighted", "udl_head": "tlw"}
-            config = configs.Config(model=model, scale=found, losses=losses, **theirs)
+            theirs = {"judge": "lpips-vgg-unweighted", "udl_head": "tlw"} if source_of(path, None) or head else {}
+            losses = losses if losses != (None,) else (loss,)
+            config = configs.Config(model=model, scale=found, model_options=options, losses=losses, **theirs)
         configs.expect(
-            (model, found) == (config.model, config.scale),
+            (model, found, options) == (config.model, config.scale, config.model_options),
             "modelpath",
             path,
             f"{config.model} x{config.scale} like the other files, found {model} x{found}",
         )
+        for line in imported.assumed:
+            print(f"{path}: taken: {line}")
         judges = [config.judge] if loss.endswith("+TLW") else []
-        states[which][loss] = {"net": ours, "model_id": model_id(model, found), "judges": judges, "source": path.name}
-        net = build_network(model, found)
-        load_network(net, states[which][loss], str(path), model_id(model, found))
+        identity = model_id(model, found, options)
+        states[which][loss] = {
+            SR_NETWORK: imported.state_dict,
+            "model_id": identity,
+            "judges": judges,
+            "source": path.name,
+        }
+        net = build_network(model, found, options, imported.state_dict)
+        load_network(net, states[which][loss], str(path), identity)
         if head is not None:
             fitting = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, config.udl_head)
             check_weights(fitting, head, str(path), "UHAT's uncertainty head")
@@ -137,9 +155,11 @@ def convert(source: Path, scale: int | None) -> tuple[configs.Config, dict[str, 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     with configs.one_line_errors("convert.py"):
-        source = Path(args.source)
-        configs.expect(source.exists(), "source", source, "an existing file or folder")
-        config, best, last = convert(source, args.scale)
+        args.path = Path(args.path)
+        configs.expect(args.path.exists(), "path", args.path, "an existing file or folder")
+        if args.res_scale is not None:
+            configs.expect(0 < args.res_scale <= 1, "res_scale", args.res_scale, "a number above 0, up to 1")
+        config, best, last = convert(args)
         configs.expect(args.modelpath != "", "modelpath", '""', "a folder; leave it out for a new one in checkpoints/")
         run = Path(args.modelpath) if args.modelpath else next_run_dir(config.model, config.scale)
         check_new_run(run)

@@ -95,12 +95,15 @@ from tqdm import tqdm
 from data.picture import Picture, count_pixels, encode_picture, fill_transparent, read_picture, settle_alpha
 from data.targets import Target, choose_targets
 from models.bicubic import MatlabBicubic
+from models.export import from_safetensors, is_our_export
+from models.layouts import unwrap
 from models.ops.ensemble import SelfEnsemble
 from models.ops.tiled import BlendedTiles, NotCut, TiledUpscaler
 from models.spandrel_network import SpandrelNetwork
 from runs.atomic import atomic_write
-from runs.checkpoint import load_checkpoint, load_networks, read_settings
+from runs.checkpoint import load_networks, read_settings
 from runs.folder import newest_run_dir
+from runs.weights_file import read_weights_file
 from training import stop_signals
 from training.device import place_frozen, setup_device
 
@@ -128,7 +131,7 @@ def choose_network(args: argparse.Namespace) -> tuple[nn.Module, str]:
     if args.weights is not None:
         configs.expect(not of_run, "weights", args.weights, f"no {', '.join(map(configs.flag_of, of_run))} beside it")
         net = read_weights(Path(args.weights))
-        words = f"{net.architecture} x{net.scale} of {args.weights}"
+        words = f"{getattr(net, 'architecture', type(net).__name__)} x{net.scale} of {args.weights}"
     else:
         net, words = choose_of_run(args)
     configs.expect(args.scale in (None, net.scale), "scale", args.scale, f"{net.scale}, as the network has it")
@@ -147,23 +150,17 @@ def choose_of_run(args: argparse.Namespace) -> tuple[nn.Module, str]:
     return nets[loss], f"{config.model} x{config.scale} of {run}, {which} epoch of {loss}{of_several}"
 
 
-def read_weights(path: Path) -> SpandrelNetwork:
-    """The network in a file that spandrel reads. Raises ValueError."""
+def read_weights(path: Path) -> nn.Module:
+    """The network in a file that spandrel reads, or in our own export as safetensors. Raises ValueError."""
     try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors.torch import load_file
-
-            configs.expect(path.is_file(), "weights", path, "a file that is there")
-            state = load_file(path)
-        else:
-            state = load_checkpoint(path)
+        state, metadata = read_weights_file(path)
         if "model_id" in state:
             raise ValueError(f"a checkpoint of {state['model_id']}; name its folder with --modelpath {path.parent}")
-        return SpandrelNetwork(state)
+        if is_our_export(state, metadata):
+            return from_safetensors(state, metadata).network
+        return SpandrelNetwork(unwrap(state)[0])
     except ValueError as error:
         raise ValueError(f"--weights {path}: {str(error).removeprefix(f'{path}: ')}") from None
-    except Exception as error:  # safetensors has errors of its own
-        raise ValueError(f"--weights {path}: cannot be read ({' '.join(str(error).split())[:160]})") from None
 
 
 def check_tile(net: nn.Module, tile: int | None) -> int | None:

@@ -10,7 +10,7 @@ Trainable Loss Weights, arXiv 2301.10575: `em_step` below is its Algorithm 1. Ex
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
@@ -28,14 +28,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import val
 from configs import Config
 from data import ImageReadError, ResumableBatchSampler, load_batches
 from losses import Target, global_batch
 from metrics.evaluate import MEMORY, evaluate
 from metrics.references import ReferenceCache
 from models.ops.tiled import TiledUpscaler
-from runs.atomic import write_or_report
+from runs.atomic import atomic_write
 from runs.checkpoint import serialize
 from runs.folder import check_new_run, checkpoint_stamp, next_run_dir
 from runs.lock import check_unlocked
@@ -43,12 +42,14 @@ from runs.writer import NullWriter, RunWriter
 from training import distributed, stop_signals
 from training.device import fast_memory_format
 from training.divergence import DivergenceWatch
-from training.experiment import add_teachers, build_experiment
+from training.evaluation import evaluate_run
+from training.experiment import Experiment, add_teachers, build_experiment
 from training.figures import weight_maps
+from training.initial import network_settings
 from training.learner import Learner
-from training.outcome import outcome_of
+from training.outcome import is_out_of_memory, outcome_of
 from training.reporter import Reporter, missing_controls
-from training.schedule import lr_at_step
+from training.schedule import lr_at_step, place_in_schedule, stretched_cosine
 from training.state import TrainingState
 
 
@@ -87,18 +88,20 @@ class Trainer:
     """A training: its experiment, its state, the loop, and what it writes. Building one checks all input."""
 
     def __init__(self, config: Config):
+        self.config = config
         self.experiment = build_experiment(config)
-        self.config = config = self.experiment.config
         self.state = TrainingState(self.experiment)
         folder = Path(config.modelpath) if config.modelpath else next_run_dir(config.model, config.scale)
         self.writer = (RunWriter if distributed.is_main_process() else NullWriter)(folder)
         if small := self.experiment.small_images:
             total = len(self.experiment.patches.pairs)
             self.writer.notes.append(f"{small} of {total} images are smaller than --patch {config.patch}: left out")
-        self.writer.notes += self.experiment.notes
         check_unlocked(folder)
         if config.load:
-            for note in self.state.resume(folder):
+            saved = configs.from_mapping(configs.read_yaml(folder / "config.yaml"))
+            notes = self.state.resume(folder)
+            jump = stretched_cosine(saved, config, self.experiment.epoch_steps, self.state.step)
+            for note in [*notes, *filter(None, [jump])]:
                 self.writer.notes.append(note)
                 print(note)
         else:
@@ -162,9 +165,10 @@ class Trainer:
                 batch = self.next_batch(batches)
                 lr, hr = (x.to(e.device, non_blocking=True, memory_format=memory_format) for x in batch)
                 before = serialize(state.state_dict()) if self.skipped_in_a_row >= config.max_skipped else None
-                age, place = state.epoch, (epoch, state.step - e.first_step, e.last_step - e.first_step)
+                age, place = state.epoch, (state.step, e.epoch_steps, e.first_step, e.last_step)
                 for learner in e.learners:
-                    learner.set_learning_rate(lr_at_step(learner.config, *place))
+                    own = place_in_schedule(*place, learner.loss.restart_epoch)
+                    learner.set_learning_rate(lr_at_step(learner.config, *own))
                     learner.loss.begin_step(state.step)
                 values = train_step(e.learners, e.judge, e.extractors, lr, hr, age, config.precision)
                 self.divergence.add({name: loss for name, (_, loss) in values.items()})
@@ -172,7 +176,7 @@ class Trainer:
                 state.validated = state.step < stop
                 bar.update(config.batchsize)
                 if state.step % config.log_every == 0 or state.step == stop:  # reading values waits for the device
-                    self.report.losses(bar, values, age, lr_at_step(config, *place))
+                    self.report.losses(bar, values, age, lr_at_step(config, *place_in_schedule(*place)))
                     self.check_divergence(age)
                 if before or e.device.type == "cpu" or state.step % config.max_skipped == 0:  # so does counting
                     self.count_skipped()
@@ -182,7 +186,7 @@ class Trainer:
 
     def begin_epoch(self) -> None:
         for learner in self.experiment.learners:
-            learner.loss.begin_epoch(learner.net, self.state.epoch)
+            learner.begin_epoch(self.state.epoch)
 
     def validate(self, epoch: int) -> None:
         """Score every network, save `best` where its metric improved, then `last`. Raises what sync_ranks does."""
@@ -280,7 +284,7 @@ class Trainer:
         """Save the state `before` the last step, which it repeats, and raise FloatingPointError."""
         config, e, step = self.config, self.experiment, self.state.step - 1
         (batch,) = ResumableBatchSampler(len(e.patches), config.batchsize, config.seed, step, step + 1, e.repeat)
-        paths = [str(e.patches.pairs.paths[e.patches.used[index % len(e.patches)]]) for _, index in batch]
+        paths = [str(e.patches.pairs.paths[e.patches.image(index)]) for _, index in batch]
         names = [learner.name for learner in e.learners if int(learner.skips[1]) > config.max_skipped]
         self.writer.queue("last.pt", before)
         self.writer.save()
@@ -358,7 +362,7 @@ def run_training(trainer: Trainer) -> int:
 
 def final_evaluation(trainer: Trainer) -> int:
     """Draw the weights, evaluate the best networks and print the next command; returns the exit code of all that."""
-    code, config, e, folder = 0, trainer.config, trainer.experiment, trainer.folder
+    e, folder = trainer.experiment, trainer.folder
     lost = [learner.name for learner in e.learners if not (folder / f"best_{learner.name}.pt").exists()]
     if lost:
         remedy = "lower --learning-rate, or add --clip-grad"
@@ -366,31 +370,38 @@ def final_evaluation(trainer: Trainer) -> int:
         return 1
     command = script_command("val.py", "--modelpath", folder, "--best")
     weighted = {x.name: (x.net, x.loss.weighting) for x in e.learners if x.loss.weighting is not None}
+    trainer.reference_cache = ReferenceCache()  # its memory is wanted for what follows
     with stop_signals.exit_on_signal(f"the run is complete; next: {command}"):
         try:
             if weighted:
-                picture = weight_maps(weighted, *(image[None].to(e.device) for image in e.validation[0]))
-                if write_or_report("train.py", folder / "weights.png", picture):
-                    print(f"the weights, drawn: {folder / 'weights.png'}")
-                else:
-                    code = 1
-            same = {"protocol": config.protocol, "metrics": config.metrics or None, "device": e.device}
-            if not val.evaluate_run(folder, which="best", **same):
-                code = 1
-        except ValueError as error:
-            print(f"train.py: error: {error}", file=sys.stderr)
-            code = 1 if isinstance(error, ImageReadError) else 2
-    for note in missing_controls(config):
+                draw_weights(folder / "weights.png", weighted, e)
+            code = 0 if evaluate_run(folder, checkpoints=["best"], device=e.device) else 1
+        except (ValueError, RuntimeError, MemoryError) as error:
+            if not (isinstance(error, ValueError) or is_out_of_memory(error)):
+                raise
+            print(f"train.py: error: {configs.one_line(str(error)) or 'out of memory'}", file=sys.stderr)
+            code = 2 if isinstance(error, ValueError) and not isinstance(error, ImageReadError) else 1
+    for note in missing_controls(trainer.config):
         print(f"note: {note}")
     print(f"next: {command} --folder DIR    (any folder of HR images)")
     return code
+
+
+def draw_weights(path: Path, weighted: Mapping, experiment: Experiment) -> None:
+    """Draw the weights on the first validation image. It is an extra: what goes wrong is one line, and no error."""
+    try:
+        lr, hr = (image[None].to(experiment.device) for image in experiment.validation[0])
+        atomic_write(path, weight_maps(weighted, lr, hr))
+        print(f"the weights, drawn: {path}")
+    except Exception as error:
+        print(f"note: {path} was not drawn ({configs.one_line(str(error)) or type(error).__name__})")
 
 
 def main(argv: list[str] | None = None) -> None:
     with distributed.process_group():
         with stop_signals.exit_on_signal("nothing was begun, nor written"):
             with distributed.raise_on_any_rank(), configs.one_line_errors("train.py"):
-                trainer = Trainer(configs.load(argv, newest_run_dir))
+                trainer = Trainer(configs.load(argv, newest_run_dir, network_settings))
             print(trainer.report.start())
         code, is_main = run_training(trainer), distributed.is_main_process()
     if code == 0 and is_main:

@@ -171,9 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     off = difference(*nets.values(), lr)  # a warm-up too
     print(f"largest relative difference of output and gradients: {off:.1e}")
     if not off <= TOLERANCE:
-        print(
-            f"benchmarks.hat: error: networks apart by {off:.1e}; expected at most {TOLERANCE:.0e}, see the tests of HAT"
-        )
+        print(f"benchmarks.hat: error: networks apart by {off:.1e}; expected at most {TOLERANCE:.0e}, see HAT's tests")
         raise SystemExit(2)
     works = {name: (name, args.groups, lr.shape, args.threads) for name in nets}
     seconds = turns_apart({name: (timed_step, *work) for name, work in works.items()}, args.times, lr.device)

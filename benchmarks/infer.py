@@ -47,7 +47,7 @@ def write_run(run: Path, model: str, scale: int, options: dict) -> None:
     run.mkdir()
     config = configs.Config(model=model, scale=scale, losses=("L1",), model_options=options)
     (run / "config.yaml").write_bytes(configs.to_yaml(config))
-    (run / "best_L1.pt").write_bytes(serialize({"net": net.state_dict(), "model_id": name, "judges": []}))
+    (run / "best_L1.pt").write_bytes(serialize({"sr_network": net.state_dict(), "model_id": name, "judges": []}))
 
 
 def build_loop(inputs: Path, run: Path, out: Path, threads: int, level: int | None):

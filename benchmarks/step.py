@@ -3,7 +3,7 @@
     python -m benchmarks.step                                    EDSR x4, 224x224, batch 1, judge vgg
     python -m benchmarks.step --model RCAN --size 192 --batchsize 16 --judge alex --precision bf16 --device cuda
 
-First it checks that both give the same losses and gradients in fp32. Then they run in turn, each in a process of its own
+First it checks that both give the same losses and gradients in fp32. Then they run in turn, each in its own process
 (train.py's has the heap keep freed memory), on one batch of random numbers; the judges' convolutions hold random
 weights, which cost what trained ones do. Peak memory is measured in further processes. Operations are those of
 convolutions and matrix products, a multiply-add being two.

@@ -4,15 +4,16 @@ import argparse
 import dataclasses
 import os
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from . import catalogue
-from .config import RESUMABLE, Config, canonical, from_mapping
+from .config import INIT_WORDS, RESUMABLE, Config, canonical, from_mapping
 from .errors import OneLineParser, choose, flag_of, one_line_errors
 from .habits import ALIASES
 from .reading import expand_path, has_commas, parse_pairs, read_yaml
-from .setting import KIND_NAMES, kind_of, shown
+from .setting import KIND_NAMES, OF_FILE, kind_of, shown
 
 EXAMPLES = """\
 examples:
@@ -92,11 +93,17 @@ def make_parser() -> OneLineParser:
     return parser
 
 
-def load(argv: list[str] | None = None, newest_run: Callable[..., Path] | None = None) -> Config:
+def load(
+    argv: list[str] | None = None,
+    newest_run: Callable[..., Path] | None = None,
+    complete: Callable[[Mapping], Mapping] | None = None,
+) -> Config:
     """The settings of a command line: defaults, then --config, then flags. Exits with code 2 on a bad one.
 
-    newest_run: newest_run(resumable=True) is the folder that --load means if none is named. Raises ValueError if there
-    is none.
+    Args:
+        newest_run: newest_run(resumable=True) is the folder that --load means if none is named. Raises ValueError if
+            there is none.
+        complete: the settings that follow from those given, before defaults do; may raise ValueError.
     """
     parser = make_parser()
     flags = vars(parser.parse_args(argv))
@@ -113,6 +120,9 @@ def load(argv: list[str] | None = None, newest_run: Callable[..., Path] | None =
         if values.get("load") is True and path is None:
             path = str(settings_of(values.get("modelpath")))
             values = read_yaml(path) | values
+        if complete is not None:
+            values = canonical(values, path or "the flags")
+            values |= complete(values)
         config = from_mapping(values, source=path or "the flags")
         if config.load:
             saved = settings_of(config.modelpath)
@@ -188,7 +198,10 @@ def check_names(config: Config) -> None:
     for field in dataclasses.fields(Config):
         kind, value = field.metadata["names"], getattr(config, field.name)
         if kind:
-            check_known(kind, [name.split("[")[0] for name in (value if isinstance(value, tuple) else [value])])
+            names = [name.split("[")[0] for name in (value if isinstance(value, tuple) else [value])]
+            check_known(kind, [name for name in names if not name.startswith(OF_FILE)])
+    if config.model.startswith(OF_FILE):
+        return
     options = catalogue.model_options(config.model)
     for name in config.model_options or {}:
         if name not in options:
@@ -199,8 +212,18 @@ def check_names(config: Config) -> None:
 def check_command_line(newest_run: Callable[..., Path]) -> None:
     """Answer --help and refuse what a wrong command line of train.py is refused for, before torch is imported.
 
-    Not in a process of torchrun, of which the first speaks for all.
+    Not in a process of torchrun, of which the first speaks for all; nor what depends on a file of weights.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        with one_line_errors("train.py"):
-            check_names(load(newest_run=newest_run))
+        with one_line_errors("train.py"), suppress(_OfWeights):
+            check_names(load(newest_run=newest_run, complete=_refuse_weights))
+
+
+class _OfWeights(Exception):
+    """Settings that a file of weights completes."""
+
+
+def _refuse_weights(values: Mapping) -> Mapping:
+    if values.get("init", "pytorch") not in INIT_WORDS or str(values.get("model")).startswith(OF_FILE):
+        raise _OfWeights
+    return {}

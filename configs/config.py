@@ -12,7 +12,7 @@ import yaml
 from .errors import choose, expect
 from .habits import ALIASES
 from .reading import read_yaml
-from .setting import Bounds, convert, setting, shown, value_kind
+from .setting import OF_FILE, Bounds, convert, setting, shown, value_kind
 from .variants import Variant, variants_of
 
 # What --load may change; all else a run keeps for life.
@@ -54,6 +54,10 @@ RESUMABLE = {
     "cache_size",
 }
 
+# Of --init and --cache: words that are no paths.
+INIT_WORDS = ("pytorch", "paper")
+WORDS = (*INIT_WORDS, "none")
+
 
 def _from(least: float, most: float) -> Bounds:
     return Bounds(least=least, most=most)
@@ -73,7 +77,12 @@ _SHARE = Bounds(above=0, below=1)
 class Config:
     """Every setting of train.py. Defaults are the paper's (arXiv 2301.10575) where it names a value."""
 
-    model: str = setting("EDSR", "SR network", names="model", group="what is trained, on what, and where to")
+    model: str = setting(
+        "EDSR",
+        "SR network, or spandrel:FILE, one that spandrel reads",
+        names="model",
+        group="what is trained, on what, and where to",
+    )
     scale: int = setting(4, "super-resolution factor", (2, 3, 4), bounds=_from(2, 4))
     losses: tuple[str, ...] = setting(
         ("L1+TLW", "MSE+TLW", "L1", "MSE"),
@@ -105,6 +114,7 @@ class Config:
     lr_template: str | None = setting(
         None, "names of LR images where {} is the HR's, such as {}_small; default: the same, {}x4, {}_LR and the like"
     )
+    tiles: bool = setting(False, "patches that lie side by side, each once an epoch, instead of random ones")
     degradation: str = setting(
         "bicubic",
         "how LR is made from HR: as MATLAB's imresize does, or by blur, noise and JPEG of random strength",
@@ -130,13 +140,20 @@ class Config:
     best_by: str | None = setting(
         None, "what `best` is chosen by: PSNR-Y, SSIM-Y or one of --metrics, as LPIPS-alex; default: the first of those"
     )
-    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard"))
+    protocol: str = setting("paper", "evaluation protocol", ("paper", "standard", "table2"))
     vallrpath: tuple[str, ...] = setting((), "folders of LR validation images; default: made from HR", path="DIR")
     # network
     model_options: dict | None = setting(
         None, "options of the network, from those above, such as blocks=4 channels=32", group="network"
     )
-    init: str = setting("pytorch", "first weights: PyTorch's own, or the paper's N(0, 0.02^2)", ("pytorch", "paper"))
+    init: str = setting(
+        "pytorch",
+        "first weights: pytorch, paper (N(0, 0.02^2)), or those of a run or a file of weights",
+        path="RUN|FILE",
+    )
+    init_loss: str | None = setting(None, "which of the losses of the run in --init; default: the only one")
+    init_best: bool = setting(False, "its best epoch instead of the last one")
+    init_weighting: bool = setting(False, "begin from its weighting network too")
     # optimisation
     schedule: str = setting(
         "constant", "learning rate over the run", ("constant", "step", "milestones", "cosine"), group="optimisation"
@@ -197,17 +214,35 @@ class Config:
     udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins", bounds=_EPOCHS, group="other losses")
     udl_head: str = setting("authors", "UDL: a head for each colour channel, or TLW's for all", ("authors", "tlw"))
     udl_plus_one: bool = setting(True, "UDL: second stage's weights from 1 on, as in the authors' code, or from 0")
+    udl_minimum: str = setting(
+        "image",
+        "UDL: what is subtracted from them, the minimum of each image or, as TLW's code, of the batch",
+        ("image", "batch"),
+    )
+    udl_restart: bool = setting(False, "UDL: second stage with a new optimizer and schedule, as in the authors' code")
     pspl_alpha: float = setting(1.0, "PSPL: growth of sigma in an epoch", bounds=_FACTOR)
     pspl_beta: float = setting(0.0, "PSPL: sigma at epoch 0", bounds=_FACTOR)
     pspl_max: float = setting(2.0, "PSPL: weight of the worst pixels", bounds=_POSITIVE)
+    pspl_epoch: int = setting(1000, "PSPL: steps in the epoch that sigma grows in, its authors'", bounds=_STEPS)
+    pspl_ssim: str = setting(
+        "standard",
+        "PSPL: SSIM with its constants for these images, or as small as its authors' code has them",
+        ("standard", "authors"),
+    )
     dp_extractors: tuple[str, ...] = setting(
-        ("vgg19:conv5_4", "resnet50:layer3"), "DP: NETWORK:LAYER of the two perceptual terms, or of one alone"
+        ("vgg19:conv5_4", "resnet50:layer3"),
+        "DP: NETWORK:LAYER+LAYER of the two perceptual terms, or of one alone; NETWORK-unnormalised sees [0,1]",
     )
     dp_mu: float = setting(0.5, "DP: the second term is 1/mu of the first", bounds=_POSITIVE)
+    dp_dynamic: bool = setting(True, "DP: the second term weighted to 1/mu of the first, or only added to it")
     extractor_weights: tuple[str, ...] = setting(
         (), "DP: local files of the extractors' weights, in any order", path="FILE"
     )
-    pixel_weight: float = setting(0.01, "DP: weight of the pixel term beside the perceptual ones", bounds=_FACTOR)
+    pixel_weight: float = setting(
+        0.005,
+        "DP: weight of the pixel term beside the perceptual ones; the paper's 0.01 is for images in [0,1]",
+        bounds=_FACTOR,
+    )
     gan_weight: float = setting(0.005, "GAN: weight of the adversarial term", bounds=_POSITIVE)
     gan: str = setting(
         "vanilla", "GAN: the adversarial losses, SRGAN's or ESRGAN's relativistic average", ("vanilla", "ragan")
@@ -288,10 +323,11 @@ def absolute_paths(config: Config) -> Config:
     def absolute(path: str) -> str:
         return path if path.startswith("skimage:") else os.path.abspath(path)
 
-    names = [field.name for field in dataclasses.fields(Config) if field.metadata["path"]]
+    names = [f.name for f in dataclasses.fields(Config) if f.metadata["path"] and getattr(config, f.name) not in WORDS]
     values = {name: getattr(config, name) for name in names}
     values = {name: absolute(x) if isinstance(x, str) else x and tuple(map(absolute, x)) for name, x in values.items()}
-    values["cache"] = config.cache if config.cache == "none" else values["cache"]
+    if config.model.startswith(OF_FILE):
+        values["model"] = OF_FILE + absolute(config.model.removeprefix(OF_FILE))
     return dataclasses.replace(config, **values)
 
 

@@ -83,7 +83,7 @@ INSTEAD = {
 def instead_of(word: str, flags: list[str]) -> str | None:
     """What to type for a flag that a command with `flags` does not have; None if no habit is known."""
     name = word.split("=")[0].lstrip("-").replace("_", "-").lower()
-    name = ALIASES.get(name.replace("-", "_"), name).replace("_", "-")
-    if f"--{name}" in flags:
-        return f"--{name}"
+    ours = ALIASES.get(name.replace("-", "_"), name).replace("_", "-")
+    if f"--{ours}" in flags:
+        return f"--{ours}"
     return next((text for text in INSTEAD.get(name, ()) if text.split()[0].rstrip(",") in flags), None)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from .errors import expect, flag_of
 from .reading import expand_path, has_commas
 
+OF_FILE = "spandrel:"  # before a path, in the place of a network's name
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
 
@@ -100,9 +101,10 @@ def _convert_one(field, kind: type, value: Any):
     expect(type(value) is kind, field.name, reprlib.repr(value), KIND_NAMES[kind])
     choices = field.metadata["choices"]
     expect(not choices or value in choices, field.name, value, "one of " + ", ".join(map(str, choices)))
-    if not field.metadata["path"]:
+    prefix = OF_FILE if field.metadata["names"] == "model" and str(value).startswith(OF_FILE) else ""
+    if not field.metadata["path"] and not prefix:
         return value
     try:
-        return expand_path(str(value))
+        return prefix + expand_path(str(value).removeprefix(prefix))
     except ValueError as error:
         raise ValueError(f"{flag_of(field.name)} {error}") from None

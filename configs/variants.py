@@ -16,9 +16,9 @@ OPTIMIZER = ("learning_rate", "betas", "schedule", "step_epochs", "step_gamma", 
 TERMS = {
     "TLW": ("weights", "wc", "samples", "eps", "k_start", "k_end", "k_epochs", "m_step", "e_every", "reuse_mu",
             "weighting_scale", "weighting_channels"),
-    "UDL": ("udl_epoch", "udl_head", "udl_plus_one"),
-    "PSPL": ("pspl_alpha", "pspl_beta", "pspl_max"),
-    "DP": ("dp_extractors", "dp_mu", "pixel_weight", "pretrain_epochs"),
+    "UDL": ("udl_epoch", "udl_head", "udl_plus_one", "udl_minimum", "udl_restart"),
+    "PSPL": ("pspl_alpha", "pspl_beta", "pspl_max", "pspl_epoch", "pspl_ssim"),
+    "DP": ("dp_extractors", "dp_mu", "dp_dynamic", "pixel_weight", "pretrain_epochs"),
     "GAN": ("gan", "gan_weight"),
 }  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9_.+=,\[\]-]{1,100}")  # what best_NAME.pt can be called anywhere

@@ -101,7 +101,7 @@ class ImageCache:
             try:
                 with open(aside, "wb") as out:
                     out.write(_HEADER.pack(_MAGIC, *image.size, image.checksum))
-                    out.write(np.ascontiguousarray(rgb))
+                    out.write(np.ascontiguousarray(rgb).data)
                     out.flush()
                     os.fsync(out.fileno())  # a power failure must not leave a whole file of zeros
                 os.replace(aside, file)

@@ -126,15 +126,16 @@ class PairedDataset(Dataset):
         self.skipped[path] = reason
 
     def _drop_lonely(self, places: dict[Path, list], template: str | None) -> None:
+        partners = self._partners or {}
         for path in self.paths:
-            if path not in self._partners:
+            if path not in partners:
                 stem, where = path.stem, " or ".join(map(str, places[path]))
                 wanted = (
                     template.replace("{}", stem) if template else f"{stem}, {stem}x{self.scale}, {stem}_LR or the like"
                 )
                 remedy = "" if template else ', or say how it is named, as by --lr-template "{}_small"'
                 self._skip(path, f"{path} has no LR partner; expected {wanted} in {where}, add or remove it{remedy}")
-        self.paths = [path for path in self.paths if path in self._partners]
+        self.paths = [path for path in self.paths if path in partners]
 
     def _files(self, path: Path) -> list[Path]:
         """The HR file and, if there is one, its LR file."""
@@ -175,18 +176,19 @@ class PairedDataset(Dataset):
 
     def _find_stored(self, files: list[Path]) -> bool:
         """Look in the cache for those of files that are not known; return if all are there."""
-        found = {file: self._disk.find(file) for file in files if file not in self._known}
+        found = {file: self._disk.find(file) for file in files if self._disk and file not in self._known}
         self._known |= {file: image for file, image in found.items() if image is not None}
         return None not in found.values()
 
     def _check(self, path: Path) -> tuple[list[CachedImage], tuple | None] | ValueError:
         """What is to be known of a pair's files, and the pair unless it is on the disk or finds no room in memory."""
         try:
-            images, pixels = zip(*map(self._read, self._files(path)))
+            read = [self._read(file) for file in self._files(path)]
+            images, pixels = [image for image, _ in read], [rgb for _, rgb in read if rgb is not None]
             self._check_sizes(path, *(image.size for image in images))
         except ValueError as error:
             return error
-        if any(rgb is None for rgb in pixels) or self._memory_left <= 0:
+        if len(pixels) < len(images) or self._memory_left <= 0:
             return images, None
         lr, hr = self._cropped_pair(*pixels)
         return images, (self._downscaled(hr) if lr is None and self.degradation is None else lr, hr)
@@ -203,9 +205,9 @@ class PairedDataset(Dataset):
     def _check_sizes(self, path: Path, hr: tuple[int, int], lr: tuple[int, int] | None = None) -> None:
         _check_size(hr, self.multiple, str(path))
         height, width = (x // self.scale for x in hr)
-        if lr not in (None, (height, width)):
+        if lr is not None and lr != (height, width):
             raise ValueError(
-                f"{self._partners[path]}, LR partner of {path}, is {lr[0]}x{lr[1]}; "
+                f"{self._files(path)[1]}, LR partner of {path}, is {lr[0]}x{lr[1]}; "
                 f"expected {height}x{width} at scale={self.scale}, replace one of them"
             )
 
@@ -224,16 +226,24 @@ class PairedDataset(Dataset):
         return to_tensors(*self.crop(index, (0, 0), self.sizes[index]))
 
     def crop(
-        self, index: int, start: tuple[int, int], size: tuple[int, int], random: np.random.Generator | None = None
+        self,
+        index: int,
+        start: tuple[int, int],
+        size: tuple[int, int],
+        random: np.random.Generator | None = None,
+        alone: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The part of pair `index` from HR pixel start (top, left), of HR size (H,W), all multiples of scale.
 
         Returns lr (h,w,3), uint8 or float32 in [-1,1], which is that part of the whole image's LR, bit by bit, or is
         made by the degradation with the random numbers, if both are there; and hr uint8 (H,W,3). See `to_tensors`.
+        alone: LR is made of the part as if it were an image, unless it has files of its own or a degradation.
         """
         lr, hr = self._memory.get(index) or self._load(index, (start[0] - _AROUND, start[0] + size[0] + _AROUND))
         if self.degradation is not None and random is not None:
             lr = self.degradation(hr, start, size, self.scale, random)
+        elif alone and self._partners is None:
+            lr = self._downscaled(hr[start[0] : start[0] + size[0], start[1] : start[1] + size[1]])
         else:
             lr = self._part_of_lr(index, lr, hr, start, size)
         return lr, hr[start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
@@ -259,7 +269,7 @@ class PairedDataset(Dataset):
 
     def _load(self, index: int, rows: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray]:
         """LR, uint8 (h,w,3), if it has a file of its own, and HR, uint8 (H,W,3), both cropped."""
-        parts = (rows, tuple(row // self.scale for row in rows))  # that will be looked at, of HR and of LR
+        parts = (rows, (rows[0] // self.scale, rows[1] // self.scale))  # that will be looked at, of HR and of LR
         return self._cropped_pair(*map(self._pixels, self._files(self.paths[index]), parts))
 
     def _pixels(self, file: Path, rows: tuple[int, int]) -> np.ndarray:

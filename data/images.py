@@ -215,7 +215,7 @@ def to_8_bits(samples: np.ndarray) -> np.ndarray:
 
 def checksum(rgb: np.ndarray) -> int:
     """The CRC-32 of an image's size and pixels, to know it again wherever its file lies."""
-    return zlib.crc32(np.ascontiguousarray(rgb), zlib.crc32(str(rgb.shape).encode()))
+    return zlib.crc32(np.ascontiguousarray(rgb).data, zlib.crc32(str(rgb.shape).encode()))
 
 
 def estimate_bytes(path: Path) -> int:

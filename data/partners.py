@@ -142,7 +142,7 @@ def _pools(hr: Files, others: Files) -> list[tuple[list[Path], list[Path]]]:
 
 def _scale_of(below: Path) -> int | None:
     """The scale that a sub-folder is named for, as in X4/0001.png."""
-    scales = [int(m[m.lastindex]) for part in below.parent.parts if (m := _SCALE_FOLDER.fullmatch(part))]
+    scales = [int(m[m.lastindex or 0]) for part in below.parent.parts if (m := _SCALE_FOLDER.fullmatch(part))]
     return scales[-1] if scales else None
 
 

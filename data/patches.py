@@ -1,7 +1,9 @@
-"""Random patches of pairs of images.
+"""Patches of pairs of images, at random or side by side.
 
 Every random choice is a pure function of (seed, epoch, index): worker counts and interruptions change nothing.
 """
+
+from itertools import product
 
 import numpy as np
 from torch import Tensor
@@ -18,12 +20,21 @@ class PatchDataset(Dataset):
     `index % len(patches)` is the image, the whole index with (seed, epoch) fixes the random choices.
 
     skip_small: leave out images smaller than the patch; `used` lists the indices in pairs of those that stay.
+    tiles: instead of random patches those that lie side by side from the top left, as in the code released for the TLW
+    paper's Table II: index is a tile's number, what is left at the right and bottom is not used, LR is made of the tile
+    as if it were an image.
 
     Raises ValueError where patch does not suit the scale, an image is smaller than it, or all are.
     """
 
     def __init__(
-        self, pairs: PairedDataset, patch: int | None, augment: bool, seed: int, skip_small: bool = False
+        self,
+        pairs: PairedDataset,
+        patch: int | None,
+        augment: bool,
+        seed: int,
+        skip_small: bool = False,
+        tiles: bool = False,
     ) -> None:
         scale = pairs.scale
         self.used = list(range(len(pairs)))
@@ -42,14 +53,27 @@ class PatchDataset(Dataset):
                     f"{len(pairs) - len(self.used)} of {len(pairs)} images; {remedy}"
                 )
         self.pairs, self.patch, self.augment, self.seed = pairs, patch, augment, seed
+        self.tiles = self._cut(patch) if tiles and patch else None
+
+    def _cut(self, patch: int) -> list[tuple[int, tuple[int, int]]]:
+        """The tiles: an index in pairs and the (top, left) of each."""
+        found = []
+        for i in self.used:
+            rows, columns = (range(0, x - patch + 1, patch) for x in self.pairs.sizes[i])
+            found += [(i, start) for start in product(rows, columns)]
+        return found
 
     def __len__(self) -> int:
-        return len(self.used)
+        return len(self.used) if self.tiles is None else len(self.tiles)
+
+    def image(self, index: int) -> int:
+        """The index in pairs of the image that `patches[epoch, index]` is of."""
+        return self.used[index % len(self)] if self.tiles is None else self.tiles[index % len(self)][0]
 
     @property
     def draws_to_cover(self) -> int:
         """How often an epoch draws each image so that it sees about as many pixels as the images have."""
-        if self.patch is None:
+        if self.patch is None or self.tiles is not None:
             return 1
         pixels = sum(height * width for height, width in (self.pairs.sizes[i] for i in self.used))
         return max(1, round(pixels / self.patch**2 / len(self)))
@@ -64,6 +88,8 @@ class PatchDataset(Dataset):
         places = sorted(self.used, key=lambda i: self.pairs.checksums[i])
         order = sorted(range(len(checksums)), key=checksums.__getitem__)
         self.used = [place for _, place in sorted(zip(order, places))]
+        if self.tiles is not None and self.patch is not None:
+            self.tiles = self._cut(self.patch)
         return True
 
     def checksums(self) -> list[int]:
@@ -73,14 +99,18 @@ class PatchDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
         random = np.random.default_rng([self.seed, epoch, index])
-        image = self.used[index % len(self)]
+        image = self.image(index)
         scale, size, start = self.pairs.scale, self.pairs.sizes[image], (0, 0)
+        if self.tiles is not None:
+            _, start = self.tiles[index % len(self)]
+        elif self.patch is not None:
+            top, left = (int(random.integers((x - self.patch) // scale + 1)) * scale for x in size)
+            start = (top, left)
         if self.patch is not None:
-            start = tuple(int(random.integers((x - self.patch) // scale + 1)) * scale for x in size)
             size = (self.patch, self.patch)
         # The fourth number keeps this stream apart from the one above.
         degrading = np.random.default_rng([self.seed, epoch, index, 2]) if self.pairs.degradation else None
-        lr, hr = self.pairs.crop(image, start, size, degrading)
+        lr, hr = self.pairs.crop(image, start, size, degrading, alone=self.tiles is not None)
         if self.augment:  # before they are tensors: of 8 bits, not of 32
             across, down, turned = random.integers(2, size=3).tolist()
             lr, hr = (x[:: -1 if down else 1, :: -1 if across else 1] for x in (lr, hr))

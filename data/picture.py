@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -15,7 +16,8 @@ from scipy import ndimage
 
 from .images import FORMATS, ORIENTATION, TIFF_MAGIC, check_size, open_image, read_with, to_8_bits
 
-_FORMATS = tuple(FORMATS)
+# JPEGs of several images are photographs with a preview in them, and TIFFs are read by tifffile.
+_ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")
 # zlib's level and PNG's filter of rows: on photographs a tenth of the time of Pillow's defaults, files a ninth larger.
 _PNG_LEVEL, _PNG_FILTER = 1, imagecodecs.PNG.FILTER.UP
 _JPEG_QUALITY = 95
@@ -66,8 +68,13 @@ def count_pixels(path: str | Path) -> int:
     try:
         if not Path(path).is_file():  # a pipe would keep its reader waiting
             return 0
-        with Image.open(path, formats=_FORMATS) as image:
-            return image.width * image.height
+        with open(path, "rb") as file:
+            head = file.read(30)
+            if head[8:16] == b"WEBPVP8X":  # Pillow makes room for all its pixels on opening
+                width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
+                return width * height
+            with Image.open(file, formats=tuple(FORMATS)) as image:
+                return image.width * image.height
     except Exception:  # reading it will say why
         return 0
 
@@ -76,14 +83,15 @@ def _decode(data: bytes) -> Picture:
     tiff = _decode_tiff(data) if data.startswith(TIFF_MAGIC) else None
     if tiff is not None:
         return tiff
-    image = open_image(data, _FORMATS)
-    if image.format in ("PNG", "WEBP", "GIF") and getattr(image, "n_frames", 1) > 1:
-        raise ValueError(f"animated, {image.n_frames} frames")
+    image = open_image(data)
+    frames = getattr(image, "n_frames", 1)
+    if image.format in _ANIMATED and frames > 1:
+        raise ValueError(f"animated, {frames} frames")
     image.load()
     icc = image.info.get("icc_profile")
     if image.format == "PNG" and data[_PNG_DEPTH] == 16:  # Pillow has 16 bits for grey alone
         pixels = imagecodecs.png_decode(data)
-    elif image.mode.startswith("I;16"):
+    elif image.mode.startswith("I;16") or image.mode == "I" and image.format == "PPM":
         pixels = np.asarray(image).astype(np.uint16)
     else:
         if image.mode == "CMYK":
@@ -106,7 +114,7 @@ def _mode(image: Image.Image) -> str:
     raise ValueError(f"samples of kind {image.mode}; expected grey, RGB, a palette or CMYK, of 8 or 16 bits")
 
 
-def _from_cmyk(image: Image.Image, icc: bytes | None) -> Image.Image:
+def _from_cmyk(image: Image.Image, icc: bytes | None) -> Any:
     """RGB by the image's own profile, as sRGB, or without a profile by Pillow's formula."""
     if icc:
         try:
@@ -147,11 +155,12 @@ def _decode_tiff(data: bytes) -> Picture | None:
 
 def _picture(pixels: np.ndarray, icc: bytes | None, orientation: int | None) -> Picture:
     """The picture of grey, grey and alpha, RGB or RGBA samples that are not upright yet."""
-    pixels = _UPRIGHT.get(orientation, lambda x: x)(pixels if pixels.ndim == 3 else pixels[..., None])
+    pixels = _UPRIGHT.get(orientation or 1, lambda x: x)(pixels if pixels.ndim == 3 else pixels[..., None])
     colours = pixels.shape[2] - (pixels.shape[2] in (2, 4))
     alpha = np.ascontiguousarray(pixels[..., -1]) if colours < pixels.shape[2] else None
-    fits = icc and len(icc) >= 128 and _COLOURS.get(icc[16:20]) == colours
-    return Picture(np.ascontiguousarray(pixels[..., :colours]), alpha, bytes(icc) if fits else None)
+    if icc is not None:
+        icc = bytes(icc) if len(icc) >= 128 and _COLOURS.get(icc[16:20]) == colours else None
+    return Picture(np.ascontiguousarray(pixels[..., :colours]), alpha, icc)
 
 
 def encode_picture(picture: Picture, kind: str) -> bytes:
@@ -177,7 +186,7 @@ def _samples(picture: Picture) -> np.ndarray:
 
 
 def _png(picture: Picture) -> bytes:
-    data = imagecodecs.png_encode(_samples(picture), level=_PNG_LEVEL, filter=_PNG_FILTER)
+    data: Any = imagecodecs.png_encode(_samples(picture), level=_PNG_LEVEL, filter=_PNG_FILTER)
     if picture.icc is None:
         return data
     chunk = b"iCCP" + b"ICC profile\0\0" + zlib.compress(picture.icc)
@@ -220,7 +229,11 @@ def _jpeg(picture: Picture) -> bytes:
 
 ENCODERS: dict[str, Callable[[Picture], bytes]] = {"png": _png, "webp": _webp, "jpg": _jpeg, "tiff": _tiff}
 # By suffix, in which kind a file of the same name can be written.
-KINDS = {".png": "png", ".webp": "webp", ".jpg": "jpg", ".jpeg": "jpg", ".tif": "tiff", ".tiff": "tiff"}
+KINDS = {
+    suffix: kind
+    for name, kind in {"PNG": "png", "WEBP": "webp", "JPEG": "jpg", "TIFF": "tiff"}.items()
+    for suffix in FORMATS[name]
+}
 
 
 def fill_transparent(picture: Picture) -> np.ndarray:
@@ -230,7 +243,7 @@ def fill_transparent(picture: Picture) -> np.ndarray:
     """
     if picture.alpha is None or picture.alpha.all() or not picture.alpha.any():
         return picture.colour
-    nearest = ndimage.distance_transform_edt(picture.alpha == 0, return_distances=False, return_indices=True)
+    nearest: Any = ndimage.distance_transform_edt(picture.alpha == 0, return_distances=False, return_indices=True)
     return picture.colour[tuple(nearest)]
 
 

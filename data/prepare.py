@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    about, examples = __doc__.split("\n\n", 1)
+    about, examples = str(__doc__).split("\n\n", 1)
     parser = Parser(
         prog="data.prepare",
         description=about,
@@ -125,7 +125,7 @@ def cut(rgb: np.ndarray, label: str, args: argparse.Namespace) -> int:
         for left in starts(width, size[1], args.step or width, multiple)
     ]
     degrade = DEGRADATIONS[args.degradation]
-    small = imresize(rgb, scale) if args.lr_output and degrade is None else None
+    small = imresize(rgb, scale) if args.lr_output and degrade is None else rgb
     for number, (top, left) in enumerate(corners, 1):
         name = f"{label}_s{number:03d}" if args.size else label
         save(rgb[top : top + size[0], left : left + size[1]], Path(args.output, f"{name}.png"))
@@ -206,7 +206,8 @@ def next_command(args: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    for stream in (sys.stdout, sys.stderr):
+    streams: Any = (sys.stdout, sys.stderr)
+    for stream in streams:
         stream.reconfigure(errors="backslashreplace")  # odd file names
     args = parse(argv)
     try:

@@ -60,9 +60,8 @@ def choose_targets(
 
 
 def _images(folder: str, base: Path) -> list[Path]:
-    """The images in a folder, GIFs among them, but for those below base, which lies in it."""
-    suffixes = SUFFIXES | {".gif"}
-    images = sorted(path for path in walk(Path(folder)) if path.suffix.lower() in suffixes)
+    """The images in a folder, but for those below base where that lies in it."""
+    images = sorted(path for path in walk(Path(folder)) if path.suffix.lower() in SUFFIXES)
     if not images:
         list_images(folder)  # says what it expected
     inside = _real(base)

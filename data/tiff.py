@@ -63,7 +63,7 @@ def _find_alpha(page: TiffPage) -> int | None:
         return kinds[0]
     if page.samplesperpixel == colours + 1 == 4 and not kinds:  # RGBA of writers that leave the tag out
         return _ALPHA
-    name = "grey" if colours == 1 else page.photometric.name
+    name = "grey" if colours == 1 else getattr(page.photometric, "name", page.photometric)
     raise ValueError(
         f"{page.samplesperpixel} bands, {colours} of them {name} and {page.samplesperpixel - colours} no alpha; "
         "expected grey or RGB, with or without alpha"

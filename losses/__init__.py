@@ -57,12 +57,17 @@ def _udl(settings, net) -> UDL:
             f"--udl-epoch {settings.udl_epoch}: UDL's second stage needs a first; expected an epoch after "
             f"startepoch={settings.startepoch}"
         )
+    if not hasattr(net, "feature_channels"):
+        raise ValueError(
+            "--losses L1+UDL: its head reads the network's features, which one of spandrel does not give; leave it out"
+        )
     head = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, head=settings.udl_head)
-    return UDL(net, head, settings.udl_epoch, settings.udl_plus_one)
+    return UDL(net, head, settings.udl_epoch, settings.udl_plus_one, settings.udl_minimum, settings.udl_restart)
 
 
 def _pspl(pixel: str, settings, net) -> PSPL:
-    return PSPL(pixel, alpha=settings.pspl_alpha, beta=settings.pspl_beta, maximum=settings.pspl_max)
+    names = {"alpha": "alpha", "beta": "beta", "maximum": "max", "epoch_steps": "epoch", "ssim": "ssim"}
+    return PSPL(pixel, **{name: getattr(settings, f"pspl_{setting}") for name, setting in names.items()})
 
 
 def _discriminator(settings) -> VGGDiscriminator:
@@ -82,7 +87,7 @@ def _generator(pixel, settings, net, gan: bool) -> WeightedSum:
     start = settings.pretrain_epochs
     terms = [
         Term(pixel(settings, net), settings.pixel_weight),
-        Term(DualPerceptual(settings.dp_extractors, settings.dp_mu), start_epoch=start),
+        Term(DualPerceptual(settings.dp_extractors, settings.dp_mu, settings.dp_dynamic), start_epoch=start),
     ]
     if gan:
         terms.append(Term(Adversarial(_discriminator(settings), settings.gan), settings.gan_weight, start))

@@ -9,9 +9,10 @@ ragan (relativistic average; Jolicoeur-Martineau 2018 and ESRGAN, Wang et al., E
     discriminator  BCE(C(hr) - mean C(sr), 1) + BCE(C(sr) - mean C(hr), 0)
     SR network     BCE(C(hr) - mean C(sr), 0) + BCE(C(sr) - mean C(hr), 1)
 
-The mean is over the batch. ESRGAN's code halves both relativistic losses; here they are as printed, so half of
---gan-weight gives its ratio. Those codes take the SR network's step first; here the helper's comes first, as in
-Algorithm 1 of TLW, and the SR network meets the discriminator that has just learned.
+The mean is over the batch. ESRGAN's code and those built on it halve both relativistic losses; here they are as
+printed, so half of --gan-weight gives their ratio (of the discriminator's loss Adam sees no factor). Those codes take
+the SR network's step first; here the helper's comes first, as in Algorithm 1 of TLW, on the same sr: the SR network
+meets the discriminator that has just learned from it, theirs that of one step before.
 """
 
 from collections.abc import Iterator

@@ -19,10 +19,12 @@ class Loss(nn.Module):
         Whatever else has parameters here learns together with the SR network: see `joint_parameters`.
     needs_judge: True if it calls target.distance.
     extractors: the names of the feature extractors that it calls in target.features, such as "vgg19:conv5_4".
+    restart_epoch: the epoch in which the SR network gets a new optimizer and the learning rate's schedule begins again.
     """
 
     needs_judge: bool = False
     extractors: tuple[str, ...] = ()
+    restart_epoch: int | None = None
 
     def __init__(self, helper: nn.Module | None = None):
         super().__init__()

@@ -6,11 +6,11 @@ Song et al., "Dual Perceptual Loss for Single Image Super-Resolution Using ESRGA
 
 L_a and L_b are the L1 distances of features: in the paper of VGG19's conv5_4 before activation and of a stage of
 ResNet-50. So the second term is always 1/mu of the first: the larger mu, the less the second extractor says. The
-authors' code multiplies the ratio by 1/mu instead, which is the same up to eps. With one extractor it is L_a alone,
-the perceptual loss of SRGAN and ESRGAN.
+authors' code multiplies the ratio by 1/mu instead, which is the same up to eps. Without dynamic weighting it is
+L_a + L_b, Eq. (6) and the second row of the paper's Table 7. With one extractor it is L_a alone, the perceptual loss
+of SRGAN and ESRGAN.
 
-eps keeps the weight finite if L_b is 0: there L_b's own derivative is 0, and so is the second term's. (The code's
-ResNet normalises by the statistics of each batch; the extractors that this loss is given are frozen, in eval mode.)
+eps keeps the weight finite if L_b is 0: there L_b's own derivative is 0, and so is the second term's.
 """
 
 import torch
@@ -22,15 +22,15 @@ from .target import Target
 
 
 class DualPerceptual(Loss):
-    """Dual Perceptual loss of one or two feature extractors, by their names in target.features."""
+    """DP of one or two feature extractors, by their names in target.features; their sum if not dynamic."""
 
-    def __init__(self, extractors: tuple[str, ...], mu: float = 0.5, eps: float = 1e-6):
+    def __init__(self, extractors: tuple[str, ...], mu: float = 0.5, dynamic: bool = True, eps: float = 1e-6):
         super().__init__()
-        self.extractors, self.mu, self.eps = extractors, mu, eps
+        self.extractors, self.mu, self.dynamic, self.eps = extractors, mu, dynamic, eps
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
         first, *second = (target.features[name](sr).mean() for name in self.extractors)
-        if not second:
-            return first
+        if not second or not self.dynamic:
+            return sum(second, first)
         a, b = global_batch.all_reduce_mean(torch.stack([first.detach(), second[0].detach()]))
         return first + a / (self.mu * b + self.eps) * second[0]

@@ -1,4 +1,4 @@
-"""Noise, means and BatchNorm's statistics of a batch whose samples are shared by several processes.
+"""Noise, means, minima and BatchNorm's statistics of a batch that several processes share.
 
 Each process of a torch.distributed group has equally many samples, in the order of ranks. In a single process
 everything here is torch's own; in several, each gets its part of what a single one would compute.
@@ -47,6 +47,14 @@ def all_reduce_mean(x: Tensor) -> Tensor:
     """
     world_size = rank_and_world_size()[1]
     return _Sum.apply(x) / world_size if world_size > 1 else x
+
+
+def all_reduce_min(x: Tensor) -> Tensor:
+    """The element-wise minimum of x over the processes, without a gradient. All processes must call it."""
+    least = x.detach().clone(memory_format=torch.contiguous_format)
+    if rank_and_world_size()[1] > 1:
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+    return least
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):

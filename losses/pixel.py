@@ -7,6 +7,8 @@ from torch import Tensor
 from .base import Loss
 from .target import Target
 
+LEVELS = 255 / 2  # of images in [0,255], in a unit of images in [-1,1]
+
 
 def absolute_error(sr: Tensor, hr: Tensor) -> Tensor:
     """|sr - hr| per pixel and channel."""

@@ -4,13 +4,15 @@ Lin et al., "Pixel-Level Self-Paced Learning for Super-Resolution", ICASSP 2020,
 
     w = max * exp(-((SSIM(hr, sr) + 1) / sigma)^2),  sigma = alpha * epoch + beta,  loss = mean error of w*sr to w*hr
 
-per pixel and channel, w a constant. As in the authors' code, MSE squares w, and SSIM's map is that
-of an 11x11 Gaussian window (sigma 1.5) on the zero-padded image. Two differences from that code:
+per pixel and channel, w a constant; an epoch of the authors' code is 1,000 steps. As there, errors are of images
+in [0,255], MSE squares w, and SSIM's map is that of an 11x11 Gaussian window (sigma 1.5) on the zero-padded image.
 
-- It takes SSIM of images in [0,255] with the constants of images in [0,1] (0.01^2 and 0.03^2). Next to variances of
-  such images these are nothing, so that flat areas have the SSIM of their rounding errors. Here SSIM sees [0,1].
-- Its epochs begin at 0 plus one step, where every w is 0 in float32 and nothing learns until sigma has grown. Here
-  sigma is at least MIN_SIGMA; with alpha = 1 that is the sigma of half an epoch.
+- The unit matters because w begins tiny: in that of [-1,1] gradients are LEVELS (L1) or LEVELS^2 (MSE) times smaller,
+  and Adam's epsilon of 1e-8 is what its first steps are divided by.
+- The code takes SSIM of images in [0,255] with the constants of images in [0,1], 0.01^2 and 0.03^2. That is
+  ssim="authors"; w differs from the standard one's by half of its mean and more at sigma = 1, by 0.2 % at sigma = 20.
+- The code's epochs begin at 0 plus one step, where every w is 0 in float32, and nothing learns until sigma has grown
+  to about 0.4. Here sigma is at least MIN_SIGMA; with alpha = 1 that is the sigma after 500 steps.
 """
 
 import torch
@@ -18,16 +20,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Loss
-from .pixel import absolute_error, squared_error
+from .pixel import LEVELS, absolute_error, squared_error
 from .target import Target
 
 WINDOW, DEVIATION = 11, 1.5
-MIN_SIGMA = 0.5  # the smallest w / max is then exp(-16) = 1e-7: little, but Adam's steps do not depend on scale
+MIN_SIGMA = 0.5
 ERRORS = {"L1": absolute_error, "MSE": squared_error}
+RANGES = {"standard": 1.0, "authors": 1 / 255}  # of the images that SSIM's constants are of, in units of [0,1]
 
 
-def ssim_map(a: Tensor, b: Tensor) -> Tensor:
-    """SSIM of each pixel and channel, with zeros around: a, b (B,C,H,W) in [0,1] -> (B,C,H,W) in [-1,1]."""
+def ssim_map(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
+    """SSIM of each pixel and channel: a, b (B,C,H,W) -> (B,C,H,W), zeros around the images.
+
+    data_range: of the values, which the constants (0.01 data_range)^2 and (0.03 data_range)^2 are made for.
+    """
     position = torch.arange(WINDOW, device=a.device, dtype=a.dtype) - WINDOW // 2
     window = torch.exp(-position.square() / (2 * DEVIATION**2))
     window = window / window.sum()
@@ -41,32 +47,60 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     mean_a, mean_b = blur(a), blur(b)
     var_a, var_b = blur(a * a) - mean_a.square(), blur(b * b) - mean_b.square()
     covariance = blur(a * b) - mean_a * mean_b
-    c1, c2 = 0.01**2, 0.03**2
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     structure = (2 * covariance + c2) / (var_a + var_b + c2)
     return (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1) * structure
 
 
 class PSPL(Loss):
-    """PSPL on a pixel loss, "L1" or "MSE"."""
+    """PSPL on a pixel loss, "L1" or "MSE".
 
-    def __init__(self, pixel: str = "L1", *, alpha: float = 1.0, beta: float = 0.0, maximum: float = 2.0):
+    Args:
+        alpha, beta: of sigma. maximum: max, the weight of the worst pixels.
+        epoch_steps: steps in an epoch of sigma's, counted by begin_step; None: the epoch that the loss is given counts.
+        ssim: whose constants SSIM has, a name in RANGES.
+    """
+
+    def __init__(
+        self,
+        pixel: str = "L1",
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        maximum: float = 2.0,
+        epoch_steps: int | None = None,
+        ssim: str = "standard",
+    ):
         super().__init__()
         self.error = ERRORS[pixel]
         self.alpha, self.beta, self.maximum = alpha, beta, maximum
+        self.epoch_steps, self.data_range = epoch_steps, RANGES[ssim]
+        self.step = 0
+
+    def begin_step(self, step: int) -> None:
+        self.step = step
 
     def sigma(self, epoch: float) -> float:
         """The width of the attention in this epoch."""
+        epoch = epoch if self.epoch_steps is None else self.step / self.epoch_steps
         return max(self.alpha * epoch + self.beta, MIN_SIGMA)
+
+    def phase(self, epoch: float) -> int:
+        """Of the growing loss: within a phase a perfect pixel's weight in it grows by a factor of e at most."""
+        power = 1 if self.error is absolute_error else 2
+        return round(power * (2 / self.sigma(epoch)) ** 2)
 
     @torch.no_grad()
     def weight(self, sr: Tensor, hr: Tensor, epoch: float) -> Tensor:
         """The attention w: sr, hr (B,3,H,W) in [-1,1] -> (B,3,H,W) in (0,maximum]."""
-        with torch.autocast(sr.device.type, enabled=False):  # variances are differences of like numbers
-            similarity = ssim_map(hr / 2 + 0.5, sr / 2 + 0.5)
-        return self.maximum * torch.exp(-((similarity + 1) / self.sigma(epoch)).square())
+        # Variances are differences of like numbers: no bf16, and float64 where the constants are as small as float32's
+        # rounding, so that flat areas have the SSIM of their pixels.
+        with torch.autocast(sr.device.type, enabled=False):
+            precise = torch.float64 if self.data_range < 1 else sr.dtype
+            similarity = ssim_map(hr.to(precise) / 2 + 0.5, sr.to(precise) / 2 + 0.5, self.data_range)
+        return (self.maximum * torch.exp(-((similarity + 1) / self.sigma(epoch)).square())).to(sr.dtype)
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
-        weight = self.weight(sr, target.hr, epoch)
+        weight = LEVELS * self.weight(sr, target.hr, epoch)
         return self.error(weight * sr, weight * target.hr).mean()
 
     def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:

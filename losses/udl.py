@@ -9,12 +9,14 @@ logarithm of the uncertainty, from a head on the SR network's features:
 Stage 2 begins from the weights of stage 1, and its s is that of stage 1's network, which no longer learns.
 
 - The paper's weight is s - min s. The authors' code adds 1, without which pixels of little uncertainty have next to
-  no weight; the code's weight is the default, the paper's is plus_one=False.
+  no weight; the code's weight is the default, the paper's is plus_one=False. TLW's code for its comparison adds no 1
+  either, and takes the minimum over the whole batch: minimum="batch".
 - The code's images are in [0,255], and its head, which ends in an ELU, gives s > -1. For ours in [-1,1] the best s,
   ln(|sr - hr| / 2), would lie below that almost everywhere. So stage 1 is that of the code's unit, divided by
-  UNIT: mean(|sr - hr| * exp(-s)) + 2 mean(s) / UNIT. It has the same optimum, and the scale of stage 2.
-- In the code the stages are two runs with an optimizer each. Here the loss changes at the beginning of an epoch of one
-  run and keeps a frozen copy. (TLW's released comparison never trains the head; here it is trained.)
+  LEVELS: mean(|sr - hr| * exp(-s)) + 2 mean(s) / LEVELS. It has the same optimum, and the scale of stage 2.
+- In the code the stages are two runs, with an optimizer and a schedule each: restart=True. Here the loss changes at
+  the beginning of an epoch of one run and keeps a frozen copy. (TLW's released comparison never trains the head;
+  here it is trained.)
 """
 
 import copy
@@ -23,11 +25,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import global_batch
 from .base import Loss
-from .pixel import absolute_error
+from .pixel import LEVELS, absolute_error
 from .target import Target
 
-UNIT = 255 / 2  # levels of [0,255] in a unit of [-1,1]
+
+def image_minimum(s: Tensor) -> Tensor:
+    """The minimum of each sample and channel: (B,C,H,W) -> (B,C,1,1)."""
+    return s.amin(dim=(-2, -1), keepdim=True)
+
+
+def batch_minimum(s: Tensor) -> Tensor:
+    """The minimum of the whole batch, whichever processes share it: (B,C,H,W) -> ()."""
+    return global_batch.all_reduce_min(s.amin())
 
 
 class UDL(Loss):
@@ -38,10 +49,22 @@ class UDL(Loss):
         head: features -> s (B,3 or 1,H,W).
         second: epoch at which stage 2 begins.
         plus_one: add 1 to the weights of stage 2.
+        minimum: what is subtracted from them, the minimum of each "image" and channel or that of the "batch".
+        restart: begin stage 2 with a new optimizer and schedule.
     """
 
-    def __init__(self, net: nn.Module, head: nn.Module, second: int = 10, plus_one: bool = True):
+    def __init__(
+        self,
+        net: nn.Module,
+        head: nn.Module,
+        second: int = 10,
+        plus_one: bool = True,
+        minimum: str = "image",
+        restart: bool = False,
+    ):
         super().__init__()
+        self.restart_epoch = second if restart else None
+        self.minimum = {"image": image_minimum, "batch": batch_minimum}[minimum]
         self.head = head
         # There from the beginning, so that all states of a run have the same names.
         self.frozen = nn.ModuleDict({"net": copy.deepcopy(net), "head": copy.deepcopy(head)})
@@ -85,13 +108,13 @@ class UDL(Loss):
         """The weights of stage 2: lr (B,3,h,w) -> (B,3 or 1,H,W), at least 0, or 1 with plus_one."""
         net: Any = self.frozen["net"]
         s = self.frozen["head"](net.forward_features(lr)).to(lr.dtype)
-        return s - s.amin(dim=(-2, -1), keepdim=True) + self.plus_one
+        return s - self.minimum(s) + self.plus_one
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
         error = absolute_error(sr, target.hr)
         if self.stage == 1:
             s = self.head(features).to(sr.dtype)
-            return (error * torch.exp(-s)).mean() + 2 / UNIT * s.mean()
+            return (error * torch.exp(-s)).mean() + 2 / LEVELS * s.mean()
         if target.lr is None:
             raise ValueError("UDL's second stage needs the LR images; add lr to its target")
         return (error * self.weight(target.lr)).mean()

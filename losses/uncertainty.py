@@ -1,7 +1,7 @@
 """The uncertainty head of UDL, a second head on an SR network's body.
 
-Ning et al., "Uncertainty-Driven Loss for Single Image Super-Resolution", NeurIPS 2021. It says how
-uncertain every pixel of sr is. Its layers are numbered like the `u_estimator` of the TLW authors' UHAT.
+Ning et al., "Uncertainty-Driven Loss for Single Image Super-Resolution", NeurIPS 2021. It says how uncertain every
+pixel of sr is. Its layers are numbered like the `u_estimator` of the TLW authors' UHAT.
 """
 
 from torch import Tensor, nn

@@ -1,7 +1,9 @@
 """The weighting network g_phi, its FixedSum activation and the sampler of loss weights.
 
 Chaichi Mellatshahi and Kasaei, "Trainable Loss Weights in Super-Resolution", arXiv 2301.10575,
-section III-B: Eq. (5), Fig. 3. The sampler is the relaxed Bernoulli of Wang and Yin (UAI 2020).
+section III-B: Eq. (5), Fig. 3. The sampler is the binary Concrete relaxation (Maddison et al., ICLR 2017; Jang et al.,
+ICLR 2017), each pixel by itself, as in the released code. The paper cites Wang and Yin's relaxed multivariate Bernoulli
+(UAI 2020), whose components are correlated through a Gaussian copula: that is not what its code samples from.
 """
 
 import torch
@@ -39,10 +41,13 @@ class WeightingNet(nn.Module):
 
     forward(hr, sr, k), images (B,3,H,W) in [-1,1] -> mu (B,3,H,W) in [0,1] with mean k per image and
     channel: the means of the multivariate Bernoulli distribution of weights. 160,387 parameters.
+    receptive_radius: how many pixels (of pixel-unshuffled images) away logits see; in eval mode no others matter.
 
     scale 2: not the paper's. The same layers at half the resolution, on pixel-unshuffled images, a third of the
     multiplications: 24 channels in, 12 out, which a pixel shuffle spreads before the sigmoid.
     """
+
+    receptive_radius = 7  # 3 + 2 + 1 + 1
 
     def __init__(self, channels: int = 64, scale: int = 1):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Perceptual metrics and judges, and PSNR and SSIM: how close a super-resolved image is to its reference.
+"""Perceptual metrics and judges, PSNR and SSIM: the distance of an SR image to its reference.
 
 The classes below are imported when they are first asked for: LPIPS brings two packages that take seconds to import.
 """

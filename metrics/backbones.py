@@ -1,6 +1,6 @@
-"""Where the ImageNet weights of a perceptual network come from: a local file, or torchvision's download.
+"""ImageNet weights of the perceptual networks, from a local file or torchvision's download.
 
-Never from anywhere else: a metric whose network holds other weights is another metric.
+They come from nowhere else: a metric whose network holds other weights is another metric.
 """
 
 import re
@@ -15,6 +15,11 @@ from torchvision.models import AlexNet_Weights, ResNet50_Weights, SqueezeNet1_1_
 
 from .errors import one_line
 from .tensor_file import load_tensor_file
+
+
+class WeightsNotFoundError(ValueError):
+    """Weights that are neither in a file nor in torchvision's cache, and could not be fetched."""
+
 
 URLS = {
     "vgg": VGG16_Weights.IMAGENET1K_V1.url,
@@ -36,10 +41,10 @@ TIMEOUT = 5  # seconds without an answer
 
 
 def read_backbone_file(path: str | Path) -> tuple[str, dict]:
-    """A torchvision checkpoint of VGG16 or 19, ResNet-50, AlexNet or SqueezeNet 1.1 -> (net, features).
+    """Read a torchvision checkpoint of VGG16 or 19, ResNet-50, AlexNet or SqueezeNet 1.1: (net, features).
 
-    Whole, or the features only (without the classifier); their names are torchvision's without "features.". Raises
-    ValueError where it is none of these.
+    The file has the whole network or its features only (without the classifier); the names of the features are
+    torchvision's without "features.". Raises ValueError for any other file.
     """
     state = load_tensor_file(path, "weights", "; fetch it again")
     named = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
@@ -56,25 +61,25 @@ def read_backbone_file(path: str | Path) -> tuple[str, dict]:
 
 
 def unused_files(files: Iterable[str | Path], nets: Iterable[str]) -> list[tuple[str | Path, str]]:
-    """Files that hold a network other than nets, each with its network. Raises what read_backbone_file does."""
+    """List the files that hold a network other than nets, with that network. Raises as read_backbone_file."""
     nets = set(nets)
     return [(path, net) for path in files if (net := read_backbone_file(path)[0]) not in nets]
 
 
 def cache_file(net: str) -> Path:
-    """Where torchvision keeps the weights of `net` once they are downloaded."""
+    """The file in which torchvision keeps the weights of `net` once they are downloaded."""
     return Path(torch.hub.get_dir()) / "checkpoints" / URLS[net].rsplit("/", 1)[1]
 
 
 def at_hand(net: str, files: tuple = ()) -> bool:
-    """Whether the weights of `net` are in one of files or in torchvision's cache, so that nothing is downloaded."""
+    """True if the weights of `net` are in one of files or in torchvision's cache: nothing is downloaded."""
     return cache_file(net).exists() or any(kind == net for kind, _ in map(read_backbone_file, files))
 
 
 def download_backbone(net: str, needed_by: str, flag: str) -> Path:
     """The file of torchvision's ImageNet weights of `net`, from its cache folder or the network.
 
-    Raises ValueError where it is in neither, saying who needs it and which flag names a local file.
+    Raises ValueError if it is in neither, saying what needs it and which flag names a local file.
     """
     cached = cache_file(net)
     if cached.exists():
@@ -84,7 +89,7 @@ def download_backbone(net: str, needed_by: str, flag: str) -> Path:
     try:
         torch.hub.load_state_dict_from_url(URLS[net], map_location="cpu", check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise ValueError(
+        raise WeightsNotFoundError(
             f"{needed_by} needs ImageNet weights, and {URLS[net]} could not be fetched ({error}); "
             f"fetch it elsewhere and put it into {cached.parent}, or name the file with {flag}"
         ) from None
@@ -94,10 +99,15 @@ def download_backbone(net: str, needed_by: str, flag: str) -> Path:
 
 
 def find_backbone(net: str, files: tuple = (), needed_by: str = "", flag: str = "--judge-weights") -> tuple[Path, dict]:
-    """The weights of `net` and the file they are in: the one of `files` that holds that network, else torchvision's.
+    """Find the weights of `net` in local files, else in torchvision's cache or download; (file, weights).
 
-    Raises ValueError where neither can be had: one line that says what needs them (LPIPS, if nothing is said) and
-    which flag names a local file.
+    Args:
+        net: a name in URLS.
+        files: local backbone files, of any networks.
+        needed_by: what the error says needs the weights; by default LPIPS.
+        flag: the flag that names a local file, for the error.
+
+    Raises ValueError if they cannot be had.
     """
     for path in map(Path, files):
         kind, features = read_backbone_file(path)
@@ -110,7 +120,7 @@ def find_backbone(net: str, files: tuple = (), needed_by: str = "", flag: str = 
 def fill_backbone(module: nn.Module, features: dict, path: Path) -> None:
     """Load features into `module`: layers by torchvision's names, or the `lpips` package's slices of them.
 
-    Features that the module has no layer for are left out. Raises ValueError where they don't fit.
+    Features that the module has no layer for are left out. Raises ValueError if they do not fit.
     """
     try:
         # The slices keep torchvision's layer numbers: slice2.3.weight is features.3.weight.

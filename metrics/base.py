@@ -1,4 +1,4 @@
-"""The contract of the perceptual metrics and judges: what an evaluation, and the criterion of TLW, need of one.
+"""The contract of the perceptual metrics and judges: what an evaluation and the criterion of TLW need.
 
 A new metric is one file with a subclass of PerceptualMetric, and one line in METRICS (metrics/judges.py).
 """
@@ -31,7 +31,7 @@ class ReferenceDistance:
 
 
 class PerceptualMetric(nn.Module, ABC):
-    """Base class of metrics: a, b (B,3,H,W), RGB in [-1,1] -> distances (B,), the lower the closer.
+    """Base class of metrics: a, b (B,3,H,W), RGB in [-1,1] -> distances (B,), lower if closer.
 
     A judge is a metric with a gradient with respect to a; nothing else of it may learn. A subclass calls this
     constructor and implements forward; with_reference too if some of b's part can be computed once.

@@ -1,4 +1,4 @@
-"""A distance between the deep features of two images, in the form of LPIPS; what its backbones have in common.
+"""A distance between the deep features of two images, in the form of LPIPS.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, Eq. (1): features
 at several depths, of length 1 in every pixel, squared differences weighted per channel, spatial mean, sum over depths.
@@ -16,15 +16,15 @@ from .ops.chunks import ChunkedReferenceDistance
 from .ops.tiles import distance_in_tiles
 from .ops.unit_features import difference, unit_normalise
 
-MIN_BRIGHT = 16  # reference images without a pixel below 0 until their range is called wrong
+MIN_BRIGHT = 16  # reference images in a row without a pixel below 0 before their range is called wrong
 
 
 class RangeCheck:
-    """Stops whoever feeds [0,1] or [0,255] where [-1,1] is expected: looks at reference images until one is dark.
+    """Find reference images in [0,1] or [0,255] instead of [-1,1], until one with a pixel below 0 comes.
 
-    Values beyond [-1,1] are an error at once. Bright images in [-1,1] look like images in [0,1], so that only
-    MIN_BRIGHT of them in a row are an error; a first one is a warning. From the first pixel below 0 on nothing is
-    looked at any more: no run waits for the device in its steps.
+    Values beyond [-1,1] are an error at once. Bright images in [-1,1] look like images in [0,1]: a first one is a
+    warning, MIN_BRIGHT of them in a row are an error. After the first pixel below 0 nothing is checked any more, so
+    that a run does not wait for the device in its steps.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -35,7 +35,7 @@ class RangeCheck:
         if self.is_done:
             return
         low, high = (x.item() for x in images.aminmax())
-        if low != low:  # aminmax hands on a single NaN
+        if low != low:  # a single NaN is enough for aminmax to return NaN
             raise ValueError("reference images with NaN; expected RGB in [-1,1], mend or leave out these images")
         if not -1.01 <= low <= high <= 1.01:
             scaled = "x / 127.5 - 1" if low >= 0 and high > 2 else "x.clamp(-1, 1)"
@@ -91,7 +91,7 @@ class DeepDistance(PerceptualMetric):
         return [unit_normalise(f) for f in self.backbone(images)]
 
     def map(self, depth: int, features: Tensor, reference: Tensor) -> Tensor:
-        """Features (...,C,H,W) of a depth, the reference's to broadcast -> weighted squared differences (...,H,W)."""
+        """Features (...,C,H,W) of a depth, and the reference's -> weighted squared differences (...,H,W)."""
         return ((features - reference).square() * self.get_buffer(f"weight{depth}")).sum(dim=-3)
 
     def maps(self, features: Sequence[Tensor], reference: Sequence[Tensor]) -> list[Tensor]:
@@ -126,7 +126,7 @@ class DeepDistance(PerceptualMetric):
 
 
 class TiledReferenceDistance(ReferenceDistance):
-    """The distance to a reference of which a single image does not fit the metric's memory; without a gradient."""
+    """The distance to a reference too large for the metric's memory, in tiles; without a gradient."""
 
     def __init__(self, metric: DeepDistance, reference: Tensor) -> None:
         super().__init__(metric.compare, [reference])

@@ -1,5 +1,6 @@
 """Measure an SR network on images under a named protocol: PSNR-Y, SSIM-Y and perceptual metrics."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ HIGHER_IS_BETTER = {"psnr-y", "ssim-y"}  # all others are distances
 
 
 class Protocol(NamedTuple):
-    """How images are cropped, rounded and shaved before they are compared.
+    """The cropping, rounding and shaving of images before they are compared.
 
     multiple: HR is cropped at the bottom and right to multiples of it (None: of the scale). eight_bit: LR and SR
     are rounded to 8 bits. shave: PSNR and SSIM leave out `scale` pixels at each border. LPIPS sees the whole image.
@@ -28,23 +29,52 @@ class Protocol(NamedTuple):
     eight_bit: bool
     shave: bool
 
+    def border(self, scale: int) -> int:
+        """The pixels that PSNR and SSIM leave out at each side."""
+        return scale if self.shave else 0
+
 
 PROTOCOLS = {
-    # Reproduces the bicubic rows of the TLW paper's Table I to the fourth decimal.
+    # The PSNR of the TLW paper's Table I's bicubic rows to the fourth decimal, on Urban100, Set5, Set14 and BSDS100.
     "paper": Protocol(multiple=12, eight_bit=False, shave=False),
     # The field's convention, rounded in RGB (some tables round Y instead: 0.02 dB less for bicubic).
     "standard": Protocol(multiple=None, eight_bit=True, shave=True),
+    # The code released for the TLW paper's Table II: HAT's windows of 7 at x4.
+    "table2": Protocol(multiple=28, eight_bit=False, shave=False),
 }
 
 
+def check_scale(protocol: str, scale: int) -> None:
+    """Raise ValueError if the protocol's crop does not suit the scale."""
+    multiple = PROTOCOLS[protocol].multiple
+    if multiple and multiple % scale:
+        others = " or ".join(name for name, p in PROTOCOLS.items() if not (p.multiple and p.multiple % scale))
+        raise ValueError(
+            f"--protocol {protocol}: crops to multiples of {multiple}, which x{scale} does not divide; use {others}"
+        )
+
+
+def least_size(scale: int, metrics: Mapping[str, PerceptualMetric], protocol: str, inside: bool = False) -> int:
+    """The height and width that an image needs for SSIM's window and the metrics' networks.
+
+    inside: the metrics, too, leave out the border that the protocol shaves.
+    """
+    border = PROTOCOLS[protocol].border(scale)
+    return max([WINDOW + 2 * border, *(metric.min_size + 2 * border * inside for metric in metrics.values())])
+
+
 def check_sizes(pairs, metrics: Mapping[str, PerceptualMetric], protocol: str) -> None:
-    """Raise ValueError, naming the image, if one of pairs is too small for SSIM's window or a metric's network."""
-    window = WINDOW + (2 * pairs.scale if PROTOCOLS[protocol].shave else 0)
-    needed = max([window, *(metric.min_size for metric in metrics.values())])
+    """Raise ValueError, naming the image, if one is too small for SSIM's window or a metric's network."""
+    needed = least_size(pairs.scale, metrics, protocol)
     for path, (height, width) in zip(pairs.paths, pairs.sizes):
         if min(height, width) < needed:
-            names = ", ".join(["SSIM-Y", *metrics])
-            raise ValueError(f"{path} is {height}x{width}; {names} need {needed} pixels each way; leave it out")
+            raise ValueError(too_small(path, (height, width), needed, metrics, protocol) + "; leave it out")
+
+
+def too_small(path, size: tuple[int, int], needed: int, metrics: Mapping[str, PerceptualMetric], protocol: str) -> str:
+    """The error for an image of this size."""
+    names = ", ".join(["SSIM-Y", *metrics])
+    return f"{path} is {size[0]}x{size[1]} as protocol {protocol} crops it; {names} need {needed} pixels each way"
 
 
 def build_metrics(nets, weights: tuple = (), bgr: bool = False, memory: int = MEMORY) -> dict[str, PerceptualMetric]:
@@ -86,18 +116,31 @@ def evaluate(
     p = PROTOCOLS[protocol]
     scores = {name: [] for name in ("PSNR-Y", "SSIM-Y", *metrics)}
     cache = ReferenceCache() if cache is None else cache
-    references = cache.references(pairs, metrics, pairs.scale if p.shave else 0, device)
+    references = cache.references(pairs, metrics, p.border(pairs.scale), device)
     bar = tqdm(references, label, len(pairs), leave=False, disable=None if label else True, unit="image")
-    for lr, fidelity, distances in bar:
-        with torch.autocast(lr.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            sr = upscale(lr).float()
-        sr = quantize(sr) if p.eight_bit else sr.clamp_(-1, 1)
-        for name, value in zip(("PSNR-Y", "SSIM-Y"), fidelity(sr)):
+    for reference in bar:
+        with torch.autocast(reference.lr.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            sr = upscale(reference.lr).float()
+        for name, value in reference.scores(finish(sr, p)).items():
             scores[name].append(value)
-        for name, distance in distances.items():
-            scores[name].append(distance(sr))
     return {name: torch.cat(values).tolist() if values else [] for name, values in scores.items()}
 
 
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def finish(sr: Tensor, protocol: Protocol) -> Tensor:
+    """sr in the valid range, rounded if the protocol rounds; may change sr."""
+    return quantize(sr) if protocol.eight_bit else sr.clamp_(-1, 1)
+
+
+def mean_scores(scores: Mapping[str, list[float]]) -> dict[str, float]:
+    """The means over images by metric; PSNR's over the images for which it is finite, if any."""
+    means = {}
+    for name, values in scores.items():
+        finite = [value for value in values if value != math.inf] if name.startswith("PSNR") else values
+        means[name] = sum(finite) / len(finite) if finite else math.inf
+    return means
+
+
+def count_infinite(scores: Mapping[str, list[float]]) -> dict[str, int]:
+    """The number of images with infinite PSNR, for each PSNR for which there are any."""
+    counts = {name: values.count(math.inf) for name, values in scores.items() if name.startswith("PSNR")}
+    return {name: count for name, count in counts.items() if count}

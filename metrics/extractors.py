@@ -2,6 +2,10 @@
 
 Song et al., "Dual Perceptual Loss for Single Image Super-Resolution Using ESRGAN", 2022, arXiv 2201.06383: VGG19's
 conv5_4 beside stages of ResNet-50. Both stay in eval mode, BatchNorm on ImageNet's statistics. Images: RGB in [-1,1].
+
+Networks see images normalised by ImageNet's mean and deviation, and those whose name ends in "-unnormalised" see them
+in [0,1], as the authors' ResNet-50 does: "resnet50-unnormalised:layer1+layer2+layer3" is the sum of their code. (In
+that code it also normalises by the statistics of each batch. Here it never does: sr and hr would be measured apart.)
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +22,7 @@ from .errors import choose
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0,1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
+UNNORMALISED = "-unnormalised"
 
 
 def vgg_layers(*convs_per_block: int) -> dict[str, str]:
@@ -32,7 +37,7 @@ def vgg_layers(*convs_per_block: int) -> dict[str, str]:
 
 
 class Network(NamedTuple):
-    """A network's name in backbones.py, how to build its layers, and which of torchvision's layers is which of ours."""
+    """A network: its name in backbones.py, its constructor, and torchvision's layers by our names."""
 
     backbone: str
     build: Callable[[], nn.Module]
@@ -81,23 +86,27 @@ NETWORKS = {
 }
 
 
-def parse_extractor(name: str) -> tuple[str, list[str]]:
-    """ "resnet50:layer1+layer2" -> ("resnet50", ["layer1", "layer2"]), layers in the order of the network.
+def parse_extractor(name: str) -> tuple[str, list[str], bool]:
+    """Parse "resnet50:layer1+layer2" into ("resnet50", ["layer1", "layer2"], True).
 
-    Raises ValueError on unknown or repeated names.
+    The layers are in the order of the network.
+
+    The last says whether the network sees images normalised. Raises ValueError on unknown or repeated names.
     """
     network, colon, layers = str(name).partition(":")
+    normalised = not network.endswith(UNNORMALISED)
+    network = network.removesuffix(UNNORMALISED)
     choose(network, NETWORKS, "extractor network")
     if not colon:
         raise ValueError(f"extractor {name!r} names no layer; write it as in {name}:{[*NETWORKS[network].layers][-1]}")
     asked = [choose(layer, NETWORKS[network].layers, f"layer of {network}") for layer in layers.split("+")]
     if len(set(asked)) < len(asked):
         raise ValueError(f"extractor {name!r} names a layer twice; name each once")
-    return network, [layer for layer in NETWORKS[network].layers if layer in asked]
+    return network, [layer for layer in NETWORKS[network].layers if layer in asked], normalised
 
 
 def smallest_size(layers: nn.Sequential) -> int:
-    """The least height and width that the layers, on the meta device, can take: below, pooling leaves nothing."""
+    """The least height and width that the layers, on the meta device, take: pooling leaves something."""
     for size in range(1, 512):
         try:
             layers(torch.empty(1, 3, size, size, device="meta"))
@@ -108,11 +117,11 @@ def smallest_size(layers: nn.Sequential) -> int:
 
 
 class FeatureDistance(PerceptualMetric):
-    """Mean absolute difference of features, summed over layers; frozen. forward(a, b) (B,3,H,W) in [-1,1] -> (B,).
+    """Mean absolute difference of features, summed over layers; a, b (B,3,H,W) in [-1,1] -> (B,).
 
-    name: network and layers, as "vgg19:conv5_4" (see NETWORKS). The network ends at the deepest layer asked for and
-    its weights are left empty: build_extractor fills them. No gradient reaches b or the weights, train() has no effect,
-    and `min_size` is the least height and width of an image.
+    name: network and layers, as "vgg19:conv5_4" (see NETWORKS), the network with UNNORMALISED behind it or without. It
+    ends at the deepest layer that is named, and its weights are left empty: build_extractor fills them. No gradient
+    reaches b or the weights, and train() has no effect.
     """
 
     mean: Tensor
@@ -120,7 +129,7 @@ class FeatureDistance(PerceptualMetric):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        network, layers = parse_extractor(name)
+        network, layers, normalised = parse_extractor(name)
         self.taken = [NETWORKS[network].layers[layer] for layer in layers]
         with torch.device("meta"):  # no time or random numbers for weights that a file replaces
             children = dict(NETWORKS[network].build().named_children())
@@ -134,7 +143,8 @@ class FeatureDistance(PerceptualMetric):
             activation = children[following]
             if layer in self.taken and isinstance(activation, nn.ReLU):
                 activation.inplace = False  # it would overwrite the features before activation
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,) * 3, (1.0,) * 3)  # of images in [0,1]
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
         self.register_buffer("mean", 2 * mean - 1, persistent=False)
         self.register_buffer("std", 2 * std, persistent=False)
         self.requires_grad_(False).eval()
@@ -144,7 +154,7 @@ class FeatureDistance(PerceptualMetric):
         return super().train(False)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """(N,3,H,W) -> float32 features (N,C,h,w) of the layers asked for, shallow first."""
+        """(N,3,H,W) -> float32 features (N,C,h,w) of the named layers, shallow first."""
         x, taken = (images - self.mean) / self.std, []
         for name, layer in self.net.named_children():
             x = layer(x)
@@ -169,10 +179,14 @@ class FeatureDistance(PerceptualMetric):
 
 
 def build_extractor(name: str, weights: tuple = (), flag: str = "--extractor-weights") -> FeatureDistance:
-    """The feature distance called `name`, as "vgg19:conv5_4" or "resnet50:layer1+layer2+layer3", with ImageNet weights.
+    """Build the feature distance `name` with ImageNet weights.
 
-    weights: local backbone files, see find_backbone; flag: the command's flag that names them. Raises ValueError on
-    an unknown network or layer, and where the weights cannot be had.
+    Args:
+        name: network and layers, as "vgg19:conv5_4" or "resnet50:layer1+layer2+layer3".
+        weights: local backbone files, see find_backbone.
+        flag: the command's flag that names them.
+
+    Raises ValueError for an unknown network or layer, and if the weights cannot be had.
     """
     extractor = FeatureDistance(name)
     backbone = NETWORKS[parse_extractor(name)[0]].backbone

@@ -1,4 +1,4 @@
-"""PSNR and SSIM on luma, in float64, one value per image; computed in strips of rows, which stay in the cache.
+"""PSNR and SSIM on luma and on RGB, in float64, in strips of rows, which stay in the cache.
 
 SSIM: Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural
 similarity", IEEE Trans. Image Processing 13(4), 2004. Luma: ITU-R BT.601 with studio swing, as MATLAB's rgb2ycbcr.
@@ -17,9 +17,14 @@ _STRIP = 1 << 15  # pixels of a strip: its maps take 256 KB each
 
 
 def luma(x: Tensor) -> Tensor:
-    """RGB (B,3,H,W) in [-1,1] -> Y (B,1,H,W) in [16,235], float64. Values outside the range are carried on."""
+    """RGB (B,3,H,W) in [-1,1] -> Y (B,1,H,W) in [16,235], float64; values are not clamped."""
     red, green, blue = x.double().add(1).div_(2).split(1, dim=1)
     return 16 + 65.481 * red + 128.553 * green + 24.966 * blue
+
+
+def _luma_and_rgb(x: Tensor) -> Tensor:
+    """RGB (B,3,H,W) in [-1,1] -> Y and R, G, B in [0,255], (B,4,H,W) float64."""
+    return torch.cat([luma(x), x.double().add(1).mul_(127.5)], dim=1)
 
 
 def quantize(x: Tensor) -> Tensor:
@@ -29,43 +34,47 @@ def quantize(x: Tensor) -> Tensor:
 
 
 def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
-    """PSNR in dB on luma, peak 255, of RGB images (B,3,H,W) in [-1,1]; (B,) float64, inf where they are equal.
+    """PSNR in dB on luma, peak 255, of RGB images (B,3,H,W) in [-1,1]; (B,) float64, inf if equal.
 
     shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
-    Raises ValueError where the shapes differ or shave leaves nothing.
+    Raises ValueError if the shapes differ or shave leaves nothing.
     """
     sr, hr = _shaved(sr, hr, shave, smallest=1)
-    squares: Any = sum((luma(a) - luma(b)).square().sum(dim=(1, 2, 3)) for a, b in zip(_strips(sr), _strips(hr)))
-    return 10 * torch.log10(_PEAK**2 / (squares / hr[0, 0].numel()))
+    squares: Any = sum(
+        (luma(a) - luma(b)).square().sum(dim=(1, 2, 3)) for a, b in zip(_strips(sr, _STRIP), _strips(hr, _STRIP))
+    )
+    return _psnr(squares / hr[0, 0].numel())
 
 
 def ssim_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
-    """SSIM on luma of RGB images (B,3,H,W) in [-1,1]; (B,) float64, 1 where they are equal.
+    """SSIM on luma of RGB images (B,3,H,W) in [-1,1]; (B,) float64, 1 if equal.
 
-    Gaussian window 11x11 with sigma 1.5 where it fits wholly ("valid"), K1 = 0.01, K2 = 0.03, L = 255, no downsampling.
+    Gaussian window 11x11 with sigma 1.5 inside the image ("valid"), K1 = 0.01, K2 = 0.03, L = 255, no downsampling.
     shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
-    Raises ValueError where the shapes differ or an image is smaller than the window after shaving.
+    Raises ValueError if the shapes differ or an image is smaller than the window after shaving.
     """
-    return Fidelity(hr, shave)(sr)[1]
+    return Fidelity(hr, shave)(sr)["SSIM-Y"]
 
 
 class Fidelity:
-    """PSNR and SSIM to hr (B,3,H,W), hr's part computed once: sr (B,3,H,W) -> (psnr_y, ssim_y), each (B,).
+    """PSNR and SSIM to hr (B,3,H,W), hr's part computed once: sr (B,3,H,W) -> the values (B,) by name.
 
-    nbytes: what it holds. Raises ValueError as ssim_y does.
+    Names: "PSNR-Y" and "SSIM-Y"; with rgb=True also "PSNR-RGB", of the squared error's mean over the three channels,
+    and "SSIM-RGB", the mean of the channels' SSIM. nbytes: what it holds. Raises ValueError as ssim_y does.
     """
 
-    def __init__(self, hr: Tensor, shave: int = 0) -> None:
+    def __init__(self, hr: Tensor, shave: int = 0, rgb: bool = False) -> None:
         self.shape, self.shave = hr.shape, shave
+        self.planes, self.strip = (_luma_and_rgb, _STRIP // 4) if rgb else (luma, _STRIP)
         hr, _ = _shaved(hr, hr, shave, smallest=WINDOW)
         self.inside = hr.shape
         self.strips = []
-        for y in map(luma, _strips(hr, WINDOW - 1)):
-            mean, square = _blur(torch.cat([y, y * y], dim=1)).split(1, dim=1)
+        for y in map(self.planes, _strips(hr, self.strip, WINDOW - 1)):
+            mean, square = _blur(torch.cat([y, y * y], dim=1)).chunk(2, dim=1)
             self.strips.append((y, mean, mean.square(), square))
         self.nbytes = sum(x.nbytes for strip in self.strips for x in strip)
 
-    def __call__(self, sr: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, sr: Tensor) -> dict[str, Tensor]:
         if sr.shape != self.shape:
             _shaved(sr, torch.empty(self.shape, device="meta"), self.shave, smallest=1)
         height, width = self.shape[-2:]
@@ -73,24 +82,35 @@ class Fidelity:
         squares: Any = 0
         similarity: Any = 0
         last = len(self.strips) - 1
-        for i, (part, (hr, mean_hr, mean_hr2, square_hr)) in enumerate(zip(_strips(sr, WINDOW - 1), self.strips)):
-            y = luma(part)
+        for i, (part, (hr, mean_hr, mean_hr2, square_hr)) in enumerate(
+            zip(_strips(sr, self.strip, WINDOW - 1), self.strips)
+        ):
+            y = self.planes(part)
             own = slice(None, None if i == last else mean_hr.shape[2])  # the rows that the next strip has not
-            squares = squares + (y - hr)[:, :, own].square().sum(dim=(1, 2, 3))
-            mean, square, product = _blur(torch.cat([y, y * y, y * hr], dim=1)).split(1, dim=1)
+            squares = squares + (y - hr)[:, :, own].square().sum(dim=(2, 3))
+            mean, square, product = _blur(torch.cat([y, y * y, y * hr], dim=1)).chunk(3, dim=1)
             means, mean2 = mean * mean_hr, mean.square() + mean_hr2
             here = (2 * means + _C1) * (2 * (product - means) + _C2)
             here /= (mean2 + _C1) * (square + square_hr - mean2 + _C2)
-            similarity = similarity + here.sum(dim=(1, 2, 3))
+            similarity = similarity + here.sum(dim=(2, 3))
         height, width = self.inside[-2:]
         mse = squares / (height * width)
-        return 10 * torch.log10(_PEAK**2 / mse), similarity / ((height - WINDOW + 1) * (width - WINDOW + 1))
+        # Equal images' mean may be rounded to a little above 1.
+        ssim = (similarity / ((height - WINDOW + 1) * (width - WINDOW + 1))).clamp(max=1)
+        scores = {"PSNR-Y": _psnr(mse[:, 0]), "SSIM-Y": ssim[:, 0]}
+        if self.planes is _luma_and_rgb:
+            scores |= {"PSNR-RGB": _psnr(mse[:, 1:].mean(dim=1)), "SSIM-RGB": ssim[:, 1:].mean(dim=1)}
+        return scores
 
 
-def _strips(x: Tensor, overlap: int = 0) -> list[Tensor]:
-    """Parts (B,C,h,W) of x (B,C,H,W), of about _STRIP pixels, each with the first `overlap` rows of the next one."""
+def _psnr(mse: Tensor) -> Tensor:
+    return 10 * torch.log10(_PEAK**2 / mse)
+
+
+def _strips(x: Tensor, pixels: int, overlap: int = 0) -> list[Tensor]:
+    """Parts (B,C,h,W) of x (B,C,H,W) of about so many pixels, overlapping by `overlap` rows."""
     height, width = x.shape[-2:]
-    rows = max(1, _STRIP // width)
+    rows = max(1, pixels // width)
     return [x[..., first : first + rows + overlap, :] for first in range(0, height - overlap, rows)]
 
 

@@ -1,6 +1,7 @@
-"""The perceptual metrics and the judges by name; `PerceptualMetric` (base.py) says what one has to offer.
+"""The perceptual metrics and the judges by name.
 
-A new metric is one file with a subclass of it, and one line in OTHER_METRICS; it is a judge of that name too.
+`PerceptualMetric` (base.py) says what one has to offer. A new metric is one file with a subclass of it, and one line in
+OTHER_METRICS; it is a judge of that name too.
 """
 
 from collections.abc import Callable, Iterable
@@ -63,17 +64,17 @@ def build_judge(name: str, weights: tuple = (), memory: int = 4 << 30) -> Percep
 
 
 def metric_of(judge: str) -> str:
-    """The name of the metric on the network of a judge or a feature extractor, which flatters what learned from it.
+    """The metric on the network of a judge or feature extractor; it flatters what learned from that.
 
     "lpips-alex-unweighted" -> "alex", "squeezenet:fire9" -> "squeeze", "resnet50:layer3" -> "resnet50", which is none.
     """
-    network = judge.removeprefix("lpips-").removesuffix("-unweighted").split(":")[0]
+    network = judge.split(":")[0].removeprefix("lpips-").removesuffix("-unweighted").removesuffix("-unnormalised")
     return {"alexnet": "alex", "squeezenet": "squeeze", "vgg16": "vgg"}.get(network, network)
 
 
 def word_of(metric: str) -> str:
-    """A metric's name in METRICS, from its full name: "LPIPS-alex-BGR" -> "alex", "1-MS-SSIM" -> "ms-ssim"."""
-    return metric.lower().removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-")
+    """A metric's name in METRICS: "LPIPS-alex-BGR-shaved" -> "alex", "1-MS-SSIM" -> "ms-ssim"."""
+    return metric.lower().removesuffix("-shaved").removesuffix("-bgr").removeprefix("lpips-").removeprefix("1-")
 
 
 def mark_biased(metric: str, judges: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ _LEAST = 1e-4  # a scale's similarity may be negative; its power has no derivati
 
 
 class MSSSIM(PerceptualMetric):
-    """forward(a, b), (B,3,H,W) RGB in [-1,1] -> 1 - MS-SSIM (B,), the mean over the channels; 0 where they are equal.
+    """1 - MS-SSIM: a, b (B,3,H,W) RGB in [-1,1] -> (B,), the mean over the channels; 0 if a equals b.
 
     Images below 176 pixels have as many of the five scales as hold an 11x11 window, with exponents that add up to
     the same sum. Computed in float32, under autocast too. `memory` and `check_range` are as in `DeepDistance`.

@@ -24,7 +24,7 @@ PIXEL_BYTES = {"vgg": (2300, 640), "alex": (150, 64), "squeeze": (720, 200)}
 
 
 class Scaled(nn.Module):
-    """A network of the `lpips` package behind its normalisation to ImageNet's mean and deviation, slice by slice."""
+    """A network of the `lpips` package, slice by slice, behind its scaling to ImageNet's statistics."""
 
     def __init__(self, scaling: nn.Module, net: nn.Module, slices: int, bgr: bool) -> None:
         super().__init__()
@@ -39,11 +39,16 @@ class Scaled(nn.Module):
 
 
 class LPIPS(DeepDistance):
-    """LPIPS v0.1 on `net` ("vgg", "alex" or "squeeze"), frozen; forward(a, b) (B,3,H,W) in [-1,1] -> (B,).
+    """LPIPS v0.1, frozen: a, b (B,3,H,W) in [-1,1] -> (B,). Its name is such as "LPIPS-alex-unweighted".
 
-    `name` says which network it is: "LPIPS-alex", "LPIPS-alex-unweighted". heads=False leaves out the trained
-    per-channel weights. bgr=True feeds the channels in OpenCV's order, as the released TLW code does.
-    weights: local backbone files, see `find_backbone`, which also says what is raised where there are none.
+    Args:
+        net: "vgg", "alex" or "squeeze".
+        heads: False leaves out the trained per-channel weights.
+        weights: local backbone files, see `find_backbone`.
+        bgr: feed the channels in OpenCV's order, as the released TLW code does.
+        options: `memory` and `check_range` of DeepDistance.
+
+    Raises ValueError if the weights cannot be had.
     """
 
     def __init__(self, net: str, heads: bool = True, weights: tuple = (), bgr: bool = False, **options):

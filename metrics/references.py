@@ -13,15 +13,47 @@ KEPT_BYTES = 1 << 30  # of one data set; the images beyond it are prepared again
 
 
 class Reference(NamedTuple):
-    """An image that sr (1,3,H,W) is measured on: its lr (1,3,h,w), PSNR and SSIM to its hr, each metric's distance."""
+    """A reference image: its lr (1,3,h,w), PSNR and SSIM to its hr, and each metric's distance to its hr.
+
+    border: pixels at each side that the metrics do not see.
+    """
 
     lr: Tensor
     fidelity: Fidelity
     distances: dict[str, Callable[[Tensor], Tensor]]
+    border: int = 0
 
     @property
     def nbytes(self) -> int:
         return self.lr.nbytes + self.fidelity.nbytes + sum(distance.nbytes for distance in self.distances.values())
+
+    def scores(self, sr: Tensor) -> dict[str, Tensor]:
+        """The values (1,) of sr (1,3,H,W) by metric."""
+        scores = self.fidelity(sr)
+        inside = without_border(sr, self.border)
+        return scores | {name: distance(inside) for name, distance in self.distances.items()}
+
+
+def without_border(image: Tensor, border: int) -> Tensor:
+    """image (B,3,H,W) without `border` pixels at each side."""
+    height, width = image.shape[-2:]
+    return image[..., border : height - border, border : width - border]
+
+
+def prepare(
+    lr: Tensor, hr: Tensor, metrics: Mapping, shave: int, device, rgb: bool = False, border: int = 0
+) -> Reference:
+    """The reference of lr (3,h,w) and hr (3,H,W), with what the metrics need of hr computed.
+
+    Args:
+        shave: pixels at each side that PSNR and SSIM leave out.
+        rgb: measure PSNR and SSIM on RGB too.
+        border: pixels at each side that the metrics leave out.
+    """
+    lr, hr = (image[None].to(device) for image in (lr, hr))
+    inside = without_border(hr, border)
+    distances = {name: metric.with_reference(inside) for name, metric in metrics.items()}
+    return Reference(lr, Fidelity(hr, shave, rgb), distances, border)
 
 
 class References:
@@ -33,7 +65,7 @@ class References:
         self.left = KEPT_BYTES
 
     def matches(self, metrics: Mapping, shave: int, device) -> bool:
-        """Whether these are references for the same."""
+        """True if these references are for the same metrics, shave and device."""
         same = self.metrics.keys() == metrics.keys() and all(self.metrics[name] is metrics[name] for name in metrics)
         return same and (self.shave, self.device) == (shave, torch.device(device))
 
@@ -48,9 +80,7 @@ class References:
                 yield self.kept[i] if i in self.kept else self._prepare(i, ahead.pop(i).result())
 
     def _prepare(self, index: int, pair: tuple[Tensor, Tensor]) -> Reference:
-        lr, hr = (image[None].to(self.device) for image in pair)
-        distances = {name: metric.with_reference(hr) for name, metric in self.metrics.items()}
-        reference = Reference(lr, Fidelity(hr, self.shave), distances)
+        reference = prepare(*pair, self.metrics, self.shave, self.device)
         if reference.nbytes <= self.left:
             self.kept[index] = reference
             self.left -= reference.nbytes
@@ -58,7 +88,7 @@ class References:
 
 
 class ReferenceCache:
-    """Keeps the prepared images of the data set used last, for evaluations of several networks or epochs on it."""
+    """The prepared images of the data set used last, for several networks or epochs measured on it."""
 
     def __init__(self) -> None:
         self.pairs, self.latest = None, None

@@ -1,4 +1,4 @@
-"""Files of tensors that may be a stranger's or damaged: what cannot be trusted is refused in one line, never run."""
+"""Read files of tensors that may be damaged or foreign: code in them is refused, never run."""
 
 import errno
 import re
@@ -12,14 +12,18 @@ from .errors import one_line
 
 
 class FileAccessError(ValueError):
-    """A file that is there, and may be whole, but cannot be read now."""
+    """A file that exists, and may be intact, but cannot be read now."""
 
 
 def load_tensor_file(path: str | Path, what: str, remedy: str = ""):
-    """What torch.save wrote to path, tensors and plain values, on the CPU. Errors call it `what` and give the remedy.
+    """Read what torch.save wrote to path, tensors and plain values, on the CPU.
 
-    Raises ValueError where it is anything else or its bits are not as they were written, FileAccessError where the system
-    does not let it be read.
+    Args:
+        path: the file.
+        what: what errors call it.
+        remedy: the end of errors.
+
+    Raises ValueError for anything else and for wrong checksums, FileAccessError if the system does not let it be read.
     """
     try:
         verify_checksums(path)
@@ -34,7 +38,7 @@ def load_tensor_file(path: str | Path, what: str, remedy: str = ""):
 
 
 def verify_checksums(path: str | Path) -> None:
-    """Raise an exception where a checksum in the file is wrong. Files from before torch wrote archives have none."""
+    """Raise an exception if a checksum in the file is wrong. Files older than torch's archives have none."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -43,7 +47,7 @@ def verify_checksums(path: str | Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why torch.load refused a file, without its advice to run what is in it."""
+    """The reason why torch.load refused a file, without its advice to run what is in it."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
     expected = "expected tensors alone, as of torch.save(net.state_dict(), FILE)"
     code = re.search(r"GLOBAL (\S+) was not an allowed|GLOBAL (\S+) whose module", text)

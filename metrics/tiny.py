@@ -1,8 +1,8 @@
-"""`tiny`, the judge that needs no download: a small network in the form of LPIPS, with AlexNet's strides in a fraction
-of its width, so that its features lie on the same grids as those of LPIPS-alex, its teacher.
+"""`tiny`, the judge that needs no download: a small network in the form of LPIPS.
 
-Distilled by `reproduce/train_judge.py` from LPIPS-alex's distances, maps and gradients: Hinton et al., arXiv
-1503.02531; Czarnecki et al., "Sobolev Training for Neural Networks", NeurIPS 2017.
+It has AlexNet's strides in a fraction of its width, so that its features lie on the same grids as those of LPIPS-alex,
+its teacher. Distilled by `reproduce/train_judge.py` from LPIPS-alex's distances, maps and gradients: Hinton et al.,
+arXiv 1503.02531; Czarnecki et al., "Sobolev Training for Neural Networks", NeurIPS 2017.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,10 @@ WIDTHS = (64, 96, 112, 96, 96)
 
 
 class TinyFeatures(nn.Module):
-    """Images (N,3,H,W) in [-1,1] -> features of five depths, (N,64,H/4,W/4) to (N,96,H/16,W/16). 0.45 M parameters."""
+    """Images (N,3,H,W) in [-1,1] -> features of five depths, (N,64,H/4,W/4) to (N,96,H/16,W/16).
+
+    0.45 M parameters.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ class TinyFeatures(nn.Module):
 class Tiny(DeepDistance):
     """The judge `tiny`; forward(a, b), (B,3,H,W) RGB in [-1,1] -> (B,), about LPIPS-alex's distances.
 
-    path: its weights, None for fresh ones. Raises ValueError where the file is missing, damaged or another's.
+    path: its weights, None for fresh ones. Raises ValueError if the file is missing, damaged or another's.
     """
 
     def __init__(self, path: Path | None = TINY_FILE, **options) -> None:

@@ -1,4 +1,7 @@
-"""The super-resolution networks by name. All map lr (B,3,h,w) -> sr (B,3,s*h,s*w), RGB in [-1,1], not clamped."""
+"""The super-resolution networks by name.
+
+All map lr (B,3,h,w) -> sr (B,3,s*h,s*w), RGB in [-1,1], not clamped.
+"""
 
 import inspect
 import reprlib
@@ -8,13 +11,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .base import SRNetwork, check_network
 from .edsr import EDSR
 from .hat import HAT
 from .rcan import RCAN
 from .rrdbnet import RRDBNet
+from .spandrel_network import PREFIX, SpandrelNetwork
 from .srresnet import SRResNet
 from .vdsr import VDSR
 
@@ -55,7 +59,7 @@ MOST, MOST_WEIGHTS = 4096, 10**9  # of an option, and of all: a network of a bil
 
 
 def fits_default(value: Any, default: Any) -> str | None:
-    """What an option with this default should be, if value is not; None if it is.
+    """The kind of value that fits an option with this default, if value does not; None if it does.
 
     Numbers are at least 1, or 0 if the default is a fraction or 0 itself.
     """
@@ -86,11 +90,22 @@ def check_options(name: str, options: Mapping) -> None:
             raise ValueError(f"{shown}: expected {wanted}; the options of {name} and their defaults: {listed}")
 
 
-def build_network(name: str, scale: int, options: Mapping | None = None) -> SRNetwork:
-    """Build the SR network `name` with fresh weights.
+def build_network(
+    name: str, scale: int, options: Mapping | None = None, weights: Mapping[str, Tensor] | None = None
+) -> SRNetwork | SpandrelNetwork:
+    """Build the SR network `name` with fresh weights; a "spandrel:FILE" is built from its weights.
 
-    Raises ValueError for an unknown name, a wrong option and a network that breaks SRNetwork's contract.
+    weights: a state dict that spandrel reads, or one of SpandrelNetwork; others have no use for it. Raises ValueError
+    for an unknown name, a wrong option, a network that breaks SRNetwork's contract and weights that spandrel cannot
+    read.
     """
+    if name.startswith(PREFIX):
+        if options:
+            raise ValueError(f"--model-options {dict(options)}: the file says what network it is; leave them out")
+        try:
+            return SpandrelNetwork(weights or {}, scale)
+        except ValueError as error:
+            raise ValueError(f"--model {name}: {error}") from None
     if name not in SR_MODELS:
         raise ValueError(f"unknown model {name!r}; one of: {', '.join(SR_MODELS)}")
     options = options or {}
@@ -117,6 +132,10 @@ def _check_size(name: str, scale: int, options: Mapping) -> None:
 
 
 def model_id(name: str, scale: int, options: Mapping | None = None) -> str:
-    """The name of this network in checkpoints, such as "EDSR x4 blocks=4": the shapes do not tell the scale."""
+    """The name of a network in checkpoints, such as "EDSR x4 blocks=4": shapes do not tell the scale.
+
+    The file of a spandrel network may move; its names and shapes say the rest.
+    """
+    name = PREFIX.removesuffix(":") if name.startswith(PREFIX) else name
     words = [f"{option}={value}" for option, value in sorted((options or {}).items())]
     return " ".join([f"{name} x{scale}", *words])

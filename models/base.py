@@ -1,4 +1,4 @@
-"""The contract of the super-resolution networks: what a training, a validation and tiled inference need of one.
+"""The contract of the super-resolution networks: what training, validation and tiled inference need.
 
 A new network is one file with a subclass of SRNetwork, and one line in SR_MODELS (models/__init__.py).
 """
@@ -45,7 +45,7 @@ class SRNetwork(nn.Module, ABC):
         """lr and its features, as forward_body gives them -> sr."""
 
     def forward_body(self, lr: Tensor) -> Tensor:
-        """The features for forward_head: forward_features, before cropping if the network extends its input (HAT)."""
+        """The features for forward_head: those of forward_features, before cropping if lr is extended (HAT)."""
         return self.forward_features(lr)
 
     def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:

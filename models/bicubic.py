@@ -1,6 +1,6 @@
-"""Bicubic upscaling: the row that every table starts with. Keys, "Cubic convolution interpolation", 1981.
+"""Bicubic upscaling. Keys, "Cubic convolution interpolation for digital image processing", 1981.
 
-Two of them are in use. PyTorch's `interpolate` (a = -0.75) gives the bicubic rows of the TLW paper's Table I;
+Two forms are in use. PyTorch's `interpolate` (a = -0.75) gives the bicubic rows of the TLW paper's Table I;
 MATLAB's `imresize` (a = -0.5, symmetric borders) gives those that the field's tables print.
 """
 

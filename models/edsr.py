@@ -1,20 +1,25 @@
-"""EDSR: Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPRW 2017, arXiv 1707.02921.
+"""EDSR, a residual network without BatchNorm.
+
+Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPRW 2017, arXiv 1707.02921.
 
 The defaults are the "baseline" network (16 blocks, 64 channels, no residual scaling), without mean shift, as in the
 TLW paper (arXiv 2301.10575). Parameter names are those of the authors' PyTorch release.
 """
 
+import torch
 from torch import Tensor, nn
 
 from .base import SRNetwork
+from .padding import padding_colour
 from .upsample import STEPS, PixelShuffleUpsampler
 
 
 class ResBlock(nn.Module):
-    """conv, ReLU, conv and a skip: (B,C,h,w) -> (B,C,h,w)."""
+    """conv, ReLU, conv, times res_scale, and a skip: (B,C,h,w) -> (B,C,h,w)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, res_scale: float) -> None:
         super().__init__()
+        self.res_scale = res_scale
         self.body = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.ReLU(inplace=True),
@@ -22,22 +27,31 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        return torch.add(x, self.body(x), alpha=self.res_scale)
 
 
 class EDSR(SRNetwork):
-    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped."""
+    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    def __init__(self, scale: int, channels: int = 64, blocks: int = 16) -> None:
+    res_scale: factor of each block's residual (section 3.3 of the paper: 0.1 keeps wide networks stable).
+    padding: see models/padding.py.
+    """
+
+    padding: Tensor
+
+    def __init__(
+        self, scale: int, channels: int = 64, blocks: int = 16, res_scale: float = 1.0, padding: str = "grey"
+    ) -> None:
         super().__init__(scale, feature_channels=channels, receptive_radius=2 * blocks + 4)
+        self.register_buffer("padding", padding_colour(padding), persistent=False)
         self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1))
         self.body = nn.Sequential(
-            *(ResBlock(channels) for _ in range(blocks)), nn.Conv2d(channels, channels, 3, padding=1)
+            *(ResBlock(channels, res_scale) for _ in range(blocks)), nn.Conv2d(channels, channels, 3, padding=1)
         )
         self.tail = nn.Sequential(PixelShuffleUpsampler(channels, STEPS[scale]), nn.Conv2d(channels, 3, 3, padding=1))
 
     def forward_features(self, lr: Tensor) -> Tensor:
-        x = self.head(lr)
+        x = self.head(lr - self.padding)
         return x + self.body(x)
 
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""HAT: Chen et al., "Activating More Pixels in Image Super-Resolution Transformer", CVPR 2023, arXiv 2205.04437.
+"""HAT, a transformer with window attention and channel attention.
+
+Chen et al., "Activating More Pixels in Image Super-Resolution Transformer", CVPR 2023, arXiv 2205.04437.
 
 Parameter and buffer names are those of the authors' release (plus `mean`, which theirs does not store). Inside the
 body, features are channels-last, (B,H,W,C), with H and W multiples of the window; a window of side m holds n = m*m
@@ -11,11 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import SRNetwork
-from .ops.attention import Windows, attend, windows
+from .ops.attention import Windows, attend, window_partition
 from .ops.linear import Linear
+from .padding import padding_colour
 from .upsample import STEPS, PixelShuffleUpsampler, reflect_to_multiple
-
-DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB in [0,1]
 
 
 def self_attention_index(window: int) -> Tensor:
@@ -43,14 +44,14 @@ def bias_of(table: Tensor, index: Tensor) -> Tensor:
 
 
 def _rand_of_batch(samples: int, device: torch.device) -> Tensor:
-    """Uniform random numbers (samples,): under torchrun this rank's part of those drawn for the whole batch."""
+    """Uniform random numbers (samples,): this rank's part of those drawn for the global batch."""
     parallel = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
     return torch.rand(world_size * samples, device=device)[rank * samples : (rank + 1) * samples]
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., ECCV 2016): in training, zero a branch for a random share of the samples."""
+    """Stochastic depth (Huang et al., ECCV 2016): in training, zero a branch for random samples."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -150,13 +151,16 @@ class HybridAttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor, layouts: tuple[Windows, Windows]) -> Tensor:
         layout, normed = layouts[self.shifted], self.norm1(x)
-        attended = layout.join(self.attn(layout.cut(normed), index, layout), x.shape)
+        attended = layout.reverse(self.attn(layout.partition(normed), index, layout), x.shape)
         x = torch.add(x + self.drop_path(attended), self.conv_block(normed), alpha=self.conv_scale)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class OverlappingAttentionBlock(nn.Module):
-    """OCAB: a window's queries attend to keys of a larger window around it (zeros outside the image), then an MLP."""
+    """OCAB: a window's queries attend to keys of a larger window around it, then an MLP.
+
+    Outside of the image keys and values are zeros.
+    """
 
     def __init__(self, channels: int, heads: int, window: int, key_window: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -171,14 +175,14 @@ class OverlappingAttentionBlock(nn.Module):
     def forward(self, x: Tensor, index: Tensor, layout: Windows) -> Tensor:
         channels = x.shape[3]
         q, kv = self.qkv(self.norm1(x)).split((channels, 2 * channels), dim=3)
-        q = layout.cut(q).view(-1, self.window**2, self.heads, channels // self.heads).transpose(1, 2)
+        q = layout.partition(q).view(-1, self.window**2, self.heads, channels // self.heads).transpose(1, 2)
         border = (self.key_window - self.window) // 2
         kv = F.pad(kv, (0, 0, border, border, border, border))
         kv = kv.unfold(1, self.key_window, self.window).unfold(2, self.key_window, self.window)
         kv = kv.permute(0, 1, 2, 4, 5, 3).reshape(len(q), self.key_window**2, 2, *q.shape[1::2])
         k, v = kv.permute(2, 0, 3, 1, 4)
         out = attend(q, k, v, bias_of(self.relative_position_bias_table, index), None, layout.counts)
-        x = x + layout.join(self.proj(out.transpose(1, 2).flatten(2)), x.shape)
+        x = x + layout.reverse(self.proj(out.transpose(1, 2).flatten(2)), x.shape)
         return x + self.mlp(self.norm2(x))
 
 
@@ -201,10 +205,11 @@ class ResidualGroup(nn.Module):
 
 
 class HAT(SRNetwork):
-    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped. Any size: the input is extended inside.
+    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    The defaults are the published HAT (20,772,507 parameters at x4). `channels` is the width after the body. The
-    buffer `mean` is subtracted from the input and added to the output; it is DIV2K's, moved to [-1,1].
+    Images of any size are extended inside. The defaults are the published HAT (20,772,507 parameters at x4). `channels`
+    is the width after the body. The buffer `mean` is subtracted from the input and added to the output; it is DIV2K's,
+    moved to [-1,1].
     """
 
     mean: Tensor
@@ -228,6 +233,8 @@ class HAT(SRNetwork):
         for option, value, most in (("window", window, 64), ("overlap_ratio", overlap_ratio, 1)):
             if value > most:  # the attention of a window of side m takes m^4 numbers
                 raise ValueError(f"{option}={value} is beyond {most}; use {most} or less")
+        if len(heads) != len(depths):
+            raise ValueError(f"heads={heads} has not one number for each of depths={depths}")
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path={drop_path} is no probability below 1; use 0.1")
         key_window = window + int(window * overlap_ratio)
@@ -237,7 +244,7 @@ class HAT(SRNetwork):
                 "choose them so that int(window * overlap_ratio) is even"
             )
         self.window = window
-        self.register_buffer("mean", 2 * torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1) - 1)
+        self.register_buffer("mean", padding_colour("mean"))
         self.register_buffer("relative_position_index_SA", self_attention_index(window))
         self.register_buffer("relative_position_index_OCA", overlapping_attention_index(window, key_window))
 
@@ -282,7 +289,9 @@ class HAT(SRNetwork):
         x = self.conv_first(reflect_to_multiple(lr - self.mean, self.window))
         y = self.patch_embed["norm"](x.permute(0, 2, 3, 1))
         batch, height, width, _ = y.shape
-        layouts = tuple(windows(batch, height, width, self.window, shift, x.device) for shift in (0, self.window // 2))
+        layouts = tuple(
+            window_partition(batch, height, width, self.window, shift, x.device) for shift in (0, self.window // 2)
+        )
         for layer in self.layers:
             y = layer(y, self.relative_position_index_SA, self.relative_position_index_OCA, layouts)
         y = self.norm(y).permute(0, 3, 1, 2)

@@ -1,14 +1,16 @@
-"""RCAN: Zhang et al., "Image Super-Resolution Using Very Deep Residual Channel Attention Networks", ECCV 2018,
-arXiv 1807.02758.
+"""RCAN, residual groups with channel attention.
 
-Without mean shift and with a single PixelShuffle(scale), as in the TLW paper (arXiv 2301.10575); the RCAN authors'
-own x4 network upsamples in two steps of x2. Parameter names are those of the RCAN authors' release.
+Zhang et al., "Image Super-Resolution Using Very Deep Residual Channel Attention Networks", ECCV 2018, arXiv 1807.02758.
+
+Without mean shift and with a single PixelShuffle(scale), as in the TLW paper (arXiv 2301.10575). The RCAN authors'
+own x4 network upsamples in two steps of x2: upsample=two-step. Parameter names are those of the RCAN authors' release.
 """
 
 from torch import Tensor, nn
 
 from .base import SRNetwork
-from .upsample import PixelShuffleUpsampler
+from .padding import padding_colour
+from .upsample import STEPS, PixelShuffleUpsampler
 
 
 class ChannelAttention(nn.Module):
@@ -58,19 +60,39 @@ class ResidualGroup(nn.Module):
 
 
 class RCAN(SRNetwork):
-    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped."""
+    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    def __init__(self, scale: int, channels: int = 64, groups: int = 10, blocks: int = 20, reduction: int = 16) -> None:
+    padding: see models/padding.py.
+    """
+
+    padding: Tensor
+
+    def __init__(
+        self,
+        scale: int,
+        channels: int = 64,
+        groups: int = 10,
+        blocks: int = 20,
+        reduction: int = 16,
+        upsample: str = "one-step",
+        padding: str = "grey",
+    ) -> None:
         super().__init__(scale, feature_channels=channels)
+        steps = {"one-step": (scale,), "two-step": STEPS[scale]}
+        if upsample not in steps:
+            raise ValueError(f"upsample={upsample!r} is not known; use {' or '.join(steps)}")
+        self.register_buffer("padding", padding_colour(padding), persistent=False)
         self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1))
         self.body = nn.Sequential(
             *(ResidualGroup(channels, blocks, reduction) for _ in range(groups)),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
-        self.tail = nn.Sequential(PixelShuffleUpsampler(channels, (scale,)), nn.Conv2d(channels, 3, 3, padding=1))
+        self.tail = nn.Sequential(
+            PixelShuffleUpsampler(channels, steps[upsample]), nn.Conv2d(channels, 3, 3, padding=1)
+        )
 
     def forward_features(self, lr: Tensor) -> Tensor:
-        x = self.head(lr)
+        x = self.head(lr - self.padding)
         return x + self.body(x)
 
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:

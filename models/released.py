@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hat import DIV2K_MEAN
+from .padding import DIV2K_MEAN, padding_colour
 
 StateDict = Mapping[str, Tensor]
 
 RELEASED_TLW = ("EDSR", "RCAN", "VDSR", "HAT-TLW")
-HEAD = "u_estimator."  # where UHAT, which is HAT-TLW with an uncertainty head, keeps that head
+HEAD = "u_estimator."  # the uncertainty head of UHAT, which is HAT-TLW with that head
 
 # One key per kind of checkpoint that tells it from the others; the first match counts.
 SIGNATURES = {
@@ -30,7 +30,7 @@ SIGNATURES = {
     "published HAT": "layers.0.residual_group.overlap_attn.qkv.weight",
 }
 
-# What to do with each kind where another was expected.
+# What to do with each kind if another was expected.
 REMEDIES = {
     "UHAT": "convert without_uncertainty(state_dict) as HAT-TLW, its head with uncertainty_from_released(state_dict)",
     **{name: f"convert it with from_released_tlw(state_dict, {name!r})" for name in RELEASED_TLW},
@@ -65,7 +65,7 @@ OUTER_CONVS = {
 
 
 def looks_like(state_dict: StateDict) -> str:
-    """What a state dict holds, by its key names: a key of SIGNATURES, or a few words for anything else."""
+    """Name what a state dict holds, by its keys: one of SIGNATURES, or a few words for anything else."""
     for kind, key in SIGNATURES.items():
         if key in state_dict:
             return kind
@@ -82,7 +82,7 @@ def expect(state_dict: StateDict, *kinds: str) -> str:
 
 
 def released_model_of(state_dict: StateDict) -> str:
-    """Which of the TLW authors' networks a state dict belongs to: "EDSR", "RCAN", "VDSR" or "HAT-TLW".
+    """Name the TLW authors' network of a state dict: "EDSR", "RCAN", "VDSR" or "HAT-TLW".
 
     The EDSR authors' own release (RGB, 0-255) and our EDSR have the same names as the TLW authors' EDSR: only a
     file's origin tells these three apart.
@@ -93,7 +93,7 @@ def released_model_of(state_dict: StateDict) -> str:
 def scale_from_shapes(state_dict: StateDict) -> int | None:
     """The scale of a released checkpoint, or of one of ours, from its upsampler.
 
-    None where the shapes do not tell: VDSR has no upsampler, and RRDBNet's nearest upsampling no weights.
+    None if the shapes do not tell: VDSR has no upsampler, and RRDBNet's nearest upsampling no weights.
     """
     scale = 1
     for name, value in state_dict.items():
@@ -113,7 +113,7 @@ def swap_channels(state_dict: dict[str, Tensor], first: str, last: str) -> dict[
 
 
 def from_released_tlw(state_dict: StateDict, model_name: str) -> dict[str, Tensor]:
-    """The TLW authors' EDSR, RCAN, VDSR or HAT-TLW (BGR, [-1,1]) -> the state dict of SR_MODELS[model_name]."""
+    """The TLW authors' EDSR, RCAN, VDSR or HAT-TLW (BGR, [-1,1]) -> the state dict of our network."""
     if model_name not in RELEASED_TLW:
         raise ValueError(f"model_name={model_name!r} was not released; use one of {', '.join(RELEASED_TLW)}")
     expect(state_dict, model_name)
@@ -131,7 +131,9 @@ def from_released_tlw(state_dict: StateDict, model_name: str) -> dict[str, Tenso
 
 
 def from_published_hat(state_dict: StateDict) -> dict[str, Tensor]:
-    """The HAT authors' checkpoint (RGB, [0,1]; bare or under "params_ema" or "params") -> our HAT's state dict.
+    """The HAT authors' checkpoint (RGB, [0,1]) -> our HAT's state dict.
+
+    It is bare, or under "params_ema" or "params".
 
     Our [-1,1] moves into the outermost convolutions and the mean, exactly: the factors are powers of two.
     """
@@ -140,7 +142,7 @@ def from_published_hat(state_dict: StateDict) -> dict[str, Tensor]:
         state_dict = inner
     expect(state_dict, "published HAT")
     return dict(state_dict) | {
-        "mean": 2 * torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1) - 1,
+        "mean": padding_colour("mean"),
         "conv_first.weight": 0.5 * state_dict["conv_first.weight"],
         "conv_last.weight": 2 * state_dict["conv_last.weight"],
         "conv_last.bias": 2 * state_dict["conv_last.bias"],
@@ -148,7 +150,7 @@ def from_published_hat(state_dict: StateDict) -> dict[str, Tensor]:
 
 
 def weighting_from_released(state_dict: StateDict) -> dict[str, Tensor]:
-    """The TLW authors' weighting network (BGR) -> our WeightingNet's state dict (RGB); the names are the same."""
+    """The TLW authors' weighting network (BGR) -> our WeightingNet's state dict (RGB); names are equal."""
     expect(state_dict, "weighting network")
     ours = swap_channels(dict(state_dict), "conv.0", "conv.9")
     # The input is cat([hr, sr]): two images, each with its channels to swap, in their order.
@@ -157,7 +159,7 @@ def weighting_from_released(state_dict: StateDict) -> dict[str, Tensor]:
 
 
 def uncertainty_from_released(state_dict: StateDict) -> dict[str, Tensor]:
-    """The u_estimator of the TLW authors' UHAT -> the state dict of our UncertaintyHead(64, scale=4, head="tlw")."""
+    """The u_estimator of the TLW authors' UHAT -> the state dict of UncertaintyHead(64, 4, head="tlw")."""
     expect(state_dict, "UHAT")
     return {name.removeprefix(HEAD): value for name, value in state_dict.items() if name.startswith(HEAD)}
 

@@ -1,4 +1,6 @@
-"""RRDBNet, the generator of ESRGAN: Wang et al., ECCVW 2018, arXiv 1809.00219. Residual-in-residual dense blocks.
+"""RRDBNet, residual-in-residual dense blocks, the generator of ESRGAN.
+
+Wang et al., ECCVW 2018, arXiv 1809.00219.
 
 The defaults are the published network (16,697,987 parameters at x4); parameter names are BasicSR's. At x2 and x3 there
 is one upsampling step instead of two, as in the authors' first code and BSRGAN's x2 network. BasicSR's own x2 network
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import SRNetwork
+from .padding import padding_colour
 from .srresnet import init_small
 from .upsample import STEPS
 
@@ -51,11 +54,16 @@ class RRDB(nn.ModuleDict):
 class RRDBNet(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    Raises ValueError where the scale is not 2, 3 or 4.
+    With padding=black it is theirs in [0,1] exactly: see models/padding.py.
     """
 
-    def __init__(self, scale: int, channels: int = 64, blocks: int = 23, growth: int = 32) -> None:
+    padding: Tensor
+
+    def __init__(
+        self, scale: int, channels: int = 64, blocks: int = 23, growth: int = 32, padding: str = "grey"
+    ) -> None:
         super().__init__(scale, feature_channels=channels, receptive_radius=15 * blocks + 4)
+        self.register_buffer("padding", padding_colour(padding), persistent=False)
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
@@ -65,7 +73,7 @@ class RRDBNet(SRNetwork):
         self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward_features(self, lr: Tensor) -> Tensor:
-        x = self.conv_first(lr)
+        x = self.conv_first(lr - self.padding)
         return x + self.conv_body(self.body(x))
 
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Any single-image network that spandrel reads (github.com/chaiNNer-org/spandrel), as a network of ours.
+"""Any single-image network that spandrel reads (github.com/chaiNNer-org/spandrel).
 
 `--model spandrel:FILE` trains one. spandrel finds the architecture and its sizes by the names and shapes of a state
 dict; so a checkpoint of ours, which holds them all, is enough to build the network again.
@@ -16,7 +16,9 @@ MEAN_SHIFTS = ("sub_mean.", "add_mean.")  # constants that RCAN keeps among its 
 
 
 class SpandrelNetwork(nn.Module):
-    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped; within, spandrel's network in [0,1].
+    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
+
+    Inside it is spandrel's network in [0,1].
 
     It gives no features: losses that read them (UDL) cannot train it.
 
@@ -51,7 +53,7 @@ class SpandrelNetwork(nn.Module):
         return 2 * sr[:, :, : height * self.scale, : width * self.scale] - 1
 
     def freeze_unused(self) -> None:
-        """Exclude from learning what gets no gradient, such as the copies for inference of SPAN's convolutions.
+        """Exclude from learning what gets no gradient, such as SPAN's copies of convolutions for inference.
 
         Raises ValueError if no parameter learns.
         """
@@ -71,7 +73,10 @@ class SpandrelNetwork(nn.Module):
 
 
 def describe(weights: Mapping[str, Tensor]):
-    """What spandrel makes of a state dict, a spandrel.ImageModelDescriptor. Raises ValueError, see SpandrelNetwork."""
+    """Have spandrel read a state dict: a spandrel.ImageModelDescriptor.
+
+    Raises ValueError, see SpandrelNetwork.
+    """
     try:
         import spandrel
     except ImportError:

@@ -1,7 +1,10 @@
-"""SRResNet: Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a GAN", CVPR 2017, arXiv 1609.04802.
+"""SRResNet, the generator of SRGAN.
 
-In the form without BatchNorm that BasicSR calls MSRResNet (1,517,571 parameters at x4), the generator of SRGAN in
-later work (Dual Perceptual loss among it). Parameter names are BasicSR's.
+Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a GAN", CVPR 2017, arXiv 1609.04802.
+
+In the form without BatchNorm that BasicSR calls MSRResNet (1,517,571 parameters at x4): bilinear upsampling of lr and
+what it lacks. The authors of the Dual Perceptual loss leave the upsampling out (bilinear_skip=False): SRGAN-DP's
+generator makes the whole image. Parameter names are BasicSR's.
 """
 
 from collections.abc import Iterable
@@ -11,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import SRNetwork
+from .padding import padding_colour
 from .upsample import STEPS, conv_pixel_shuffle
 
 
 def init_small(convs: Iterable[Any]) -> None:
-    """Give convolutions weights of a tenth of Kaiming's size and no bias, in place, so that residuals start small.
+    """Give convolutions a tenth of Kaiming's weights and a bias of 0, so that residuals start small.
 
-    From torch's global random stream. ESRGAN (arXiv 1809.00219, section 3.1) says why: deep networks train easier.
+    In place, from torch's global random stream. ESRGAN (arXiv 1809.00219, section 3.1) says why: deep networks train
+    easier.
     """
     for conv in convs:
         nn.init.kaiming_normal_(conv.weight)
@@ -38,13 +43,20 @@ class ResBlock(nn.Module):
 
 
 class SRResNet(SRNetwork):
-    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped: bilinear upsampling and what it lacks.
+    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    Raises ValueError where the scale is not 2, 3 or 4.
+    bilinear_skip: add the network's output to lr's bilinear upsampling, instead of taking it as the image.
+    With padding=black it is BasicSR's in [0,1] exactly: see models/padding.py.
     """
 
-    def __init__(self, scale: int, channels: int = 64, blocks: int = 16) -> None:
+    padding: Tensor
+
+    def __init__(
+        self, scale: int, channels: int = 64, blocks: int = 16, bilinear_skip: bool = True, padding: str = "grey"
+    ) -> None:
         super().__init__(scale, feature_channels=channels, receptive_radius=2 * blocks + 3)
+        self.bilinear_skip = bilinear_skip
+        self.register_buffer("padding", padding_colour(padding), persistent=False)
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)))
         for i, factor in enumerate(STEPS[scale], start=1):
@@ -54,13 +66,14 @@ class SRResNet(SRNetwork):
         init_small(layer for layer in self.modules() if isinstance(layer, nn.Conv2d))
 
     def forward_features(self, lr: Tensor) -> Tensor:
-        return self.body(F.leaky_relu(self.conv_first(lr), 0.1))
+        return self.body(F.leaky_relu(self.conv_first(lr - self.padding), 0.1))
 
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
         x = features
         for i, factor in enumerate(STEPS[self.scale], start=1):
             conv: Any = self.get_submodule(f"upconv{i}")
             x = F.leaky_relu(conv_pixel_shuffle(conv, x, factor), 0.1)
-        residual = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
-        base = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        return base + residual
+        sr = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
+        if self.bilinear_skip:
+            sr = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False) + sr
+        return sr

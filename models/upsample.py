@@ -1,4 +1,4 @@
-"""Upsampling steps, sub-pixel upsampling (Shi et al., CVPR 2016, arXiv 1609.05158), and reflection to a multiple."""
+"""Sub-pixel upsampling (Shi et al., CVPR 2016, arXiv 1609.05158) and reflection to a multiple."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ STEPS = {2: (2,), 3: (3,), 4: (2, 2)}
 
 
 def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Extend (B,C,h,w) at the bottom and the right by reflection until both sizes are multiples of `multiple`.
+    """Extend (B,C,h,w) at the bottom and the right by reflection to multiples of `multiple`.
 
-    Where the image is smaller than the border to add, which torch's "reflect" refuses, it is reflected repeatedly.
+    An image smaller than the border to add, which torch's "reflect" refuses, is reflected repeatedly.
     """
     for dim in (2, 3):
         size = x.shape[dim]
@@ -27,9 +27,9 @@ def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
 def conv_pixel_shuffle(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
     """PixelShuffle(factor)(conv(x)): (B,C,h,w) -> (B,C',factor*h,factor*w).
 
-    conv has a bias, one group, no dilation, and pads with zeros. In channels_last it gives its channels in the order in
-    which the larger image has them in memory: then the shuffle, and its gradient, copy whole pixels instead of values
-    one by one.
+    conv has a bias, one group, no dilation, and pads with zeros. In channels_last its output channels are put in the
+    order that the larger image has in memory: then the shuffle and its gradient copy whole pixels instead of single
+    values.
     """
     if not x.is_contiguous(memory_format=torch.channels_last):
         return F.pixel_shuffle(conv(x), factor)

@@ -1,5 +1,6 @@
-"""VDSR: Kim et al., "Accurate Image Super-Resolution Using Very Deep Convolutional Networks", CVPR 2016,
-arXiv 1511.04587.
+"""VDSR, a residual to bicubic upscaling.
+
+Kim et al., "Accurate Image Super-Resolution Using Very Deep Convolutional Networks", CVPR 2016, arXiv 1511.04587.
 
 As in the TLW paper (arXiv 2301.10575): RGB instead of luminance, 10 inner convolutions instead of 18, no biases, and
 the network enlarges its input itself (PyTorch's bicubic).
@@ -12,7 +13,7 @@ from .base import SRNetwork
 
 
 class VDSR(SRNetwork):
-    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped: bicubic plus a learned residual."""
+    """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped."""
 
     def __init__(self, scale: int, channels: int = 64, blocks: int = 10) -> None:
         radius = -(-(blocks + 2) // scale) + 2

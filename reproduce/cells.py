@@ -18,11 +18,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import configs
-import val
 from configs import Config
 from metrics.judges import word_of
 from runs.atomic import atomic_append, atomic_write
+from runs.evaluations import read_evaluations
 from runs.lock import RunFolderError, check_unlocked
+from training.evaluation import label_folders
 
 ROOT = Path(__file__).parents[1]
 TRAINED, DIVERGED, SECONDS = "trained.txt", "diverged.txt", "seconds.txt"
@@ -63,14 +64,22 @@ def saved_config(folder: Path) -> Config | None:
 
 
 def read_evaluation(folder: Path, which: str) -> dict | None:
-    """What val.py wrote of the `best` or `last` networks of the trained run in folder; None if missing or cut off."""
+    """What val.py wrote of the `best` or `last` networks of the trained run in folder, as if of one entry.
+
+    In `rows` the data set is named, and `per_image` holds the lists of each metric. None if missing or cut off.
+    """
     try:
-        if (folder / TRAINED).exists():
-            found = json.loads((folder / f"test_{which}.json").read_text())
-            return found if found["checkpoint"] == which and found["rows"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
+        entries = read_evaluations(folder / f"test_{which}.json") if (folder / TRAINED).exists() else []
+        entries = [entry for entry in entries if entry["checkpoint"] == which]
+        rows = [row | {"dataset": e["dataset"], "per_image": _by_metric(row)} for e in entries for row in e["rows"]]
+        return entries[0] | {"rows": rows} if rows else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _by_metric(row: dict) -> dict[str, list]:
+    images = list(row["per_image"].values())
+    return {metric: [image[metric] for image in images] for metric in images[0]}
 
 
 def read_log(folder: Path) -> list[dict]:
@@ -150,9 +159,11 @@ class Cell:
         found = read_evaluation(self.folder, which)
         if found is None or found.get("protocol") != self.config.protocol or found.get("precision", "fp32") != "fp32":
             return False
-        if not set(val.label_folders(self.folders)) <= {row["dataset"] for row in found["rows"]}:
+        names = label_folders(self.folders)
+        rows = [row for row in found["rows"] if row["dataset"] in names]
+        if not set(names) <= {row["dataset"] for row in rows}:
             return False
-        metrics = found["rows"][0]["per_image"]
+        metrics = set.intersection(*(set(row["per_image"]) for row in rows))
         orders = {name.endswith("-BGR") for name in metrics if name.startswith("LPIPS-")}
         return set(self.config.metrics) <= set(map(word_of, metrics)) and orders <= {self.bgr}
 

@@ -10,6 +10,7 @@ From these files alone `python -m reproduce.report FOLDER` makes every table aga
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,11 +21,10 @@ import numpy as np
 from configs import Config
 from data import list_images
 from runs.atomic import atomic_write
-from val import label_folders
+from training.evaluation import label_folders
 
 from .cells import CHECKPOINTS, Cell, differing, network_name, read_evaluation, saved_config
 
-PAPER_FILE = Path(__file__).with_name("table1_paper.csv")
 RISING = ("PSNR-Y", "SSIM-Y")  # metrics of which more is better; of all others, less
 SAME = 1e-3  # by how much the bicubic rows of one image may differ between devices, in dB
 # Settings in which the cells of a grid may differ; equal time changes the last ones.
@@ -238,6 +238,12 @@ def read(folder: Path) -> Results:
 # --- two losses against each other -----------------------------------------------------------------------------------
 
 
+def label_of(loss: str) -> str:
+    """What a loss is called in tables: its label if it has one, L1+TLW[wc=one,label=map] -> map."""
+    found = re.search(r"\blabel=([^,\]]+)", loss)
+    return found[1] if found else loss
+
+
 def plain(loss: str) -> str:
     """A loss without its own settings: L1+TLW[wc=one] -> L1+TLW."""
     return loss.partition("[")[0]
@@ -281,22 +287,3 @@ def gains(
         for cell, seeds in both.items()
         if seeds
     }
-
-
-def read_paper(path: Path = PAPER_FILE) -> dict[tuple[str, int, str, str], dict[str, float]]:
-    """The paper's Table I: {(network, scale, loss, data set): {"PSNR": ..., "LPIPS": ...}}, bicubic without network."""
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-    table: dict[tuple, dict[str, float]] = {}
-    for row in csv.DictReader(lines):
-        network, loss = ("", "bicubic") if row["model"] == "bicubic" else (row["model"], row["loss"])
-        for name, value in row.items():
-            dataset, _, metric = name.partition("_")
-            if metric:
-                table.setdefault((network, int(row["scale"]), loss, dataset), {})[metric] = float(value)
-    return table
-
-
-def paper_metric(metric: str, protocol: str) -> str | None:
-    """The column of the paper's Table I beside which a metric may stand; None: beside none."""
-    columns = {"PSNR-Y": "PSNR", "LPIPS-vgg": "LPIPS", "LPIPS-vgg-BGR": "LPIPS"}
-    return columns.get(metric) if protocol == "paper" else None

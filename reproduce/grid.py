@@ -17,7 +17,7 @@ stopped by a signal.
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ from training.learner import build_learners
 from . import budget, collect, holdout, report
 from .cells import Cell, in_a_file_name
 from .cluster import Jobs
+from .papers import Paper
 from .running import cores, exit_if_failed, run_all, threads_of_a_job
 
 OURS = {"model", "scale", "seed", "modelpath", "load"}  # settings that the grid gives each cell
@@ -46,7 +47,7 @@ class Preset:
     models: tuple[str, ...] = ("EDSR",)
     scales: tuple[int, ...] = (4,)
     config: str | None = None
-    paper: dict = field(default_factory=dict)  # as collect.read_paper gives it
+    paper: Paper = Paper()
 
 
 def add_cell_flags(parser, preset: Preset, seeds: int, seeds_help: str) -> None:
@@ -273,7 +274,9 @@ def make_cells(args) -> list[Cell]:
         if cell.loss in per_step:
             least = min(per_step[loss] for loss in timed_losses(args) if loss in per_step)
             more = [*more, *as_words(budget.in_equal_time(cell.config, per_step[cell.loss], least))]
-        cells.append(with_folder(cell, args, cell.loss, more, folders=tuple(args.folder), bgr=args.bgr))
+        cells.append(
+            with_folder(cell, args, collect.label_of(cell.loss), more, folders=tuple(args.folder), bgr=args.bgr)
+        )
     return cells
 
 

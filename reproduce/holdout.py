@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from data import list_images
-from val import label_folders
+from training.evaluation import label_folders
 
 
 def split(folders: Iterable[str], share: float) -> tuple[dict[Path, Path], dict[Path, Path]]:

@@ -16,10 +16,9 @@ from metrics.judges import mark_biased
 from runs.atomic import atomic_write
 
 from . import collect
-from .collect import RISING, Key, Results
+from .collect import RISING, Key, Results, label_of
+from .papers import NAMES, Paper, read_paper
 from .statistics import LEAST, compare, holm, null_rates
-
-CITED = "arXiv 2301.10575"
 
 
 def add_flags(parser) -> None:
@@ -51,7 +50,7 @@ def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def score_rows(results: Results, paper: dict) -> list[dict]:
+def score_rows(results: Results, paper: Paper) -> list[dict]:
     """A row per data set, scale, network, loss and checkpoint: of each metric its mean and deviation over seeds."""
     groups: dict[tuple, list[Key]] = {}
     for key in results.scores:
@@ -86,16 +85,19 @@ def score_rows(results: Results, paper: dict) -> list[dict]:
         for metric in results.metrics:
             if all(metric in scores for scores in of):
                 row[metric], row[f"{metric} sd"] = mean_and_deviation(scores[metric].mean() for scores in of)
-                column = collect.paper_metric(metric, results.about["protocol"])
-                if checkpoint != "last" and column:
-                    row[f"{metric} paper"] = paper.get((network, scale, loss, dataset), {}).get(column)
+                beside = (metric, results.about["protocol"])
+                number = paper.number(network, scale, label_of(loss), dataset, *beside)
+                if checkpoint != "last" and number is not None:
+                    row[f"{metric} paper"] = number
         rows.append(row)
     return rows
 
 
 def comparison_rows(results: Results, args) -> list[dict]:
     """A row per pair of losses, metric, and network with its scale, then all of them; p adjusted over all rows."""
-    pairs = [tuple(pair) for pair in args.compare] or collect.pairs_of(results.values("loss"))
+    by_label = {label_of(loss): loss for loss in results.values("loss")}
+    pairs = [tuple(by_label.get(loss, loss) for loss in pair) for pair in args.compare]
+    pairs = pairs or collect.pairs_of(results.values("loss"))
     for loss in {loss for pair in pairs for loss in pair}:
         configs.choose(loss, results.values("loss"), "loss among the finished cells")
     rows = []
@@ -180,7 +182,7 @@ def scores_table(results: Results, rows: list[dict], style: str) -> str:
             f"{row['dataset']} ({row['images']})",
             f"×{row['scale']}",
             row["network"],
-            row["loss"],
+            label_of(row["loss"]),
             row["checkpoint"],
             str(row["seeds"] or ""),
         ]
@@ -204,7 +206,7 @@ def costs_table(results: Results, style: str) -> str:
             [
                 network,
                 f"×{scale}",
-                loss,
+                label_of(loss),
                 str(of[0]["steps"]),
                 str(of[0]["learning_rate"]),
                 f"{seconds:.0f}",
@@ -230,7 +232,7 @@ def comparison_table(results: Results, rows: list[dict], style: str) -> str:
         p = "" if math.isnan(row["p Holm"]) else f"{row['p Holm']:.2g}"
         lines.append(
             [
-                f"{row['loss']} against {row['against']}",
+                f"{label_of(row['loss'])} against {label_of(row['against'])}",
                 _header(results, row["metric"]),
                 row["network"],
                 scale,
@@ -272,7 +274,7 @@ def null_table(results: Results, rows: list[dict], style: str) -> str:
     return _table(lines, headers, 2, style)
 
 
-def notes(results: Results, rows: list[dict], tests: list[dict], null: list[dict]) -> list[str]:
+def notes(results: Results, rows: list[dict], tests: list[dict], null: list[dict], paper: Paper) -> list[str]:
     """What a reader must know to read the tables rightly."""
     about = results.about
     lines = [
@@ -280,10 +282,7 @@ def notes(results: Results, rows: list[dict], tests: list[dict], null: list[dict
         f"best: the epoch of the best validation, on {about['validation']}, none of them a test image; last: the end."
     ]
     if any(row.get(f"{metric} paper") is not None for row in rows for metric in results.metrics):
-        lines.append(
-            f"paper: Table I of {CITED}, one run of each network, 100 epochs on T91, BSDS200 and General100, its "
-            "best chosen on Set5."
-        )
+        lines.append(f"paper: {paper.note}")
     if about["left out"]:
         lines.append(f"Left out, for some of the cells were not evaluated on it: {', '.join(about['left out'])}.")
     if tests:
@@ -316,7 +315,7 @@ def _what_is_missing(tests: list[dict]) -> list[str]:
     return [f"{found}; add --seeds, or --compare only what the question is."]
 
 
-def text(results: Results, args, paper: dict, style: str = "simple") -> str:
+def text(results: Results, args, paper: Paper, style: str = "simple") -> str:
     """All tables with what must be known to read them, for the terminal or (style github) as Markdown."""
     rows, tests = score_rows(results, paper), comparison_rows(results, args)
     null = null_rows(results, args) if args.null else []
@@ -327,14 +326,14 @@ def text(results: Results, args, paper: dict, style: str = "simple") -> str:
     ]
     parts += [comparison_table(results, tests, style)] if tests else []
     parts += [null_table(results, null, style)] if null else []
-    found = notes(results, rows, tests, null)
+    found = notes(results, rows, tests, null, paper)
     parts.append("\n".join(f"- {line}" if style == "github" else line for line in found))
     if lacking := results.about["lacking"]:
         parts.append(f"Not there yet, {len(lacking)} of the grid's cells: {', '.join(lacking)}")
     return "\n\n".join(parts)
 
 
-def write(results: Results, args, paper: dict, folder: Path) -> list[Path]:
+def write(results: Results, args, paper: Paper, folder: Path) -> list[Path]:
     """Write the tables in folder as tables.md, scores.csv and comparisons.csv; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "tables.md", folder / "scores.csv"]
@@ -350,10 +349,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = configs.OneLineParser(prog="reproduce.report", description="The tables of a grid's results.")
     parser.add_argument("folder", type=Path, metavar="DIR", help="with images.csv, trainings.csv and about.json")
     add_flags(parser)
-    parser.add_argument("--paper", action="store_true", help="the numbers of the paper's Table I beside ours")
+    parser.add_argument(
+        "--paper",
+        nargs="?",
+        const="table1",
+        choices=NAMES,
+        help="a paper's numbers beside ours: TLW's Table I (table1) or II (table2), DP's tables (dp)",
+    )
     args = parser.parse_args(argv)
     with configs.one_line_errors("reproduce.report"):
-        results, paper = collect.read(args.folder), collect.read_paper() if args.paper else {}
+        results, paper = collect.read(args.folder), read_paper(args.paper) if args.paper else Paper()
         print(text(results, args, paper))
         print("\nwritten: " + ", ".join(map(str, write(results, args, paper, args.folder))))
 

@@ -24,6 +24,7 @@ from tabulate import tabulate
 
 import configs
 from runs.atomic import atomic_write
+from runs.evaluations import read_evaluations
 
 from . import collect, grid
 from .cells import DIVERGED, Cell, read_log
@@ -68,10 +69,8 @@ def read_point(cell: Cell) -> Point | None:
     gave_up = (cell.folder / DIVERGED).exists()
     scores = next((entry for entry in reversed(log) if "validation" in entry), {})
     scores = {name: value for name, value in scores.items() if name not in ("step", "epoch", "validation")}
-    bicubic = None
-    if (cell.folder / "val.json").exists():
-        rows = json.loads((cell.folder / "val.json").read_text())["rows"]
-        bicubic = next((row["PSNR-Y"] for row in rows if row["loss"] == "bicubic"), None)
+    rows = [row for entry in read_evaluations(cell.folder / "val.json") for row in entry["rows"]]
+    bicubic = next((row["PSNR-Y"] for row in rows if row["loss"] == "bicubic"), None)
     return Point(c.learning_rate, gave_up or has_diverged(log, bicubic), scores)
 
 

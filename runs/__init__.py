@@ -1,1 +1,1 @@
-"""What a run has on disk: its folder, lock, log and checkpoints."""
+"""A run on disk: its folder, lock, log, checkpoints and results."""

@@ -7,8 +7,11 @@ from pathlib import Path
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file's content, or a folder's names, are on the disk; not for folders on Windows."""
+    posix = hasattr(os, "O_DIRECTORY")
+    if not posix and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if posix else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -30,14 +33,17 @@ def atomic_write(path: Path, content: bytes, before_replace: Callable[[], None] 
             before_replace()
         os.replace(aside, path)
     except OSError as error:
-        _try_to_remove(aside)  # what it takes of a full disk
-        error.filename = str(path)  # of a full disk an error does not say for which file
+        _try_to_remove(aside)  # to leave a full disk its room
+        error.filename = str(path)  # the error of a full disk does not name the file
         raise
     fsync_path(path.parent)
 
 
 def write_or_report(program: str, path: Path, content: bytes) -> bool:
-    """Write content to path as atomic_write does, and folders; say where that fails. Returns whether it is there."""
+    """Write content as atomic_write does, making folders; report a failure and return False.
+
+    program: the command that the message names.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, content)

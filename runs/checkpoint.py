@@ -20,16 +20,19 @@ from models import build_network, model_id
 from .atomic import atomic_write
 from .output import script_command
 
+# The key of the SR network in a state; spandrel, which takes images in [0,1], does not look under it.
+SR_NETWORK = "sr_network"
+
 
 def serialize(state: dict) -> bytes:
-    """The file of a state."""
+    """The content of a state's file."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
 def is_valid_checkpoint(path: Path) -> bool:
-    """Whether path is a file with the right checksums."""
+    """True if path is a file with the right checksums."""
     try:
         verify_checksums(path)
         return zipfile.is_zipfile(path)
@@ -38,7 +41,7 @@ def is_valid_checkpoint(path: Path) -> bool:
 
 
 def save_checkpoint(state: dict, path: Path) -> None:
-    """Write state to path so that path holds, at any moment, the old state or the new one, whole."""
+    """Write state to path, which holds the old state or the new one at any moment."""
     atomic_write(path, serialize(state))
 
 
@@ -61,9 +64,10 @@ def write_last(folder: Path, content: bytes) -> None:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """A state of tensors and plain values, on the CPU; raises what tensors.load does.
+    """Load a state of tensors and plain values on the CPU.
 
-    Bits that are not as they were written are an error too.
+    Raises ValueError if there is none or its checksums are wrong, FileAccessError if it cannot be read now.
+
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
@@ -74,9 +78,11 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def load_last(run: Path) -> tuple[dict, Path, str | None]:
-    """The state to go on from, its file, and what is wrong with last.pt where that is previous.pt (else None).
+    """Load the state to resume from: (state, its file, what is wrong with last.pt).
 
-    Raises ValueError where neither can be read, or last.pt is out of reach: it may be whole and the later one.
+    The file is last.pt, or previous.pt if last.pt is damaged; nothing is wrong: None.
+
+    Raises ValueError if neither can be read, or if last.pt is out of reach: it may be intact, and is the later one.
     """
     last, previous = run / "last.pt", run / "previous.pt"
     try:
@@ -90,11 +96,11 @@ def load_last(run: Path) -> tuple[dict, Path, str | None]:
     try:
         return load_checkpoint(previous), previous, wrong
     except ValueError as error:
-        raise ValueError(f"{wrong}; nor can the one before: {error}; begin anew in another folder") from None
+        raise ValueError(f"{wrong}; nor can the one before: {error}; begin again in another folder") from None
 
 
 def learner_states(state: dict, path: Path) -> dict[str, dict]:
-    """The states by loss in the state of a last.pt, read from path. Raises ValueError where it is no such thing."""
+    """The states by loss in the state of a last.pt, read from path. Raises ValueError if there are none."""
     states = state.get("learners")
     if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
         raise ValueError(f"{path}: expected a run's last.pt, with a state for each of its losses")
@@ -107,14 +113,27 @@ def expect(fits: bool, source: str, what: str) -> None:
         raise ValueError(f"{source}: not a state of this run ({what})")
 
 
+def is_state(value: object) -> bool:
+    """True if value is a dict of tensors by their names."""
+    return isinstance(value, dict) and all(isinstance(x, Tensor) and isinstance(n, str) for n, x in value.items())
+
+
 def is_count(value: object) -> bool:
-    """Whether value is a whole number from 0 on."""
+    """True if value is a whole number of at least 0."""
     return type(value) is int and value >= 0
 
 
 def kind(value: object) -> tuple | None:
-    """What has to be the same of two tensors; None where value is no tensor."""
+    """The shape and type of a tensor; None for any other value."""
     return (value.shape, value.dtype) if isinstance(value, Tensor) else None
+
+
+def _described(value: object) -> str:
+    """A tensor's shape, and its type if it is not float32; else the type of the value."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    shape = "x".join(map(str, value.shape)) or "a scalar"
+    return shape if value.dtype == torch.float32 else f"{shape} of {str(value.dtype).removeprefix('torch.')}"
 
 
 def check_weights(module: nn.Module, weights: object, source: str, wanted: str) -> None:
@@ -123,11 +142,15 @@ def check_weights(module: nn.Module, weights: object, source: str, wanted: str) 
     wanted: what it should be of, in words.
     """
     own = module.state_dict()
-    kinds = {name: kind(value) for name, value in weights.items()} if isinstance(weights, dict) else {}
-    wrong = [name for name in own if name not in kinds or kinds[name] != kind(own[name])]
-    wrong += [name for name in kinds if name not in own]
-    if wrong:
-        raise ValueError(f"{source}: not a checkpoint of {wanted} ({len(wrong)} entries do not fit, as {wrong[0]})")
+    found = weights if isinstance(weights, dict) else {}
+    wrong = [name for name in own if name in found and kind(found[name]) != kind(own[name])]
+    described = [f"{name} is {_described(found[name])}, expected {_described(own[name])}" for name in wrong]
+    described += [f"{name} ({_described(own[name])}) is missing" for name in own if name not in found]
+    described += [f"{name} ({_described(found[name])}) is not expected" for name in found if name not in own]
+    if described:
+        count = f"{len(described)} entries do not fit: "
+        more = f"; and {len(described) - 3} more" if len(described) > 3 else ""
+        raise ValueError(f"{source}: not a checkpoint of {wanted} ({count}{'; '.join(described[:3])}{more})")
 
 
 def adam_state(opt: torch.optim.Adam, saved: object, source: str) -> dict:
@@ -178,14 +201,14 @@ def check_progress(state: dict, source: str) -> None:
 
 
 def load_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
-    """Load state["net"] into net after checking every name, shape and type, and that state["model_id"] is `wanted`.
+    """Load state[SR_NETWORK] into net, after checking its identity and every name, shape and type.
 
-    source: the state's file; wanted: net's identity. Raises ValueError, net untouched.
+    source: the state's file; wanted: net's identity, that in state["model_id"]. Raises ValueError, net untouched.
     """
     if state.get("model_id") != wanted:
         raise ValueError(f"{source}: a checkpoint of {state.get('model_id')}; expected one of {wanted}")
-    check_weights(net, state.get("net"), source, wanted)
-    net.load_state_dict(state["net"])
+    check_weights(net, state.get(SR_NETWORK), source, wanted)
+    net.load_state_dict(state[SR_NETWORK])
 
 
 def read_settings(run: Path) -> configs.Config:
@@ -198,25 +221,38 @@ def read_settings(run: Path) -> configs.Config:
     return configs.from_mapping(configs.read_yaml(run / "config.yaml"), source=str(run / "config.yaml"))
 
 
-def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], list[str]]:
-    """The settings of a run, its SR networks by loss (all, or those named), and what judges and extractors they had.
+def load_states(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, dict]]:
+    """Read a run: its settings, and its learners' states by loss (all, or those named), unchecked.
 
     which: "best" (each loss's epoch of the lowest LPIPS) or "last". Raises ValueError.
     """
     config = read_settings(run)
-    nets, judges = {}, []
-    last = {}
+    states, last = {}, {}
     if which == "last":
         state, path, wrong = load_last(run)
         last = learner_states(state, path)
         if wrong:
-            print(f"{wrong}; {path.name} of step {state.get('step')} stands in for it")
+            print(f"{wrong}; {path.name} of step {state.get('step')} is used instead")
     names = list(config.variants)
     for loss in [configs.choose(loss, names, f"loss in {run}") for loss in losses or names]:
         if which == "last" and loss not in last:
             raise ValueError(f"{run / 'last.pt'}: holds no network of {loss}; add --best")
-        state = load_checkpoint(run / f"best_{loss}.pt") if which == "best" else last[loss]
-        net = build_network(config.model, config.scale, config.model_options)
+        states[loss] = load_checkpoint(run / f"best_{loss}.pt") if which == "best" else last[loss]
+    return config, states
+
+
+def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], list[str]]:
+    """Read a run: its settings, its SR networks by loss, and the judges and extractors they had.
+
+    losses: those to read; default: all.
+
+    which: as for load_states. Raises ValueError.
+    """
+    config, states = load_states(run, which, losses)
+    nets, judges = {}, []
+    for loss, state in states.items():
+        weights = state.get(SR_NETWORK)
+        net = build_network(config.model, config.scale, config.model_options, weights if is_state(weights) else None)
         load_network(net, state, f"{run} ({which}, {loss})", model_id(config.model, config.scale, config.model_options))
         nets[loss] = net
         judges += [judge for judge in state.get("judges", ()) if judge not in judges]

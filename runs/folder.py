@@ -1,8 +1,8 @@
-"""A run's folder: what is in it, and which folder a run gets.
+"""The folder of a run: its files, and its name.
 
     checkpoints/RUN/config.yaml     every setting
                     log.jsonl       a line every few steps and after each epoch
-                    last.pt         all that is needed to go on
+                    last.pt         all that is needed to resume
                     previous.pt     the last.pt before that
                     best_LOSS.pt    the networks of one loss at their best epoch
                     val.json        written by val.py
@@ -19,14 +19,18 @@ CHECKPOINTS = Path("checkpoints")
 
 
 def next_run_dir(model: str, scale: int, root: Path = CHECKPOINTS) -> Path:
-    """The folder that a new run gets when none is named: CHECKPOINTS/MODEL_xSCALE_NUMBER, the number not taken yet."""
-    stem = f"{model}_x{scale}_"
+    """The next free folder for a new run: CHECKPOINTS/MODEL_xSCALE_NUMBER.
+
+    MODEL of spandrel:FILE is the file's name.
+    """
+    name = re.sub(r"[^\w.+-]", "_", Path(model).stem) if model.startswith("spandrel:") else model
+    stem = f"{name}_x{scale}_"
     taken = [int(m[1]) for p in root.glob(stem + "*") if (m := re.fullmatch(re.escape(stem) + r"(\d+)", p.name))]
     return root / f"{stem}{max(taken, default=0) + 1:03d}"
 
 
 def make_run_dir(run: Path, model: str, scale: int) -> Path:
-    """Make the folder `run`, a number of next_run_dir's, or the next one that no other run has made in the meantime."""
+    """Make the folder `run`, or the next one if another run has made it in the meantime."""
     while True:
         try:
             run.mkdir(parents=True)
@@ -36,7 +40,7 @@ def make_run_dir(run: Path, model: str, scale: int) -> Path:
 
 
 def checkpoint_stamp(run: Path) -> tuple[int, int] | None:
-    """What tells one last.pt in the folder from another; None where there is none."""
+    """A stamp that tells one last.pt in the folder from another; None if there is none."""
     try:
         stat = (run / "last.pt").stat()
     except OSError:
@@ -45,7 +49,10 @@ def checkpoint_stamp(run: Path) -> tuple[int, int] | None:
 
 
 def newest_run_dir(root: Path = CHECKPOINTS, resumable: bool = False) -> Path:
-    """The run that was last written to (resumable: of those with a last.pt). Raises ValueError if there is none."""
+    """The run that was last written to; resumable: of those with a last.pt.
+
+    Raises ValueError if there is none.
+    """
     names = ("last", "previous") if resumable else ("last", "previous", "best_*")
     runs = [path.parent for name in names for path in root.glob(f"*/{name}.pt")]
     if not runs:
@@ -54,7 +61,7 @@ def newest_run_dir(root: Path = CHECKPOINTS, resumable: bool = False) -> Path:
 
 
 def check_new_run(run: Path, aborted: bool = False) -> None:
-    """Raise ValueError where run cannot be the folder of a new run: there is one, or files are in the way.
+    """Raise ValueError if run cannot be the folder of a new run: there is one, or files are in the way.
 
     aborted: its settings and log are of a run that ended before it saved anything, and may be written over.
     """
@@ -64,7 +71,7 @@ def check_new_run(run: Path, aborted: bool = False) -> None:
     except OSError as error:
         raise ValueError(f"--modelpath {run}: cannot be a folder ({error.strerror}); name another") from None
     if held:
-        raise ValueError(f"--modelpath {run}: holds a run; add --load to go on with it, or name another")
+        raise ValueError(f"--modelpath {run}: holds a run; add --load to resume it, or name another")
     if others:
         remedy = "name another folder, or move it away"
         raise ValueError(f"--modelpath {run}: holds a {others[0]} that a run would write over; {remedy}")

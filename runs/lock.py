@@ -7,18 +7,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+try:
+    import msvcrt
+except ImportError:  # all others
+    msvcrt = None
+
 
 class RunFolderError(ValueError):
     """A folder that a run cannot have now."""
 
 
-def _lock(file, folder: Path, how: int) -> None:
-    """Lock the open file as fcntl.flock does; on a file system without locks do nothing. Raises RunFolderError."""
-    import fcntl  # not on Windows, where val.py needs none of this
+def _try_lock(file, shared: bool) -> None:
+    """Lock the open file or raise OSError; a system with neither of the two has no locks."""
+    if fcntl is not None:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    elif msvcrt is not None:
+        # A byte far behind the holder's name, for what is locked there others cannot read.
+        os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 
+
+def _lock(file, folder: Path, shared: bool = False) -> None:
+    """Lock the open file; do nothing on a file system without locks. Raises RunFolderError if another has it."""
     try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
+        _try_lock(file, shared)
+    except (BlockingIOError, PermissionError):  # of fcntl, of msvcrt
         file.seek(0)
         holder = " ".join(file.read().split()) or "another process"
         raise RunFolderError(f"--modelpath {folder}: in use by {holder}; wait for it, or name another folder") from None
@@ -27,26 +44,23 @@ def _lock(file, folder: Path, how: int) -> None:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise RunFolderError, naming it, where a run is going on in the folder."""
-    import fcntl
-
+    """Raise RunFolderError, naming the run, if a run is going on in the folder."""
     try:
         with open(folder / ".lock") as file:
-            _lock(file, folder, fcntl.LOCK_SH)
+            _lock(file, folder, shared=True)
     except OSError:  # most often: there is none
         pass
 
 
 HELD: set = set()  # open lock files
 # A process that loads data must not keep the lock of a run that was killed.
-os.register_at_fork(after_in_child=lambda: [file.close() for file in HELD])
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in HELD])
 
 
 @contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
-    """Within, no other run can have the folder; a process that dies lets it go. Raises RunFolderError if one has it."""
-    import fcntl
-
+    """Hold the folder's lock, which ends with the process. Raises RunFolderError if another run has it."""
     path = folder / ".lock"
     while True:
         try:
@@ -56,10 +70,10 @@ def locked_run(folder: Path) -> Iterator[None]:
                 f"--modelpath {folder}: cannot be written to ({error.strerror}); name another"
             ) from None
         try:
-            _lock(file, folder, fcntl.LOCK_EX)
+            _lock(file, folder)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 break
-        except FileNotFoundError:  # the one who had it has just removed it
+        except FileNotFoundError:  # its holder has just removed it
             pass
         except RunFolderError:
             file.close()

@@ -8,7 +8,7 @@ from .atomic import atomic_write
 
 
 def json_safe(value):
-    """The same nested dicts, lists and numbers with None for what JSON does not know: NaN and the infinities."""
+    """The same nested dicts, lists and numbers, with None for NaN and infinities, which JSON lacks."""
     if isinstance(value, dict):
         return {key: json_safe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -17,7 +17,9 @@ def json_safe(value):
 
 
 def trim_log(path: Path, step: int, validated: bool = True) -> None:
-    """Drop what was logged after `step` (not validated: the scores of `step` too), for it will be logged again.
+    """Drop the lines logged after `step`, which will be logged again when a run resumes there.
+
+    validated: False drops the scores of `step` too.
 
     A last line that was cut off goes with it, and so do lines that the log of a run does not have.
     """

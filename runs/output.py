@@ -1,4 +1,4 @@
-"""What is printed: commands that work, and streams that no odd name, full disk or closed pipe ends a run by."""
+"""Printed commands that work, and output streams whose errors never end a run."""
 
 import io
 import os
@@ -18,15 +18,15 @@ class _IgnoreErrors(io.FileIO):
 
 
 def escape_unencodable_output() -> None:
-    """From now on stdout and stderr spell out what they have no letters for, as in file names that are not UTF-8."""
+    """Have stdout and stderr escape characters that they cannot encode, as in odd file names."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
 
 
 def ignore_output_errors() -> None:
-    """From now on what stdout and stderr cannot take, on a full disk or a closed pipe, is lost and no error.
+    """Have stdout and stderr drop what a full disk or a closed pipe does not take.
 
-    Odd names are spelled out as by escape_unencodable_output.
+    Odd names are escaped, as by escape_unencodable_output.
     """
     for name in ("stdout", "stderr"):
         old = getattr(sys, name)
@@ -36,6 +36,6 @@ def ignore_output_errors() -> None:
 
 
 def script_command(script: str, *words, launcher: str = "python") -> str:
-    """The command line that runs a script of the project, such as train.py, from the present working folder."""
+    """The command line that runs a script of the project from the present working folder."""
     path = script if os.path.realpath(script) == str(ROOT / script) else str(ROOT / script)
     return f"{launcher} {shlex.join([path, *map(str, words)])}"

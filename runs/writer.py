@@ -1,4 +1,4 @@
-"""What a run writes while it trains, whatever happens to its disk."""
+"""The files that a run writes while it trains; errors of its disk do not end it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +16,10 @@ from .log import log_line, trim_log
 
 
 class RunWriter:
-    """What a run writes while it trains. A full disk or a folder that cannot be written to does not end it.
+    """Writes a run's log and checkpoints; a full disk or an unwritable folder does not end the run.
 
-    What could not be written waits in memory, in order, for the next save; said once, and again when it is written.
+    What could not be written waits in memory, in order, for the next save. It is reported once, and again when it is
+    written.
     """
 
     def __init__(self, folder: Path):
@@ -31,7 +32,7 @@ class RunWriter:
 
     @contextmanager
     def acquired(self, config: Config, stamp: tuple[int, int] | None) -> Iterator[None]:
-        """Make and lock the run's folder. Raises RunFolderError if it cannot be had or its last.pt has changed.
+        """Make and lock the run's folder. Raises RunFolderError if that fails or its last.pt has changed.
 
         stamp: the `checkpoint_stamp` of the last.pt that the run resumes from, None for a new run.
         """
@@ -49,7 +50,7 @@ class RunWriter:
             yield
 
     def write_settings(self, config: Config, step: int, validated: bool) -> None:
-        """Write config.yaml, and drop what the log has beyond `step`, where a resumed run goes on. Raises OSError."""
+        """Write config.yaml; drop the log beyond `step` if the run resumes there. Raises OSError."""
         settings = configs.absolute_paths(replace(config, load=False, auto_resume=False, modelpath=None))
         atomic_write(self.folder / "config.yaml", configs.to_yaml(settings))
         trim_log(self.folder / "log.jsonl", step if config.load else -1, validated)
@@ -62,12 +63,12 @@ class RunWriter:
             self._write_log()
 
     def queue(self, name: str, content: bytes) -> None:
-        """Have a state written at the next save, instead of one of that name that still waits."""
+        """Have a state written at the next save, in place of one of that name that still waits."""
         self.queued.pop(name, None)
         self.queued[name] = content
 
     def save(self) -> None:
-        """Write all that waits; the states even where the log cannot be written."""
+        """Write all that waits; the states even if the log cannot be written."""
         with self._report_errors():
             self._write_log()
             if (self.folder / "log.jsonl").exists():
@@ -86,7 +87,7 @@ class RunWriter:
 
     @property
     def unsaved(self) -> str | None:
-        """What is not in the folder and why; None where all is."""
+        """The files that are not in the folder, and why; None if all are."""
         names = ["log.jsonl"] * bool(self.log_lines) + [*self.queued]
         return f"{', '.join(names)} ({self.last_error})" if names else None
 
@@ -97,14 +98,14 @@ class RunWriter:
 
     @contextmanager
     def _report_errors(self) -> Iterator[None]:
-        """An OSError is said and remembered."""
+        """Report an OSError and remember it."""
         try:
             yield
         except OSError as error:
             if not self.last_error:
                 self.last_error = error.strerror or str(error)
                 self.notes.append(f"a save failed: {self.last_error}")
-                print(f"\nnot saved: {self.unsaved}; training goes on, the next save tries again", flush=True)
+                print(f"\nnot saved: {self.unsaved}; training continues, the next save tries again", flush=True)
 
 
 class NullWriter(RunWriter):

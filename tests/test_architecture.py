@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LONGEST = 420  # lines of a file
 
 LIBRARIES = {"models", "losses", "metrics", "data", "configs"}
-COMMANDS = {"train", "val", "convert", "infer"}
+COMMANDS = {"train", "val", "convert", "export", "infer"}
 # Who may import what of ours, besides itself.
 MAY_IMPORT = {
     **dict.fromkeys(LIBRARIES, set()),
@@ -22,7 +22,6 @@ MAY_IMPORT = {
     "reproduce": LIBRARIES | {"runs", "training"} | COMMANDS,
     "benchmarks": LIBRARIES | {"runs", "training"} | COMMANDS,
 }
-MAY_IMPORT["train"] = MAY_IMPORT["train"] | {"val"}  # a run ends with its evaluation
 
 
 class File:

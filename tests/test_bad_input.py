@@ -330,7 +330,7 @@ def test_a_run_in_udls_second_stage_without_its_first(place, capsys):
         ("--modelpath run --folder nowhere", "folder nowhere does not exist"),
         ("--modelpath run --folder good empty", "no images in empty"),
         ("--modelpath run --folder cut", "cannot read image cut/coffee.png"),
-        ("--modelpath run --folder tiny", "tiny/dot.png is 11x11"),
+        ("--modelpath run --folder tiny", "tiny/dot.png is 0x0 as protocol paper crops it"),
         ("--modelpath run --lpips alexx", "did you mean alex?"),
         ("--modelpath run --lpips alex", "LPIPS-alex needs ImageNet weights"),
         ("--modelpath run --judge-weights bomb.pth", "bomb.pth: "),
@@ -364,15 +364,15 @@ def test_val(place, capsys, words, expected, alex_file):
 @pytest.mark.parametrize(
     "words, expected",
     [
-        ("", "source"),
+        ("", "path"),
         ("nowhere", "nowhere: expected an existing file or folder"),
         ("empty", "empty: no SRModel_"),
         ("garbage.pth", "garbage.pth: cannot be read as a checkpoint"),
         ("bomb.pth", "bomb.pth: cannot be read as a checkpoint"),
         ("list.pth", "list.pth: expected a checkpoint, found a list"),
-        ("unknown.pth", "something unknown"),
+        ("unknown.pth", "unknown.pth: names like x; expected one of: the TLW authors'"),
         ("unknown.pth", "unknown.pth"),
-        ("official --scale 3", "--scale 3: official/SRModel_l1_best.pth is x2"),
+        ("official --scale 3", "official/SRModel_l1_best.pth: is x2, not --scale 3"),
         ("official --scale 5", "--scale"),
         ("official --modelpath run", "--modelpath run: holds a run"),
         ("official --modelpth x", "did you mean --modelpath?"),
@@ -400,7 +400,11 @@ def test_a_weighting_network_of_another_shape(place, capsys):
 
 @pytest.mark.parametrize(
     "content",
-    [{"learners": 5}, {"learners": {"L1": {"net": {"head.0.weight": 3}}}}, {"learners": {"L1": {"net": 3}}}],
+    [
+        {"learners": 5},
+        {"learners": {"L1": {"sr_network": {"head.0.weight": 3}}}},
+        {"learners": {"L1": {"sr_network": 3}}},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("command", ["val.py --modelpath run --device cpu", "train.py --load --modelpath run"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import data, judges, step
+from benchmarks import data, infer, judges, step, tiles
 
 
 @pytest.mark.parametrize("which", [["--judge", "alex"], ["--judge", "squeeze", "--model", "VDSR", "--batchsize", "2"]])
@@ -20,6 +20,26 @@ def test_judges_cost(capsys):
     torch.set_num_threads(threads)
     out = capsys.readouterr().out
     assert "tiny" in out and "lpips-alex" in out
+
+
+def test_infer_is_the_plain_loop(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    run = tmp_path / "run"
+    pixels = infer.write_inputs([str(images)], 2, tmp_path / "lr")
+    infer.write_run(run, "EDSR", 2, {"channels": 8, "blocks": 1})
+    infer.build_loop(tmp_path / "lr", run, tmp_path / "loop", 1, None)()
+    infer.build_infer(tmp_path / "lr", run, tmp_path / "sr", 1)()
+    infer.check_same(tmp_path / "loop", tmp_path / "sr")
+    assert pixels == 50 * 60 + 48 * 72 + 64 * 48 + 60 * 60 and len(list((tmp_path / "sr").iterdir())) == 4
+    (tmp_path / "sr" / "000.png").write_bytes((tmp_path / "lr" / "000.png").read_bytes())
+    with pytest.raises(ValueError):
+        infer.check_same(tmp_path / "loop", tmp_path / "sr")
+
+
+def test_tiles_cost(images, tmp_path, capsys):
+    infer.write_run(tmp_path / "run", "RCAN", 2, {"channels": 8, "groups": 1, "blocks": 1, "reduction": 4})
+    tiles.main(["--modelpath", str(tmp_path / "run"), "--folder", str(images), "--tile", "65", "--device", "cpu"])
+    assert "whole" in capsys.readouterr().out
 
 
 def test_patches_of_a_set_beyond_memory(tmp_path, capsys, monkeypatch):

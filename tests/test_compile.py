@@ -38,7 +38,7 @@ def test_the_same_training(args, traced):
     assert len(traced) >= 3  # a trial, the SR network and the weighting network
     plain, compiled = (load_checkpoint(run.folder.parent / name / "last.pt") for name in ("plain", "compiled"))
     for name, learner in plain["learners"].items():
-        for part in ("net", "loss"):
+        for part in ("sr_network", "loss"):
             assert list(learner[part]) == list(compiled["learners"][name][part])
             for key, value in learner[part].items():
                 torch.testing.assert_close(value, compiled["learners"][name][part][key], rtol=1e-3, atol=1e-4)

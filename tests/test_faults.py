@@ -94,14 +94,14 @@ def test_a_signal_before_the_training_and_after_it(args, images, number, stopped
         said = stopped_within(where, number, lambda: train.main(args))
         assert said == f"\nstopped by {name}; nothing was begun, nor written\n" and not list(Path().iterdir())
     train.main([*args, "--modelpath", "run", "--endepoch", "1"])
-    for where in ("train.weight_maps", "val.load_networks"):  # the picture of the weights, the table
+    for where in ("train.weight_maps", "training.evaluation.load_networks"):  # the picture of the weights, the table
         said = stopped_within(where, number, lambda: train.main(["--load", "--modelpath", "run"]))
         command = f"python {val.__file__} --modelpath run --best"
         assert said.endswith(f"\nstopped by {name}; the run is complete; next: {command}\n")
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.setattr(sys, "argv", ["val.py", "--modelpath", "run", "--best", "--device", "cpu"])
     said = stopped_within(
-        "runs.checkpoint.load_networks", number, lambda: runpy.run_path(val.__file__, run_name="__main__")
+        "training.evaluation.load_networks", number, lambda: runpy.run_path(val.__file__, run_name="__main__")
     )
     assert said == f"run: run (best)\n\nstopped by {name}; the evaluation was not finished\n"
 
@@ -181,7 +181,7 @@ def test_the_state_before_stands_in_for_a_damaged_one(tmp_path):
     assert load_checkpoint(previous) == {"step": 2}  # a damaged one does not take its place
     for path in (last, previous):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="last.pt: cannot be read.*nor can the one before.*begin anew") as caught:
+    with pytest.raises(ValueError, match="last.pt: cannot be read.*nor can the one before.*begin again") as caught:
         load_last(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -222,7 +222,7 @@ def test_a_full_disk_costs_nothing_but_time(tmp_path, monkeypatch, capsys):
             run.queue("last.pt", serialize({"step": step}))
             run.save()
     assert load_last(tmp_path)[0] == {"step": 1} and "best_L1.pt, last.pt (No space" in run.unsaved
-    assert capsys.readouterr().out.count("training goes on") == 1
+    assert capsys.readouterr().out.count("training continues") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
     run.save()
     assert run.unsaved is None and load_checkpoint(tmp_path / "best_L1.pt") == {"step": 3}
@@ -351,7 +351,7 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace(args, of_helper, clip, as
     assert_same(before, after)
     final = learner.state_dict()
     assert final["skips"] == [1, 0]
-    moved = [not torch.equal(x, final["net"][name]) for name, x in after["net"].items()]
+    moved = [not torch.equal(x, final["sr_network"][name]) for name, x in after["sr_network"].items()]
     assert all(moved)
 
 
@@ -392,12 +392,14 @@ def test_no_loader_runs_code(args, workplace, plain):
     make_run(args, "--modelpath", "run", "--losses", "L1", "--steps", 1).fit()
     for name in ("run/last.pt", "run/best_L1.pt", "SRModel_l1.pth"):
         Path(name).write_bytes(pickle.dumps({"net": Bomb()})) if plain else torch.save({"net": Bomb()}, name)
+    released = convert.parse(["SRModel_l1.pth", "--scale", "4"])
+    released.path = Path(released.path)
     for load in (
         lambda: make_run(["--load", "--modelpath", "run"]),
         lambda: load_networks(Path("run"), "best"),
         lambda: load_networks(Path("run"), "last"),
         lambda: read_backbone_file("run/last.pt"),  # --judge-weights, --extractor-weights
-        lambda: convert.convert(Path("SRModel_l1.pth"), 4),
+        lambda: convert.convert(released),
     ):
         with pytest.raises(ValueError, match="cannot be read as"):
             load()

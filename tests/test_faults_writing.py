@@ -145,7 +145,7 @@ def test_no_room_for_one_file(args, full_for, capsys):
     run = Path("run")
     train.main([*args, "--endepoch", "1"])
     endepoch = 2
-    for name in ("config.yaml", "log.jsonl", "weights.png", "val.json", "val.csv"):
+    for name in ("config.yaml", "log.jsonl", "val.json", "val.csv"):
         words = ["--load", "--modelpath", "run", "--endepoch", str(endepoch)]
         before = (run / name).read_bytes()
         capsys.readouterr()
@@ -163,6 +163,17 @@ def test_no_room_for_one_file(args, full_for, capsys):
     train.main(["--load", "--modelpath", "run", "--endepoch", str(endepoch)])
 
 
+def test_no_room_for_the_picture(args, full_for, capsys):
+    """An extra: one line, and the table and the next command all the same."""
+    full_for("weights.png")
+    train.main([*args, "--losses", "L1+TLW", "--modelpath", "run", "--endepoch", "1"])
+    out, err = capsys.readouterr()
+    reason = "[Errno 28] No space left on device: 'run/weights.png'"
+    assert err == "" and f"note: run/weights.png was not drawn ({reason})" in out
+    assert "PSNR-Y" in out and "val.py --modelpath" in out.splitlines()[-1]
+    assert Path("run/val.json").exists() and not Path("run/weights.png").exists()
+
+
 def test_no_room_for_the_log(tmp_path, full_for, capsys):
     """The states are saved all the same, and the lines wait."""
     run = RunWriter(tmp_path)
@@ -177,7 +188,7 @@ def test_no_room_for_the_log(tmp_path, full_for, capsys):
     note = '{"step": 2, "note": "saved again after: No space left on device"}\n'
     assert run.unsaved is None and (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n' + note
     out = capsys.readouterr().out
-    assert out.count("training goes on") == out.count("saved again after") == 1
+    assert out.count("training continues") == out.count("saved again after") == 1
 
 
 def test_no_room_for_what_is_said(args):

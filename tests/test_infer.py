@@ -35,7 +35,11 @@ def make_run(folder: Path, model="EDSR", losses=("L1",), scale=2, best=True, las
     for name, wanted in (("best", best), ("last", last)):
         for loss in losses:
             net = build_network(model, scale, options)
-            states[name, loss] = {"net": net.state_dict(), "model_id": model_id(model, scale, options), "judges": []}
+            states[name, loss] = {
+                "sr_network": net.state_dict(),
+                "model_id": model_id(model, scale, options),
+                "judges": [],
+            }
             if wanted and name == "best":
                 (folder / f"best_{loss}.pt").write_bytes(serialize(states[name, loss]))
     if last:
@@ -46,7 +50,7 @@ def make_run(folder: Path, model="EDSR", losses=("L1",), scale=2, best=True, las
 
 def plain(net: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
     """pixels (H,W,3) of uint8 through the network as anyone would write it."""
-    lr = torch.from_numpy(pixels).permute(2, 0, 1)[None].double() / 127.5 - 1
+    lr = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].double() / 127.5 - 1
     with torch.no_grad():
         sr = net.eval()(lr.float())
     return ((sr[0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).numpy().astype(np.uint8)
@@ -55,7 +59,7 @@ def plain(net: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
 def network(run: Path, which: str, loss: str, model="EDSR", scale=2, options=OPTIONS) -> torch.nn.Module:
     net = build_network(model, scale, options)
     state = torch.load(run / (f"best_{loss}.pt" if which == "best" else "last.pt"), weights_only=True)
-    net.load_state_dict((state if which == "best" else state["learners"][loss])["net"])
+    net.load_state_dict((state if which == "best" else state["learners"][loss])["sr_network"])
     return net
 
 
@@ -303,7 +307,7 @@ def test_transparency_and_jpeg(run, workplace, capsys):
 def test_a_network_that_has_diverged(workplace, photo, capsys):
     run = make_run(workplace / "run")
     state = torch.load(run / "best_L1.pt", weights_only=True)
-    state["net"]["tail.1.bias"].fill_(torch.nan)
+    state["sr_network"]["tail.1.bias"].fill_(torch.nan)
     (run / "best_L1.pt").write_bytes(serialize(state))
     with pytest.raises(SystemExit) as end:
         upscale("--input", photo, "--modelpath", run)

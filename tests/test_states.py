@@ -61,9 +61,9 @@ WRONG = {
     "moments of no parameter": lambda s: s["learners"]["L1+TLW"]["opt"]["state"].update({9999: {}}),
     "no moments": put((*TLW, "opt"), {}),
     "an optimizer of None": put((*TLW, "helper_opt"), None),
-    "half the network": as_type("net", torch.half),
-    "an integer network": as_type("net", torch.long),
-    "a complex network": as_type("net", torch.complex64),
+    "half the network": as_type("sr_network", torch.half),
+    "an integer network": as_type("sr_network", torch.long),
+    "a complex network": as_type("sr_network", torch.complex64),
     "an integer loss": as_type("loss", torch.int32),
     "no loss": put((*TLW, "loss"), {}),
     "a stage of two numbers": put(("learners", "L1+UDL", "loss", "_extra_state"), torch.tensor([1, 2])),
@@ -123,7 +123,7 @@ def test_best_of_another_type_is_no_checkpoint(trained):
     run, _ = trained
     path = run / "best_L1+TLW.pt"
     content, state = path.read_bytes(), load_checkpoint(path)
-    state["net"] = {name: value.mul(1000).long() for name, value in state["net"].items()}
+    state["sr_network"] = {name: value.mul(1000).long() for name, value in state["sr_network"].items()}
     save_checkpoint(state, path)
     try:
         with pytest.raises(ValueError, match="not a checkpoint of EDSR"):

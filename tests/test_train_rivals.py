@@ -54,7 +54,7 @@ def test_all_losses_in_one_run(args, workplace):
     }
     steps = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()][:2]
     for entry in steps:
-        assert entry["loss"].keys() == set(LOSSES) and all(0 < loss < 100 for loss in entry["loss"].values())
+        assert entry["loss"].keys() == set(LOSSES) and all(0 < loss < 10_000 for loss in entry["loss"].values())
         assert entry["WC"].keys() == {"L1+TLW", "MSE+TLW", "L1+TLW+DP"} and entry["k"].keys() == {
             *entry["WC"],
             "L1+TLW+DP+GAN",
@@ -129,6 +129,20 @@ def test_udls_head_learns_with_the_network_in_stage_1_alone(args):
     assert [entry["stage"]["L1+UDL"] for entry in log_of(run) if "loss" in entry] == [1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_udls_second_stage_may_have_an_optimizer_and_a_schedule_of_its_own(args, restart):
+    """Two epochs of two steps in each stage, the rate halved in the last step of either."""
+    flags = ["--udl-epoch", 1, "--endepoch", 2, "--schedule", "milestones", "--milestones", 1, "--learning-rate", 0.01]
+    run = trained(args, "--losses", "L1+UDL", *flags, *(["--udl-restart"] if restart else []))
+    (learner,) = run.experiment.learners
+    counts = {int(learner.opt.state[p]["step"]) for p in learner.net.parameters()}
+    assert counts == {2 if restart else 4}
+    assert all((p in learner.opt.state) != restart for p in learner.loss.head.parameters())
+    entries = [entry for entry in log_of(run) if "loss" in entry]
+    rates = [entry.get("own_learning_rate", {}).get("L1+UDL", entry["learning_rate"]) for entry in entries]
+    assert rates == ([0.01, 0.005, 0.01, 0.005] if restart else [0.01, 0.005, 0.005, 0.005])
+
+
 def test_the_discriminator_and_the_network_alternate(args):
     config = configs.load([*args, "--losses", "L1+DP+GAN", "--pretrain-epochs", "1"])
     run = train.Trainer(config)
@@ -165,7 +179,9 @@ def test_the_network_meets_the_discriminator_that_has_just_learned(args):
     [
         ("L1+UDL", ["--udl-epoch", "1"], 1),  # goes over to the second stage just after the resume
         ("L1+UDL", ["--udl-epoch", "1"], 2),  # is in the second stage
-        ("L1+PSPL", [], 1),
+        ("L1+UDL", ["--udl-epoch", "1", "--udl-restart"], 1),
+        ("L1+UDL", ["--udl-epoch", "1", "--udl-restart"], 2),
+        ("L1+PSPL", ["--pspl-epoch", "3"], 1),
         ("L1+DP+GAN", ["--gan", "ragan"], 1),
         ("L1+TLW+DP+GAN", ["--pretrain-epochs", "1.5"], 1),
     ],
@@ -180,7 +196,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(args, name, more, cut, assert
 
 
 def test_sigma_grows_within_an_epoch(args):
-    run = trained(args, "--losses", "L1+PSPL", "--pspl-beta", 1, "--endepoch", 2)
+    run = trained(args, "--losses", "L1+PSPL", "--pspl-beta", 1, "--pspl-epoch", 2, "--endepoch", 2)
     assert [entry["sigma"]["L1+PSPL"] for entry in log_of(run) if "loss" in entry] == [1, 1.5, 2, 2.5]
 
 

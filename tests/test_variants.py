@@ -15,6 +15,7 @@ import val
 from configs import Config
 from configs.variants import OPTIMIZER, TERMS
 from runs.checkpoint import load_checkpoint
+from runs.evaluations import read_evaluations
 from training import stop_signals
 from training.learner import build_learners
 from training.reporter import missing_controls
@@ -58,12 +59,13 @@ def test_values_are_those_of_flags_and_yaml(tmp_path):
 def test_each_setting_is_of_the_run_or_of_a_loss():
     own = {*OPTIMIZER, *chain.from_iterable(TERMS.values())}
     of_run = {
-        "model", "model_options", "scale", "init", "losses", "judge", "judge_weights", "judge_memory",
+        "model", "model_options", "scale", "init", "init_loss", "init_best", "init_weighting", "losses",
+        "judge", "judge_weights", "judge_memory",
         "extractor_weights", "trainpath", "lrpath", "valpath", "vallrpath", "patch", "bad_images", "skip_small",
         "augment", "repeat", "batchsize", "workers", "max_skipped", "startepoch", "endepoch", "steps", "seed",
         "precision", "compile", "device", "modelpath", "load", "save_every", "save_minutes", "metrics", "protocol",
         "log_every", "best_by", "on_divergence", "auto_resume", "cache", "cache_size",
-        "lr_template", "degradation",
+        "lr_template", "degradation", "tiles",
     }  # fmt: skip
     assert not own & of_run and own | of_run == {field.name for field in dataclasses.fields(Config)}
 
@@ -218,10 +220,10 @@ def test_evaluation_by_names_and_labels(whole, capsys, tmp_path):
     at = ["--modelpath", str(whole.folder), "--metrics", "tiny", "--device", "cpu", "--out", str(tmp_path / "val.json")]
     for more in ([], ["--best"]):
         val.main([*at, *more, "--losses", "cheap", "L1+TLW[weights=uniform]"])
-        rows = json.loads((tmp_path / "val.json").read_text())["rows"]
+        rows = read_evaluations(tmp_path / "val.json")[-1]["rows"]
         assert [row["loss"] for row in rows] == ["bicubic", "cheap", "L1+TLW[weights=uniform]"]
     val.main(at)
-    assert [row["loss"] for row in json.loads((tmp_path / "val.json").read_text())["rows"]] == ["bicubic", *NAMES]
+    assert [row["loss"] for row in read_evaluations(tmp_path / "val.json")[-1]["rows"]] == ["bicubic", *NAMES]
     capsys.readouterr()
     with pytest.raises(SystemExit):
         val.main([*at, "--losses", CHEAP])

@@ -4,7 +4,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -14,14 +14,15 @@ import configs
 from configs import Config
 from data import DEGRADATIONS, ImageCache, PairedDataset, PatchDataset, ResumableBatchSampler
 from losses import Loss
-from metrics.backbones import at_hand, unused_files
+from metrics.backbones import WeightsNotFoundError, at_hand, unused_files
 from metrics.evaluate import PROTOCOLS, check_sizes
 from metrics.extractors import build_extractor
-from metrics.judges import JUDGES, MEMORY, build_judge, metric_of, word_of
+from metrics.judges import JUDGES, MEMORY, METRICS, build_judge, metric_of, word_of
 
 from . import distributed
 from .device import check_compile, place_frozen, setup_device
 from .learner import Learner, build_learners
+from .schedule import first_and_last_step
 from .validation import metrics_on, read_validation_set
 
 
@@ -41,6 +42,7 @@ class Experiment:
     last_step: int
     left_out: list[str]  # a line for each training image that --bad-images skip left out
     notes: list[str]  # what there is to say of the settings
+    metric_names: tuple[str, ...]  # the perceptual metrics of validation
     judge: nn.Module | None = None
     extractors: dict[str, nn.Module] = field(default_factory=dict)
     metrics: dict[str, nn.Module] = field(default_factory=dict)
@@ -48,7 +50,7 @@ class Experiment:
     @property
     def small_images(self) -> int:
         """How many training images are smaller than the patch and left out."""
-        return len(self.patches.pairs) - len(self.patches)
+        return len(self.patches.pairs) - len(self.patches.used)
 
     @property
     def data_notes(self) -> list[str]:
@@ -58,7 +60,7 @@ class Experiment:
     @property
     def best_by(self) -> str:
         """The metric that chooses `best`, as `word_of` calls it."""
-        return word_of(self.config.best_by) if self.config.best_by else self.config.metrics[0]
+        return word_of(self.config.best_by) if self.config.best_by else self.metric_names[0]
 
     @property
     def selection_criterion(self) -> list[str]:
@@ -81,10 +83,11 @@ def build_experiment(config: Config) -> Experiment:
     configs.choose(config.judge, JUDGES, "judge")
     if config.compile:
         check_compile(device)
-    learners = build_learners(config, device)
+    begun_from: list[str] = []
+    learners = build_learners(config, device, begun_from)
     losses = [learner.loss for learner in learners]
-    config, notes = resolve_metrics(config, losses)
-    notes += unused_weights(config, losses)
+    metric_names, notes = choose_metrics(config, losses)
+    notes += begun_from + unused_weights(config, losses, metric_names)
     cache = image_cache(config)
     patches, left_out = build_patches(config, cache)
     with says_where(config, "valpath", "vallrpath"):
@@ -99,8 +102,7 @@ def build_experiment(config: Config) -> Experiment:
         )
     repeat = config.repeat or patches.draws_to_cover
     epoch_steps = ResumableBatchSampler(len(patches), config.batchsize, 0, repeat=repeat).steps_per_epoch
-    first_step = config.startepoch * epoch_steps
-    last_step = first_step + config.steps if config.steps else config.endepoch * epoch_steps
+    first_step, last_step = first_and_last_step(config, epoch_steps)
     return Experiment(
         config,
         device,
@@ -114,6 +116,7 @@ def build_experiment(config: Config) -> Experiment:
         last_step,
         left_out,
         notes,
+        metric_names,
     )
 
 
@@ -138,8 +141,8 @@ def says_where(config: Config, *names: str) -> Iterator[None]:
         raise ValueError(f"{error}; if the images have moved, say where to: {given}") from None
 
 
-def resolve_metrics(config: Config, losses: list[Loss]) -> tuple[Config, list[str]]:
-    """The settings with their perceptual metrics in place of a default, and what there is to say of that.
+def choose_metrics(config: Config, losses: list[Loss]) -> tuple[tuple[str, ...], list[str]]:
+    """The perceptual metrics of validation, and a line if they are not those to be expected.
 
     The default is the judge's. If nobody named that judge and no loss needs it, nothing is downloaded for it.
     """
@@ -147,21 +150,20 @@ def resolve_metrics(config: Config, losses: list[Loss]) -> tuple[Config, list[st
     needed = any(loss.needs_judge for loss in losses)
     named = config.metrics or needed or config.judge != Config.judge
     if not named and not distributed.all_gather(at_hand(metrics[0], config.judge_weights))[0]:
-        notes.append(
-            f"LPIPS-{metrics[0]} is left out: its weights are not at hand; --metrics {metrics[0]} fetches them"
-        )
+        net = metrics[0]
+        notes.append(f"LPIPS-{net} is left out: its weights are not at hand; --metrics {net} fetches them")
         metrics = ("tiny",)
     if config.best_by:
-        known = ["PSNR-Y", "SSIM-Y", *metrics]
-        fits = word_of(config.best_by) in map(str.lower, known)
-        expected = f"one of {', '.join(known)}; others come with --metrics"
-        configs.expect(fits, "best_by", config.best_by, expected)
-    return replace(config, metrics=metrics), notes
+        known, word = ["PSNR-Y", "SSIM-Y", *metrics], word_of(config.best_by)
+        remedy = f"; or add --metrics {' '.join([*metrics, word])}" if word in METRICS else ""
+        fits = word in map(str.lower, known)
+        configs.expect(fits, "best_by", config.best_by, f"one of {', '.join(known)}{remedy}")
+    return metrics, notes
 
 
-def unused_weights(config: Config, losses: list[Loss]) -> list[str]:
+def unused_weights(config: Config, losses: list[Loss], metrics: tuple[str, ...]) -> list[str]:
     """A line for each file of weights that no network of the run uses. Raises ValueError if one cannot be read."""
-    used = [*config.metrics, *(name for loss in losses for name in loss.extractors)]
+    used = [*metrics, *(name for loss in losses for name in loss.extractors)]
     used += [config.judge] * any(loss.needs_judge for loss in losses)
     files = config.judge_weights + config.extractor_weights
     return [f"{path} is not used: it holds {net}'s weights" for path, net in unused_files(files, map(metric_of, used))]
@@ -171,9 +173,10 @@ def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[Patc
     """Read the training images; return their patches and a line for each image that was left out."""
     for name in ("trainpath", "valpath"):
         configs.expect(len(getattr(config, name)) > 0, name, "", "one or more folders of HR images")
+    configs.expect(config.patch or not config.tiles, "tiles", "alone", "--patch beside it, the size of the tiles")
     alone = config.degradation == "bicubic" or not config.lrpath
     configs.expect(alone, "degradation", config.degradation, "no --lrpath beside it, for that is LR already")
-    multiple = config.scale if config.patch else PROTOCOLS["paper"].multiple
+    multiple = config.scale if config.patch else PROTOCOLS[config.protocol].multiple or PROTOCOLS["paper"].multiple
     with says_where(config, "trainpath", "lrpath"):
         pairs = PairedDataset(
             config.trainpath,
@@ -186,11 +189,20 @@ def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[Patc
             progress=distributed.is_main_process(),
             bad_images=config.bad_images,
         )
-    patches = PatchDataset(pairs, config.patch, config.augment, config.seed, config.skip_small)
+    patches = PatchDataset(pairs, config.patch, config.augment, config.seed, config.skip_small, config.tiles)
     shapes = {size[::turn] for size in pairs.sizes for turn in ((1, -1) if config.augment else (1,))}
     if config.patch is None and config.batchsize > 1 and len(shapes) > 1:
         raise ValueError(f"--batchsize {config.batchsize}: images of different sizes; add --patch or take 1")
     return patches, list(pairs.skipped.values())
+
+
+@contextmanager
+def instead(flag: str) -> Iterator[None]:
+    """Within, the error of weights that cannot be had names a flag that needs none."""
+    try:
+        yield
+    except WeightsNotFoundError as error:
+        raise ValueError(f"{error}; or take {flag}, which needs none") from None
 
 
 def add_teachers(experiment: Experiment) -> None:
@@ -200,7 +212,8 @@ def add_teachers(experiment: Experiment) -> None:
     losses = [learner.loss for learner in experiment.learners]
     if any(loss.needs_judge for loss in losses):
         memory = (config.judge_memory or MEMORY[device.type]) << 20
-        judge = build_judge(config.judge, config.judge_weights, memory)
+        with instead("--judge tiny"):
+            judge = build_judge(config.judge, config.judge_weights, memory)
         experiment.judge = place_frozen(judge, device, config.precision)
         configs.expect(
             smallest >= judge.min_size, "patch", smallest, f"at least {judge.min_size} pixels for {config.judge}"
@@ -212,5 +225,6 @@ def add_teachers(experiment: Experiment) -> None:
             smallest >= extractor.min_size, "patch", smallest, f"at least {extractor.min_size} pixels for {name}"
         )
     files = config.judge_weights + config.extractor_weights
-    experiment.metrics = metrics_on(device, config.metrics, files)
+    with instead("--metrics tiny"):
+        experiment.metrics = metrics_on(device, experiment.metric_names, files)
     check_sizes(experiment.validation, experiment.metrics, config.protocol)

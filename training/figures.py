@@ -1,41 +1,121 @@
-"""Pictures of what a run learned."""
+"""Pictures: what a run's weighting networks learned, and where two SR images differ most. In bounded memory."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")  # no screen is needed
-import matplotlib.pyplot as plt
+import numpy as np
 import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
+
+from losses.weighting import WeightingNet, fixed_sum
+from metrics.evaluate import MEMORY
+from models.ops.tiled import TiledUpscaler, tiles
+
+TILE = 1 << 16  # pixels at a time: about 50 MiB of the weighting network's activations
+LONGEST = 768  # pixels of a drawn image's longer side; larger ones are averaged down
 
 
 @torch.no_grad()
-def weight_maps(nets: Mapping[str, tuple[nn.Module, nn.Module]], lr: Tensor, hr: Tensor) -> bytes:
+def weights_of(weighting: WeightingNet, hr: Tensor, sr: Tensor, k: float) -> Tensor:
+    """The weights weighting(hr, sr, k) in eval mode, (B,3,H,W), of images of any size in bounded memory.
+
+    FixedSum needs the whole image's means, but no activations: the logits are made in tiles, it follows on the whole.
+    """
+    training = weighting.training
+    weighting.eval()
+    step, reach = weighting.scale, weighting.receptive_radius
+    logits = torch.empty_like(hr)
+    down, across = (-(-x // step) for x in hr.shape[-2:])
+    try:
+        for rows, columns in tiles(down, across, TILE // (len(hr) * step**2), reach):
+            rows, columns = ([x * step for x in ends] for ends in (rows, columns))
+            seen = (..., slice(rows[0], rows[3]), slice(columns[0], columns[3]))
+            part = weighting.logits(torch.cat([hr[seen], sr[seen]], dim=1)).to(hr.dtype)
+            own = (
+                ...,
+                slice(rows[1] - rows[0], rows[2] - rows[0]),
+                slice(columns[1] - columns[0], columns[2] - columns[0]),
+            )
+            logits[..., rows[1] : rows[2], columns[1] : columns[2]] = part[own]
+    finally:
+        weighting.train(training)
+    return fixed_sum(logits.sigmoid_(), k)
+
+
+def _shown(image: Tensor) -> np.ndarray:
+    """image (1,C,H,W) as (H,W,C), or (H,W) for a single channel, on the CPU, averaged down if it is large."""
+    height, width = image.shape[-2:]
+    shrink = LONGEST / max(height, width)
+    if shrink < 1:
+        image = F.adaptive_avg_pool2d(image, (max(1, round(height * shrink)), max(1, round(width * shrink))))
+    return image[0].permute(1, 2, 0).squeeze(2).cpu().numpy()
+
+
+@torch.no_grad()
+def weight_maps(nets: Mapping[str, tuple[nn.Module, WeightingNet]], lr: Tensor, hr: Tensor) -> bytes:
     """The PNG of a picture, a row for each name: the reference, the SR image, its error, the weights over the image.
 
     nets: name -> (SR network, weighting network); lr (1,3,h,w) and hr (1,3,s*h,s*w) in [-1,1] on their device.
+    Memory is bounded as in a validation, whatever the image's size.
     """
     size = (12.4, (0.3 + 3 * hr.shape[2] / hr.shape[3]) * len(nets))
-    figure, axes = plt.subplots(len(nets), 4, figsize=size, squeeze=False, layout="constrained")
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots(len(nets), 4, squeeze=False)
     for row, (name, (net, weighting)) in zip(axes, nets.items()):
-        modes = net.training, weighting.training
-        net.eval(), weighting.eval()
-        sr = net(lr).clamp(-1, 1)
-        weight = weighting(hr, sr, k=0.5)
-        net.train(modes[0]), weighting.train(modes[1])
-        shown = "SR, " + name.replace("[", "\n[")
-        for ax, title in zip(row, ("reference", shown, "|error|", "weights of the loss (k = 0.5)")):
+        sr = TiledUpscaler(net, MEMORY // 4)(lr).float().clamp_(-1, 1)
+        weight = weights_of(weighting, hr, sr, k=0.5).mean(dim=1, keepdim=True)
+        title = "SR, " + name.replace("[", "\n[")
+        for ax, title in zip(row, ("reference", title, "|error|", "weights of the loss (k = 0.5)")):
             ax.set_title(title, fontsize=10)
             ax.axis("off")
         for ax, image in zip(row, (hr, sr)):
-            ax.imshow(image[0].permute(1, 2, 0).cpu() / 2 + 0.5)
-        row[2].imshow((hr - sr).abs()[0].mean(dim=0).cpu(), cmap="magma")
-        row[3].imshow(hr[0].mean(dim=0).cpu(), cmap="gray")
-        shown = row[3].imshow(weight[0].mean(dim=0).cpu(), cmap="inferno", vmin=0, vmax=1, alpha=0.8)
+            ax.imshow(_shown(image) / 2 + 0.5)
+        row[2].imshow(_shown((hr - sr).abs_().mean(dim=1, keepdim=True)), cmap="magma")
+        row[3].imshow(_shown(hr.mean(dim=1, keepdim=True)), cmap="gray")
+        shown = row[3].imshow(_shown(weight), cmap="inferno", vmin=0, vmax=1, alpha=0.8)
         figure.colorbar(shown, ax=row[3], fraction=0.05)
+    return _png(figure)
+
+
+class Crops(NamedTuple):
+    """A part of one image, as each method has it."""
+
+    title: str
+    images: dict[str, Tensor]  # by what stands over it: (3,h,w) in [-1,1]
+    captions: dict[str, str]  # what stands beneath
+
+
+def most_different(one: Tensor, other: Tensor, side: int) -> tuple[slice, slice]:
+    """Rows and columns of the square of `side` pixels in which two images (1,3,H,W) differ most, by squared error."""
+    difference = (one - other).square().mean(dim=1, keepdim=True)
+    height, width = (min(side, x) for x in difference.shape[-2:])
+    sums = F.avg_pool2d(difference, (height, width), stride=max(1, side // 8))
+    row, column = divmod(int(sums.argmax()), sums.shape[-1])
+    top, left = (x * max(1, side // 8) for x in (row, column))
+    return slice(top, top + height), slice(left, left + width)
+
+
+def side_by_side(rows: Sequence[Crops]) -> bytes:
+    """The PNG of a picture with a row for each image, its crops side by side and their captions beneath."""
+    columns = max(len(row.images) for row in rows)
+    lines = max(caption.count("\n") + 1 for row in rows for caption in (row.title, *row.captions.values()))
+    figure = Figure((2.2 * columns, (2.5 + 0.16 * lines) * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, row in zip(axes, rows):
+        for ax in line:
+            ax.set(xticks=[], yticks=[], frame_on=False)
+        for ax, (name, image) in zip(line, row.images.items()):
+            ax.imshow((image.permute(1, 2, 0).cpu() / 2 + 0.5).clamp(0, 1).numpy(), interpolation="nearest")
+            ax.set_title(name.replace("[", "\n["), fontsize=9)
+            ax.set_xlabel(row.captions.get(name, ""), fontsize=8)
+        line[0].set_xlabel(row.title, fontsize=8)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, dpi=120)
-    plt.close(figure)
     return file.getvalue()

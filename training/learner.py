@@ -4,6 +4,7 @@ import copy
 import math
 import zlib
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,23 @@ import configs
 from configs import Config, Variant
 from losses import LOSSES, Loss, build_loss, global_batch
 from models import SR_MODELS, build_network, init_paper, model_id
-from runs.checkpoint import adam_state, check_counts, check_rng_states, check_weights, load_network
+from models.spandrel_network import PREFIX
+from runs.checkpoint import (
+    SR_NETWORK,
+    adam_state,
+    check_counts,
+    check_rng_states,
+    check_weights,
+    is_state,
+    learner_states,
+    load_last,
+    load_network,
+)
+from runs.weights_file import read_spandrel_file
 
 from . import distributed
 from .device import fast_memory_format
+from .initial import begin_from, begin_weighting_from, is_path
 
 
 class Learner:
@@ -115,6 +129,12 @@ class Learner:
         self.found_inf = torch.where(finite, self.found_inf, 1.0)
         opt.found_inf = self.found_inf  # as under torch.amp's GradScaler: a fused Adam reads it on its device
 
+    def begin_epoch(self, epoch: float) -> None:
+        """Called before the first step of an epoch; a second call changes nothing."""
+        self.loss.begin_epoch(self.net, epoch)
+        if epoch == self.loss.restart_epoch:
+            self.opt.state.clear()  # Adam's moments: as a new optimizer
+
     def set_learning_rate(self, rate: float) -> None:
         for opt in filter(None, (self.opt, self.helper_opt)):
             for group in opt.param_groups:
@@ -122,7 +142,7 @@ class Learner:
 
     def model_state(self) -> dict:
         """What the learner has learned, what network it is and the judges and extractors it learned from."""
-        weights = {"net": self.net.state_dict(), "loss": self.loss.state_dict()}
+        weights = {SR_NETWORK: self.net.state_dict(), "loss": self.loss.state_dict()}
         return weights | {"model_id": self.model_id, "judges": self.judges}
 
     def state_dict(self) -> dict:
@@ -151,24 +171,53 @@ class Learner:
         self.rng_states |= {kind: stream for kind, stream in state["rng_states"].items() if kind in self.rng_states}
 
 
-def build_learners(config: Config, device: torch.device) -> list[Learner]:
-    """One learner per loss: SR networks start equal, weighting networks too. Raises ValueError on a wrong name."""
+def build_learners(config: Config, device: torch.device, notes: list[str] | None = None) -> list[Learner]:
+    """One learner per loss: SR networks start equal, weighting networks too. Raises ValueError on a wrong name.
+
+    notes: gets a line on what was taken of --init's weights. A run that is resumed does not need them any more.
+    """
     variants = config.variants
     for name, variant in variants.items():
         configs.choose(variant.loss, LOSSES, "loss")
         taken = name in [*LOSSES, "bicubic"] and name != variant.loss
         remedy = f"a label other than {name}, which names something else"
         configs.expect(not taken, "losses", " ".join(config.losses), remedy)
-    configs.choose(config.model, SR_MODELS, "model")
     torch.manual_seed(config.seed)
-    net = build_network(config.model, config.scale, config.model_options)
-    if config.init == "paper":
-        init_paper(net)
+    net, initial = _build_first_network(config), None
+    if is_path(config.init) and not config.load:
+        initial, note = begin_from(net, config)
+        if notes is not None:
+            notes.append(note)
     learners = []
     for name, variant in variants.items():
         torch.manual_seed(config.seed)
         loss = build_loss(variant.loss, variant.config, net)
         if config.init == "paper":
             init_paper(loss)
+        if initial is not None and config.init_weighting and loss.weighting is not None:
+            begin_weighting_from(initial, loss.weighting)
         learners.append(Learner(name, copy.deepcopy(net), loss, variant, device))
+    if config.init_weighting and not is_path(config.init):
+        raise ValueError(f"--init-weighting beside --init {config.init}: expected --init RUN")
+    if config.init_weighting and all(learner.loss.weighting is None for learner in learners):
+        raise ValueError(f"--init-weighting: none of {' '.join(config.losses)} has a weighting network; leave it out")
     return learners
+
+
+def _build_first_network(config: Config) -> nn.Module:
+    """The SR network that all learners start with, before --init's weights. Raises ValueError."""
+    if not config.model.startswith(PREFIX):
+        configs.choose(config.model, SR_MODELS, "model")
+        net = build_network(config.model, config.scale, config.model_options)
+        if config.init == "paper":
+            init_paper(net)
+        return net
+    configs.expect(config.init != "paper", "init", "paper", "a network of ours, or leave it out: the file has weights")
+    if config.load and not Path(config.model.removeprefix(PREFIX)).exists():  # the run itself has all that is needed
+        states = learner_states(*load_last(Path(config.modelpath))[:2])
+        weights = next(iter(states.values()), {}).get(SR_NETWORK)
+    else:
+        weights = read_spandrel_file(config.model)
+    net = build_network(config.model, config.scale, config.model_options, weights if is_state(weights) else None)
+    net.freeze_unused()
+    return net

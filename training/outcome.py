@@ -19,6 +19,12 @@ class Outcome(NamedTuple):
     on_all_ranks: bool = False
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether error is a lack of memory."""
+    # On the CPU torch has no class of its own for it.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
 def outcome_of(error: BaseException, step: int) -> Outcome | None:
     """What a training that ended at `step` with error has to say; None for an error of the program itself."""
     if isinstance(error, stop_signals.Stopped):
@@ -27,8 +33,7 @@ def outcome_of(error: BaseException, step: int) -> Outcome | None:
         return Outcome(128 + stop_signals.signal.SIGINT, f"\nstopped at once at step {step}", is_error=False)
     if distributed.is_peer_failure(error):
         return Outcome(1, "another process of this run was lost")
-    # On the CPU torch has no class of its own for a lack of memory.
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+    if is_out_of_memory(error):
         reason = (str(error) or "out of memory").splitlines()[0]
         return Outcome(1, f"{reason}; take --patch, a smaller one, or less --batchsize")
     if isinstance(error, RunFolderError):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from tqdm import tqdm
 
 from configs import Config
-from metrics.evaluate import HIGHER_IS_BETTER, mean
+from metrics.evaluate import HIGHER_IS_BETTER, count_infinite, mean_scores
 from metrics.judges import word_of
 from runs.checkpoint import serialize
 from runs.output import script_command
@@ -27,12 +27,12 @@ class Reporter:
     def start(self) -> str:
         """What the run is about to do."""
         config, e = self.experiment.config, self.experiment
-        notes = "".join(f"\n{note}" for note in e.data_notes)
+        count = f"{len(e.patches)} {'tiles' if config.tiles else 'images'}"
         return (
             f"run: {self.writer.folder}, {config.model} x{config.scale} on {e.device}, steps {self.state.step} to "
-            f"{e.last_step}, {e.epoch_steps} an epoch\ntraining on {len(e.patches)} images of "
+            f"{e.last_step}, {e.epoch_steps} an epoch\ntraining on {count} of "
             f"{' '.join(config.trainpath)}, validating on {len(e.validation)} of {' '.join(config.valpath)}"
-            f"{notes}"
+            + "".join(f"\n{note}" for note in [*e.data_notes, *e.notes])
         )
 
     def log_notes(self) -> None:
@@ -72,7 +72,7 @@ class Reporter:
 
     def scores(self, learner: Learner, epoch: int, scores: dict[str, list[float]]) -> None:
         """Print and log a learner's scores of the validation images; queue its checkpoint if it was never better."""
-        means = {name: mean(values) for name, values in scores.items()}
+        means = mean_scores(scores)
         by_word = {word_of(name): score for name, score in means.items()}
         by = self.experiment.best_by
         decisive = -by_word[by] if by in HIGHER_IS_BETTER else by_word[by]
@@ -82,6 +82,7 @@ class Reporter:
             best = learner.model_state() | {"epoch": epoch, "step": self.state.step, "scores": means}
             self.writer.queue(f"best_{learner.name}.pt", serialize(best))
         shown = "  ".join(f"{name} {score:.4f}" for name, score in means.items())
+        shown += "".join(f"  ({name}: {n} infinite, not in the mean)" for name, n in count_infinite(scores).items())
         width = max(len(each.name) for each in self.experiment.learners) + 2
         print(f"  epoch {epoch}  {learner.name:{width}}{shown}{'  best' if better else ''}")
         self.writer.log(step=self.state.step, epoch=epoch, validation=learner.name, **means)

@@ -1,12 +1,24 @@
-"""What a run is validated on, and val.py evaluates on: images under a protocol, and perceptual metrics."""
+"""What a run is validated on, and val.py evaluates on: images under protocols, and perceptual metrics."""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from data import ImageCache, PairedDataset
+from data import ImageCache, PairedDataset, make_pair, match_sr, read_rgb
 from metrics.base import PerceptualMetric
-from metrics.evaluate import MEMORY, PROTOCOLS, build_metrics
+from metrics.evaluate import MEMORY, PROTOCOLS, build_metrics, check_scale, finish, least_size, too_small
+from metrics.references import prepare
+from models.bicubic import Bicubic, MatlabBicubic
 
 from .device import place_frozen
+
+# The upscaler that a protocol's bicubic row stands for.
+BICUBIC: dict[str, type[nn.Module]] = {"paper": Bicubic, "standard": MatlabBicubic, "table2": Bicubic}
+Upscale = Callable[[int, Tensor], Tensor]  # number of the image, lr (1,3,h,w) -> sr (1,3,s*h,s*w)
 
 
 def read_validation_set(
@@ -18,7 +30,8 @@ def read_validation_set(
     cache: ImageCache | None = None,
     progress: bool = True,
 ) -> PairedDataset:
-    """The images of folders with the LR that the protocol asks for, or with that of lr_folders."""
+    """The images of folders with the LR that the protocol asks for, or with that of lr_folders. Raises ValueError."""
+    check_scale(protocol, scale)
     p = PROTOCOLS[protocol]
     return PairedDataset(
         folders,
@@ -38,3 +51,196 @@ def metrics_on(
     """Build the perceptual metrics `nets` on the device, as `metrics.evaluate.build_metrics` does."""
     metrics = build_metrics(nets, weights, bgr, memory)
     return {name: place_frozen(metric, torch.device(device), "fp32") for name, metric in metrics.items()}
+
+
+class EvaluationSet:
+    """A folder of images that is evaluated under several protocols, each image read once for all of them.
+
+    paths, names: of the images in use, by index; left_out: a line for each of the others.
+    Raises ValueError as PairedDataset does, and for a protocol that does not suit the scale.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        scale: int,
+        protocols,
+        lr_folder: str | None = None,
+        bad_images: str = "stop",
+        lr_template: str | None = None,
+    ):
+        for protocol in protocols:
+            check_scale(protocol, scale)
+        self.folder, self.lr_folder, self.scale, self.protocols = folder, lr_folder, scale, tuple(protocols)
+        self._pairs = PairedDataset(
+            [folder],
+            scale,
+            scale,
+            lr_folders=lr_folder and [lr_folder],
+            lr_template=lr_template,
+            round_lr=True,
+            bad_images=bad_images,
+        )
+        self._used = list(range(len(self._pairs)))
+        self.left_out = list(self._pairs.skipped.values())
+
+    def __len__(self) -> int:
+        return len(self._used)
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self._pairs.paths[i] for i in self._used]
+
+    @property
+    def names(self) -> list[str]:
+        """File names, or paths of files whose name another has too."""
+        names = [path.name for path in self.paths]
+        return [str(path) if names.count(path.name) > 1 else path.name for path in self.paths]
+
+    def size(self, index: int, protocol: str) -> tuple[int, int]:
+        """The height and width of an image as the protocol crops it."""
+        multiple = PROTOCOLS[protocol].multiple or self.scale
+        return tuple(x // multiple * multiple for x in self._pairs.sizes[self._used[index]])
+
+    def leave_out(self, reasons: Mapping[int, str]) -> None:
+        """Leave out the images with these indices. Raises ValueError if none would be left."""
+        if len(reasons) == len(self) > 0:
+            raise ValueError(
+                f"{self.folder}: no image is left of {len(self)}, the first: {next(iter(reasons.values()))}"
+            )
+        self.left_out += reasons.values()
+        self._used = [at for i, at in enumerate(self._used) if i not in reasons]
+
+    def check_sizes(
+        self, metrics: Mapping[str, PerceptualMetric], skip_small: bool = False, inside: bool = False
+    ) -> None:
+        """Leave out the images that are too small for a metric or, without skip_small, raise ValueError."""
+        small = {}
+        for protocol in self.protocols:
+            needed = least_size(self.scale, metrics, protocol, inside)
+            for i, path in enumerate(self.paths):
+                size = self.size(i, protocol)
+                if min(size) < needed:
+                    small.setdefault(i, too_small(path, size, needed, metrics, protocol))
+        if small and not skip_small:
+            raise ValueError(f"{next(iter(small.values()))}; leave it out, or all that are too small with --skip-small")
+        self.leave_out(small)
+
+    def pair(self, index: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """By protocol lr (3,h,w) and hr (3,s*h,s*w) in [-1,1]. Raises ImageReadError."""
+        lr, hr = self._pairs[self._used[index]]
+        return {protocol: self._cropped(lr, hr, index, protocol) for protocol in self.protocols}
+
+    def _cropped(self, lr: Tensor, hr: Tensor, index: int, protocol: str) -> tuple[Tensor, Tensor]:
+        p, (height, width) = PROTOCOLS[protocol], self.size(index, protocol)
+        if self.lr_folder:
+            return lr[:, : height // self.scale, : width // self.scale], hr[:, :height, :width]
+        if p.multiple is None and p.eight_bit:
+            return lr, hr
+        levels = ((hr + 1) * 127.5).round_().to(torch.uint8)
+        return make_pair(levels.permute(1, 2, 0).numpy(), self.scale, p.multiple or self.scale, p.eight_bit)
+
+    def pairs(self) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+        """`pair` of each image; the next one is read while one is in use."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead = [pool.submit(self.pair, 0)] if len(self) else []
+            for i in range(len(self)):
+                current = ahead.pop()
+                if i + 1 < len(self):
+                    ahead.append(pool.submit(self.pair, i + 1))
+                yield current.result()
+
+
+class FinishedImages:
+    """SR images of any method as 8-bit files: an Upscale of the images of one EvaluationSet.
+
+    Partners are found by name, see `data.partners.match_sr`.
+    missing: what is wrong with the images that have no partner of their size, by index.
+    Raises ValueError for a missing folder, and if two files could be meant.
+    """
+
+    def __init__(self, name: str, folder: str, images: EvaluationSet) -> None:
+        self.name, self.images = name, images
+        below = Path(folder) / Path(images.folder).name
+        self.folder = str(below) if below.is_dir() else folder
+        self.paths = match_sr(images.folder, self.folder, images.scale)
+        self.missing: dict[int, str] = {}
+        with ThreadPoolExecutor(8) as pool:
+            checks = pool.map(self._check, range(len(images)))
+            bar = tqdm(checks, f"reading {name}", len(images), leave=False, disable=None)
+            self.missing = {i: wrong for i, wrong in enumerate(bar) if wrong}
+
+    def _check(self, index: int) -> str | None:
+        hr, scale = self.images.paths[index], self.images.scale
+        path = self.paths.get(hr)
+        if path is None:
+            forms = ", ".join(f"{hr.stem}{more}.png" for more in ("", f"_x{scale}", "_SR"))
+            return f"{self.name}: no SR image of {hr} in {self.folder}; expected a name such as {forms}"
+        try:
+            found, whole = read_rgb(path).shape[:2], read_rgb(hr).shape[:2]
+        except ValueError as error:
+            return str(error)
+        sizes = [whole, tuple(x // scale * scale for x in whole)]
+        sizes += [self.images.size(index, protocol) for protocol in self.images.protocols]
+        if found not in sizes:
+            wanted = " or ".join(f"{height}x{width}" for height, width in dict.fromkeys(sizes))
+            return f"{self.name}: {path} is {found[0]}x{found[1]}; expected {wanted}, as {hr} and its crops are"
+        smaller = [p for p in self.images.protocols if min(map(int.__sub__, found, self.images.size(index, p))) < 0]
+        return f"{self.name}: {path} is smaller than --protocol {smaller[0]} asks for" if smaller else None
+
+    def __call__(self, index: int, lr: Tensor) -> Tensor:
+        height, width = (x * self.images.scale for x in lr.shape[-2:])
+        rgb = read_rgb(self.paths[self.images.paths[index]])[:height, :width]
+        return (torch.from_numpy(rgb).permute(2, 0, 1)[None].to(lr.device).double() / 255 * 2 - 1).float()
+
+
+@torch.inference_mode()
+def score(
+    images: EvaluationSet,
+    methods: Mapping[str, Mapping[str, Upscale]],
+    metrics: Mapping[str, PerceptualMetric],
+    device="cpu",
+    label: str = "",
+    precision: str = "fp32",
+    rgb: bool = False,
+    inside: bool = False,
+    show: Callable[[int, str, str, Tensor], None] | None = None,
+) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Scores {protocol: {method: {metric: of each image}}}, in one pass over the images.
+
+    Args:
+        methods: by protocol and name, what makes the SR images. One that sees the same LR image under two protocols
+            is asked once.
+        label: what the progress bar says.
+        precision: the networks', "fp32" or "bf16"; metrics never compute in less than fp32.
+        rgb: measure PSNR and SSIM on RGB too.
+        inside: the metrics, too, leave out the border that a protocol shaves; their names then end in "-shaved".
+        show: called with the image's number, protocol, method and sr (1,3,H,W), as it is measured.
+    """
+    scores = {protocol: {name: {} for name in of} for protocol, of in methods.items()}
+    total = len(images) * sum(map(len, methods.values()))
+    with tqdm(total=total, desc=label, leave=False, disable=None if label else True, unit="image") as bar:
+        for i, by_protocol in enumerate(images.pairs()):
+            made: dict[tuple, Tensor] = {}
+            left = list(by_protocol)
+            for protocol, (lr, hr) in by_protocol.items():
+                left.remove(protocol)
+                same = [other for other in left if torch.equal(by_protocol[other][0], lr)]
+                p = PROTOCOLS[protocol]
+                shave = p.border(images.scale)
+                border = shave if inside else 0
+                reference = prepare(lr, hr, metrics, shave, device, rgb, border)
+                for name, upscale in methods[protocol].items():
+                    sr = made.pop((protocol, upscale), None)
+                    if sr is None:
+                        with torch.autocast(reference.lr.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                            sr = upscale(i, reference.lr).float()
+                        made |= {(o, upscale): sr.clone() for o in same if upscale in methods[o].values()}
+                    sr = finish(sr, p)
+                    for metric, value in reference.scores(sr).items():
+                        metric += "-shaved" if border and metric in metrics else ""
+                        scores[protocol][name].setdefault(metric, []).append(value.item())
+                    if show is not None:
+                        show(i, protocol, name, sr)
+                    bar.update()
+    return scores

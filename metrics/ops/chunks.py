@@ -1,4 +1,4 @@
-"""Distances of many images within a bound of memory: `compare(images, prepared)`, a chunk of the images at a time.
+"""Distances of many images in chunks that fit the memory: cat([compare(chunk) for chunk in chunks]).
 
 A distance depends on its image alone, so that its gradient can be had before anyone asks for it: then a chunk's
 activations are gone before the next chunk's are made, and nothing is computed twice.
@@ -13,7 +13,7 @@ from ..base import ReferenceDistance
 
 
 class ChunkedReferenceDistance(ReferenceDistance):
-    """A ReferenceDistance that takes as many images at a time as have chunk_pixels, at least one; once differentiable.
+    """A ReferenceDistance in chunks of at most chunk_pixels, but at least one image; once differentiable.
 
     Args:
         reference: (B,3,H,W).
@@ -52,7 +52,7 @@ class ChunkedReferenceDistance(ReferenceDistance):
 
 
 class _Chunked(torch.autograd.Function):
-    """Distances of images (N,3,H,W) -> (N,), `at_once` at a time, each chunk's gradient computed right after it."""
+    """Distances of images (N,3,H,W) -> (N,), `at_once` at a time, each chunk's gradient right after it."""
 
     @staticmethod
     def forward(ctx, images: Tensor, compare: Callable[[Tensor, int], Tensor], at_once: int, needs_grad: bool):

@@ -1,4 +1,7 @@
-"""The Gaussian window of SSIM: 11 pixels, sigma 1.5. Wang et al., IEEE Trans. Image Processing 13(4), 2004."""
+"""The Gaussian window of SSIM: 11 pixels, sigma 1.5.
+
+Wang, Bovik, Sheikh and Simoncelli, IEEE Trans. Image Processing 13(4), 2004.
+"""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,8 @@
-"""A network's first convolution, of long stride, whose gradient reaches its images of three channels faster on CPUs.
+"""F.conv2d(images, weight, bias, stride, padding) of frozen weights, with a faster gradient on CPUs.
 
-Seen by patches of stride x stride pixels ("space to depth") the convolution has 3 stride² channels, no stride and a
-small kernel. Forward that is no faster, but its gradient is about three times as fast: three channels fill no vector.
+On patches of stride x stride pixels ("space to depth") the convolution has 3 stride² channels, no stride and a small
+kernel. The forward is no faster so, but the gradient with respect to the images is about three times as fast: three
+channels do not fill a vector register.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 
 class _Convolution(torch.autograd.Function):
-    """conv2d, and its gradient by patches; differentiable in the images alone, as often as one likes."""
+    """conv2d, and its gradient by patches; differentiable in the images alone, any number of times."""
 
     @staticmethod
     def forward(ctx, images: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
@@ -32,7 +33,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class StridedConv(nn.Conv2d):
-    """nn.Conv2d of a square kernel and (N,3,H,W) images, once its weights are frozen with the gradient above."""
+    """nn.Conv2d of a square kernel on images (N,3,H,W), with the gradient above if its weights are frozen."""
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "StridedConv":

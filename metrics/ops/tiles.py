@@ -1,7 +1,8 @@
-"""Deep distances of images too large for the memory: tile by tile, with the whole image's result to rounding.
+"""Deep distances of images too large for the memory: the sum over depths of mean(map), tile by tile.
 
-A backbone's features see no further than REACH pixels, and lie on grids whose origins coincide every ALIGNMENT pixels;
-so a tile that begins there and overlaps its neighbours by REACH has the whole image's features in its own part.
+The result is the whole image's, to rounding. A backbone's features see no further than REACH pixels, and lie on grids
+whose origins coincide every ALIGNMENT pixels: a tile that begins there and overlaps its neighbours by REACH has the
+whole image's features in its own part.
 """
 
 import math
@@ -15,10 +16,10 @@ REACH = 128  # pixels; the widest, SqueezeNet's fire9, sees 104 to each side
 
 
 def tiles(height: int, width: int, pixels: int, reach: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Tiles that cover (height,width), each of about `pixels` with its margins of `reach`, and no less than reach inside.
+    """Tiles that cover (height,width), each of about `pixels` with its margins of `reach`.
 
-    Yields (rows, columns), each (start, first, last, end): first to last is the tile's own part, start to end what it
-    has to see. The own parts neither overlap nor leave a gap.
+    Inside of its margins a tile is no smaller than reach. Yields (rows, columns), each (start, first, last, end): first
+    to last is the tile's own part, start to end what it has to see. The own parts neither overlap nor leave a gap.
     """
     across = min(width, max(int(pixels**0.5), 3 * reach, 1))
     down = min(height, max(pixels // across, 3 * reach, 1))
@@ -40,9 +41,12 @@ def tiles(height: int, width: int, pixels: int, reach: int) -> Iterator[tuple[tu
 def distance_in_tiles(
     maps: Callable[[Tensor, Tensor], Iterable[Tensor]], image: Tensor, reference: Tensor, pixels: int
 ) -> Tensor:
-    """The distance (1,) of image to reference (1,3,H,W) from tiles of about `pixels`, no smaller than 3 REACH a side.
+    """The distance (1,) of image to reference, both (1,3,H,W), in tiles.
 
-    maps: two tiles (1,3,h,w) -> the map (1,h_i,w_i) of every depth, whose spatial means add up to the distance.
+    Args:
+        maps: two tiles (1,3,h,w) -> the map (1,h_i,w_i) of every depth, whose spatial means add up to the distance.
+        image, reference: (1,3,H,W).
+        pixels: of a tile, about; a side is no shorter than 3 REACH.
     """
     height, width = image.shape[-2:]
     sums, counts = [], []
@@ -63,7 +67,7 @@ def distance_in_tiles(
 
 
 def _own(ends: tuple[int, ...], units: int, pixels: int, features: int) -> slice:
-    """Which of a tile's features, along one axis, are its own; ends: (start, first, last, end) in ALIGNMENT pixels."""
+    """Slice a tile's own features along an axis; ends: (start, first, last, end) in ALIGNMENT pixels."""
     start, first, last, _ = ends
     each = ALIGNMENT // 2 ** round(math.log2(pixels / features))  # features to ALIGNMENT pixels
     return slice((first - start) * each, None if last == units else (last - start) * each)

@@ -1,8 +1,8 @@
-"""Features of length 1 in every pixel, and the weighted squared difference of two such maps: Eq. (1) of LPIPS.
+"""LPIPS's Eq. (1): d = mean_hw sum_c weight_c (u - r)^2, u and r features of length 1 in every pixel.
 
-Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018. Written down plainly
+Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018. In torch's operations
 the difference reads and writes all features some ten times, and more often for its gradient; on the CPU `difference`
-takes a few rows of an image at a time through all of it, while they are in the cache.
+takes a few rows of an image at a time through all steps, while they are in the cache.
 """
 
 import itertools
@@ -24,17 +24,21 @@ def unit_normalise(features: Tensor) -> Tensor:
 
 
 def difference(features: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
-    """The spatial mean of sum_c weight_c (u - r)^2, u the features made unit_normalise(features) -> (N,), float32.
+    """Spatial mean of sum_c weight_c (unit_normalise(features) - reference)^2 -> (N,), float32.
 
-    features (N,C,H,W) of any dtype; reference r (B,C,H,W), normalised, N a multiple of B: image i has reference i
-    modulo B; weight (C,) >= 0. Once differentiable, in the features alone. `DeepDistance.map` is the same without the
-    mean, plainly, for maps and second derivatives.
+    Args:
+        features: (N,C,H,W) of any dtype.
+        reference: (B,C,H,W), normalised, N a multiple of B; image i has reference i modulo B.
+        weight: (C,), at least 0.
+
+    Once differentiable, in the features alone. `DeepDistance.map` is the same without the mean, in torch's operations,
+    for maps and second derivatives.
     """
     return _Difference.apply(features, reference, weight, torch.is_grad_enabled() and features.requires_grad)
 
 
 class _Difference(torch.autograd.Function):
-    """With the grads, each image's gradient, made on the way where they will be asked for."""
+    """`difference`, with each image's gradient computed on the way forward if it is needed."""
 
     @staticmethod
     def forward(ctx, features: Tensor, reference: Tensor, weight: Tensor, needs_grad: bool) -> Tensor:
@@ -64,12 +68,12 @@ class _Difference(torch.autograd.Function):
 
 
 def _room(device: torch.device) -> int:
-    """How many features to take at a time: on the CPU as the caches hold, 32768 for each thread, which is its share."""
+    """The number of features to take at a time: on the CPU 32768 for each thread, its share of the caches."""
     return max(1 << 16, torch.get_num_threads() << 15) if device.type == "cpu" else 1 << 24
 
 
 def _parts(batches: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Which sets of images, images of a set and rows of batches (S,B,C,H,W) to take at a time."""
+    """Yield the sets of images, images of a set and rows of batches (S,B,C,H,W) to take at a time."""
     sets, images, channels, height, width = batches.shape
     room, row = _room(batches.device), channels * width
     steps = [max(1, room // size) for size in (images * height * row, height * row, row)]

@@ -1,8 +1,8 @@
-"""Attention inside many windows whose logits share a bias that learns; cutting an image into such windows.
+"""softmax(q k^T / sqrt(d) + bias + mask) v in windows that share a learned bias; window partition.
 
-`scaled_dot_product_attention` has a fast kernel on the CPU, but not where the bias wants a gradient: there it falls
-back to plain operations, each of which writes and reads all logits of all windows. Here its fast kernel does the way
-forward, and the way back goes through a few windows at a time, so that their logits stay in the cache.
+torch's scaled_dot_product_attention has a fast kernel on the CPU, but not if the bias needs a gradient: then it falls
+back to plain operations, each of which writes and reads all logits of all windows. Here the forward uses the fast
+kernel, and the backward takes a few windows at a time, so that their logits stay in the cache.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_AT_ONCE = 1 << 20  # logits on the way back: 4 MB in float32, a part of the last-level cache
+_AT_ONCE = 1 << 20  # logits in the backward: 4 MB in float32, a part of the last-level cache
 _LANES = 8  # products with sides that are multiples of it are faster on CPUs
-_LARGEST_BATCH = 65535  # what CUDA's kernels take: they count the batch in a grid's third dimension
+_MAX_BATCH = 65535  # what CUDA's kernels take: they count the batch in a grid's third dimension
 
 
 class Windows(NamedTuple):
-    """How images (B,H,W,C) are cut into windows of m x m positions, shifted cyclically or not.
+    """The partition of images (B,H,W,C) into windows of m x m positions, shifted cyclically or not.
 
-    order, inverse: the B*H*W positions in the order of the windows, and back. counts, masks: how many windows there
-    are of each kind, and what each kind's logits get added, (kinds,m*m,m*m) or None; see `attend`.
+    order, inverse: the B*H*W positions in the order of the windows, and back. counts: the number of windows of each
+    kind. masks: what is added to each kind's logits, (kinds,m*m,m*m), or None; see `attend`.
     """
 
     order: Tensor
@@ -30,20 +30,21 @@ class Windows(NamedTuple):
     counts: tuple[int, ...]
     masks: Tensor | None
 
-    def cut(self, x: Tensor) -> Tensor:
+    def partition(self, x: Tensor) -> Tensor:
         """(B,H,W,C) -> (B*H*W,C), window after window."""
         return _Reorder.apply(x.flatten(0, 2), self.order, self.inverse)
 
-    def join(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """(B*H*W,C) or any shape of it -> (B,H,W,C), the inverse of cut."""
+    def reverse(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """(B*H*W,C) or any shape of it -> (B,H,W,C), the inverse of partition."""
         return _Reorder.apply(x.reshape(-1, shape[-1]), self.inverse, self.order).view(shape)
 
 
-def windows(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Windows:
-    """Windows of images (batch,height,width), whose sizes are multiples of the window, shifted up and left by `shift`.
+def window_partition(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Windows:
+    """Partition images (batch,height,width) into windows shifted up and left by `shift`.
 
-    With a shift, a window of the last row or column holds positions that only the shift made neighbours: they get
-    -100 between them. All others share one mask of zeros, so that there are four kinds.
+    height and width are multiples of the window. With a shift, a window of the last row or column holds positions that
+    only the shift made neighbours: their mask is -100 between them. All other windows share one mask of zeros, so that
+    there are four kinds.
     """
     rows, columns = ((torch.arange(size, device=device) + shift) % size for size in (height, width))
     order = torch.arange(batch, device=device)[:, None, None] * height * width + rows[:, None] * width + columns
@@ -71,7 +72,7 @@ def windows(batch: int, height: int, width: int, window: int, shift: int, device
 
 
 class _Reorder(torch.autograd.Function):
-    """x[order]; knowing the inverse, its way back is a reading in order too, not a scattered sum."""
+    """x[order]; by the inverse order, its backward is an index_select too, not a scattered sum."""
 
     @staticmethod
     def forward(ctx, x, order, inverse):
@@ -87,8 +88,12 @@ class _Reorder(torch.autograd.Function):
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, masks: Tensor | None, counts: Sequence[int]) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias + mask) v in each of N windows -> (N,heads,n,d).
 
-    q (N,heads,n,d); k, v (N,heads,m,d); bias (heads,n,m). The windows come sorted by kind, counts[i] of kind i, whose
-    logits all get masks[i] (n,m) added (None: no mask).
+    Args:
+        q: (N,heads,n,d); the windows are sorted by kind.
+        k, v: (N,heads,m,d).
+        bias: (heads,n,m).
+        masks: (kinds,n,m), added to the logits of each kind; None: no mask.
+        counts: the number of windows of each kind.
     """
     if q.device.type == "cpu" and q.dtype == bias.dtype and torch.is_grad_enabled() and bias.requires_grad:
         return _Attention.apply(q, k, v, bias, masks, tuple(counts))
@@ -96,7 +101,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, masks: Tensor | None, 
 
 
 def _kinds(masks: Tensor | None, counts: Sequence[int]):
-    """(slice of the windows, mask or None) for each kind that there is."""
+    """Yield (slice of the windows, mask or None) for each kind that has windows."""
     first = 0
     for i, count in enumerate(counts):
         if count:
@@ -110,19 +115,19 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, masks: Tensor | None
         q, k, v = (F.pad(x, (0, -d % _LANES)) for x in (q, k, v))
     for windows, mask in _kinds(masks, counts):
         logits = (bias if mask is None else bias + mask).to(q.dtype)[None]
-        for parts in zip(*(x[windows].split(_LARGEST_BATCH) for x in (q, k, v))):
+        for parts in zip(*(x[windows].split(_MAX_BATCH) for x in (q, k, v))):
             outs.append(F.scaled_dot_product_attention(*parts, attn_mask=logits, scale=d**-0.5)[..., :d])
     return torch.cat(outs) if len(outs) > 1 else outs[0]
 
 
 class _Attention(torch.autograd.Function):
-    """`attend` on the CPU with a gradient for the bias; keeps no logits for the way back, but computes them again."""
+    """`attend` on the CPU with a gradient for the bias; the backward computes the logits again."""
 
     @staticmethod
     def forward(ctx, q, k, v, bias, masks, counts):
         ctx.save_for_backward(q, k, v, bias, masks)
         ctx.counts = counts
-        # Detached: the kernel is refused where the bias wants a gradient, be it recorded here or not.
+        # Detached: the kernel is refused if the bias needs a gradient, even if none is recorded here.
         return _forward(q.detach(), k.detach(), v.detach(), bias.detach(), masks, counts)
 
     @staticmethod

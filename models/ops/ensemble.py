@@ -1,7 +1,8 @@
-"""The self-ensemble of the EDSR paper (Lim et al., CVPRW 2017), "+" in the field's tables: eight views, one mean."""
+"""The self-ensemble of EDSR (Lim et al., CVPRW 2017), "+" in the field's tables: the mean of 8 views."""
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ class SelfEnsemble(nn.Module):
         self.upscale = upscale
 
     def forward(self, lr: Tensor) -> Tensor:
-        total = None
+        total: Any = None
         for transposed, flips in product((False, True), ((), (-1,), (-2,), (-2, -1))):
             view = lr.mT.contiguous() if transposed else lr
             sr = self.upscale(view.flip(flips)).float().flip(flips)

@@ -1,8 +1,8 @@
-"""Inference on images of any size within a bound of memory, with the whole image's result to fp32's rounding.
+"""net(lr) on images of any size within a bound of memory: tile by tile, equal to rounding.
 
-What takes the memory is the reconstruction: it has scale^2 times the body's pixels. It sees no further than a few
-pixels, so that it can be done in tiles that overlap by as much, whatever the body is. Bodies of convolutions alone can
-be tiled too, by their larger `reach`; those that average over the whole image (RCAN, HAT) cannot: they run whole, or in
+Most of the memory goes to the head, which has scale^2 times the body's pixels. It sees no further than a few pixels, so
+that it can run in tiles that overlap by as much, whatever the body is. Bodies of convolutions alone can be tiled too,
+by their larger receptive radius. Those that average over the whole image (RCAN, HAT) cannot: they run whole, or in
 tiles that are cross-faded (BlendedTiles), with another result.
 """
 
@@ -27,14 +27,16 @@ class NotCut(UserWarning):
 
 
 class TiledUpscaler:
-    """lr (B,3,h,w) -> net(lr) (B,3,s*h,s*w) with at most `memory` bytes of activations where that can be had.
+    """lr (B,3,h,w) -> net(lr) (B,3,s*h,s*w), in tiles if its activations would take more than `memory`.
 
-    The network runs whole where it fits; else its body whole and its reconstruction in tiles; else both in tiles. A
-    body that does neither fit nor allow for tiles runs whole, with a warning. The network runs in eval mode; its mode
-    is restored.
+    The network runs whole if it fits; else its body whole and its head in tiles; else both in tiles. A body that
+    neither fits nor allows for tiles runs whole, with a warning. The network runs in eval mode; its mode is restored.
 
-    finish: applied to each part of sr, (B,3,H,W) -> (B,C,H,W) of any type, pixel by pixel; rounding, for one: then the
-    whole image is never there in float32.
+    Args:
+        net: the network, an SRNetwork or any other.
+        memory: bytes of activations.
+        finish: applied to each part of sr, (B,3,H,W) -> (B,C,H,W) of any type, pixel by pixel, such as rounding: then
+            the whole image never exists in float32.
     """
 
     def __init__(self, net: nn.Module, memory: int, finish: Callable[[Tensor], Tensor] = lambda sr: sr) -> None:
@@ -81,7 +83,8 @@ class TiledUpscaler:
     def _tiled(self, work: Callable, inputs: tuple[Tensor, ...], reach: int, pixels: float) -> Tensor:
         """work(*inputs), lr the first of them, in tiles of about `pixels` over the whole batch."""
         batch, height, width = inputs[0].shape[0], *inputs[0].shape[2:]
-        scale, sr = self.net.scale, None
+        scale: int = self.net.scale
+        sr: Any = None
         for rows, columns in tiles(height, width, int(pixels / batch), reach):
             part = self.finish(work(*(x[..., rows[0] : rows[3], columns[0] : columns[3]] for x in inputs)))
             if sr is None:
@@ -127,7 +130,9 @@ class BlendedTiles:
         return sr
 
     def cuts(self, size: int) -> list[tuple[int, int, Tensor]]:
-        """(start, end) in lr of each tile along one side, and its share in sr against those before: (s*(end-start),).
+        """List (start, end, share) of each tile along one side.
+
+        start and end are in lr; share (s*(end-start),) is the tile's weight in sr against those before it.
 
         The share rises from 0 to 1 over the middle half of what the tile has in common with the one before.
         """
@@ -144,7 +149,7 @@ class BlendedTiles:
 
 
 def has_stages(net: nn.Module) -> bool:
-    """Whether net is an SRNetwork whose features are as large as lr, so that its head alone can go in tiles."""
+    """True if net is an SRNetwork with features of lr's size, so that its head alone can go in tiles."""
     return getattr(net, "feature_scale", None) == 1
 
 
@@ -153,7 +158,9 @@ _COSTS: WeakKeyDictionary[nn.Module, dict[bool, tuple[float, float, float]]] = W
 
 @torch.no_grad()
 def costs(net: Any, like: Tensor) -> tuple[float, float, float]:
-    """Bytes per pixel of lr that net, its body and its reconstruction take; like: of lr's dtype, on net's device.
+    """Bytes per pixel of lr that net, its body and its head take.
+
+    like: a tensor of lr's dtype on net's device.
 
     Of a network without stages, 0 for the last two. Counted once for each network, with and without
     autocast, on a small image.
@@ -190,7 +197,9 @@ class Widest(TorchDispatchMode):
 
 
 def tiles(height: int, width: int, pixels: int, reach: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Tiles that cover (height,width), each of about `pixels` with its margins of `reach`, of reach inside or more.
+    """Tiles that cover (height,width), each of about `pixels` with its margins of `reach`.
+
+    Inside of its margins a tile is no smaller than reach.
 
     Yields (rows, columns), each (start, first, last, end): first to last is the tile's own part, start to end what it
     has to see. The own parts neither overlap nor leave a gap.

@@ -251,6 +251,51 @@ def test_augmentation_is_one_of_eight_and_alike_for_lr_and_hr(folder, patch):
     assert len(seen) == 8
 
 
+@pytest.mark.parametrize("size, scale", [(16, 4), (12, 3)])
+def test_tiles_lie_side_by_side(folder, size, scale):
+    """Each is there once, in the order of rows, and is an image of its own: LR does not see what lies around it."""
+    patches = PatchDataset(PairedDataset(folder, scale, scale), size, augment=False, seed=0, tiles=True)
+    expected = []
+    for path in sorted(folder.iterdir()):
+        rgb = read_rgb(path)
+        for top in range(0, rgb.shape[0] - size + 1, size):
+            for left in range(0, rgb.shape[1] - size + 1, size):
+                expected.append((path, make_pair(rgb[top : top + size, left : left + size], scale, scale)))
+    assert len(patches) == len(expected) and patches.draws_to_cover == 1
+    for epoch in (0, 5):
+        for i, (path, pair) in enumerate(expected):
+            assert equal(patches[epoch, i], pair) and patches.pairs.paths[patches.image(i)] == path
+    assert equal(patches[0, len(expected) + 1], expected[1][1])
+
+
+def test_tiles_of_a_large_image_are_as_many_as_the_released_code_has(tmp_path):
+    """HR cropped to multiples of 28 there, then 336x336: an image of DIV2K has 6 x 4."""
+    save(tmp_path / "0.png", (1356, 2040))
+    patches = PatchDataset(PairedDataset(tmp_path, 4, 4, progress=False), 336, augment=False, seed=0, tiles=True)
+    assert len(patches) == ((1356 - 1356 % 28) // 336) * ((2040 - 2040 % 28) // 336) == 24
+
+
+def test_tiles_follow_their_images(folder):
+    patches = PatchDataset(PairedDataset(folder, 4, 4), 16, augment=False, seed=0, tiles=True)
+    before = [patches[0, i][1] for i in range(len(patches))]
+    checksums = patches.checksums()
+    assert patches.reorder(checksums[::-1])
+    after = [patches[0, i][1] for i in range(len(patches))]
+    assert len(after) == len(before) and not torch.equal(after[0], before[0])
+    assert all(any(torch.equal(x, y) for y in before) for x in after)
+
+
+def test_tiles_with_lr_files_and_small_images(folder, tmp_path):
+    for path in folder.iterdir():
+        height, width = (x // 4 for x in read_rgb(path).shape[:2])
+        save(tmp_path / f"lr/{path.name}", (height, width), seed=9)
+    pairs = PairedDataset(folder, 4, 4, lr_folders=tmp_path / "lr")
+    patches = PatchDataset(pairs, 40, augment=True, seed=0, skip_small=True, tiles=True)
+    assert [patches.image(i) for i in range(len(patches))] == [0, 2]
+    whole = PatchDataset(pairs, 40, augment=False, seed=0, skip_small=True, tiles=True)
+    assert torch.equal(whole[0, 0][0], pairs[0][0][:, :10, :10])
+
+
 def test_patches_depend_on_seed_epoch_and_index_alone(folder):
     pairs = PairedDataset(folder, 4, 12)
     patches = PatchDataset(pairs, 12, augment=True, seed=5)

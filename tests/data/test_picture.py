@@ -235,7 +235,8 @@ def test_damaged_16_bit_files_are_refused(tmp_path):
 
 
 def picture_of(samples: int, bits: int) -> Picture:
-    pixels = DEEP if bits == 16 else (DEEP >> 8).astype(np.uint8)
+    pixels = DEEP.copy() if bits == 16 else (DEEP >> 8).astype(np.uint8)
+    pixels[:4, :, 3] = 0  # what lies under clear pixels stays
     colours = samples - (samples in (2, 4))
     return Picture(pixels[..., :colours], pixels[..., 3] if colours < samples else None, SRGB if colours == 3 else None)
 
@@ -278,7 +279,16 @@ def test_what_a_format_has_no_room_for():
         encode_picture(Picture(np.zeros((1, 20000, 3), np.uint8)), "webp")
 
 
+def test_16_bit_grey_of_other_formats(tmp_path):
+    grey = DEEP[..., 0]
+    written(tmp_path / "a.pgm", b"P5 14 9 65535 " + grey.astype(">u2").tobytes())
+    assert np.array_equal(read_picture(tmp_path / "a.pgm").colour[..., 0], grey)
+    assert read_picture(tmp_path / "a.pgm").bits == 16
+
+
 def test_count_pixels(tmp_path):
+    rgba = Image.fromarray(np.dstack([RGB, RGB[..., 0]]))
+    assert count_pixels(saved(tmp_path / "a.webp", rgba)) == 9 * 14
     assert count_pixels(saved(tmp_path / "a.png", Image.fromarray(RGB))) == 9 * 14
     assert count_pixels(written(tmp_path / "b.png", b"no image")) == 0 == count_pixels(tmp_path / "none.png")
 

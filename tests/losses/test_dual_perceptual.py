@@ -52,6 +52,16 @@ def test_one_extractor_or_a_large_mu_is_the_single_perceptual_loss():
         torch.testing.assert_close(torch.autograd.grad(loss, sr)[0], gradient)
 
 
+def test_without_dynamic_weighting_it_is_the_sum():
+    sr, hr = images()
+    for mu in (0.2, 20.0):
+        ours = DualPerceptual(("a", "b"), mu, dynamic=False)(sr, target(hr), 0)
+        expected = (sr - hr).abs().mean() + 30 * (sr - hr).square().mean()
+        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(x, sr, retain_graph=True)[0] for x in (ours, expected)))
+    assert DualPerceptual(("a",), dynamic=False)(sr, target(hr), 0) == (sr - hr).abs().mean()
+
+
 def test_the_order_of_the_extractors_counts():
     sr, hr = images()
     assert DualPerceptual(("a", "b"))(sr, target(hr), 0) < 0.5 * DualPerceptual(("b", "a"))(sr, target(hr), 0)

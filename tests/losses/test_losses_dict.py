@@ -114,7 +114,9 @@ def test_words(name):
     """What the log shows, before and while a helper learns; plain numbers."""
     shown = {"TLW": {"k", "WC"}, "GAN": {"D"}, "UDL": {"stage"}, "PSPL": {"sigma"}}
     expected = set().union(*(words for part, words in shown.items() if part in name))
-    words = build(name).log_scalars(0.25, 2.5)
+    loss = build(name, pspl_epoch=2)
+    loss.begin_step(5)
+    words = loss.log_scalars(0.25, 2.5)
     if name == "L1+TLW+DP+GAN":  # one number of two helpers
         expected = {"k"}
     assert set(words) == expected and all(type(value) in (int, float) for value in words.values())
@@ -140,12 +142,14 @@ def test_settings_reach_tlw():
 
 
 def test_settings_reach_the_rivals():
-    udl = build("L1+UDL", udl_epoch=7, udl_head="tlw", udl_plus_one=False)
+    udl = build("L1+UDL", udl_epoch=7, udl_head="tlw", udl_plus_one=False, udl_minimum="batch", udl_restart=True)
     assert (udl.second, udl.plus_one, udl.head[5].out_channels) == (7, False, 1)
+    assert udl.minimum is losses.udl.batch_minimum and udl.restart_epoch == 7
     assert build("L1+UDL").head[5].out_channels == 3 and build("L1+UDL").plus_one
     for name in ("L1+PSPL", "MSE+PSPL"):
-        pspl = build(name, pspl_alpha=0.3, pspl_beta=0.7, pspl_max=5.0)
-        assert (pspl.sigma(10), pspl.maximum) == (pytest.approx(3.7), 5.0)
+        pspl = build(name, pspl_alpha=0.3, pspl_beta=0.7, pspl_max=5.0, pspl_epoch=10, pspl_ssim="authors")
+        pspl.begin_step(100)
+        assert (pspl.sigma(0), pspl.maximum, pspl.data_range) == (pytest.approx(3.7), 5.0, 1 / 255)
     loss = build("L1+DP+GAN", pixel_weight=0.3, gan_weight=0.7, dp_mu=3.0, gan="ragan", pretrain_epochs=1.5)
     pixel, dp, gan = loss.terms
     assert (pixel.weight, pixel.start_epoch, dp.weight, dp.start_epoch, gan.weight, gan.start_epoch) == (
@@ -157,6 +161,7 @@ def test_settings_reach_the_rivals():
         1.5,
     )
     assert (dp.loss.mu, dp.loss.extractors, gan.loss.relativistic) == (3.0, ("a:x", "b:y"), True)
+    assert dp.loss.dynamic and not build("L1+DP", dp_dynamic=False).terms[1].loss.dynamic
     assert not build("L1+DP+GAN").terms[2].loss.relativistic
     assert build("L1+TLW+DP", samples=5).terms[0].loss.samples == 5
 
@@ -168,7 +173,7 @@ def test_the_pixel_term_alone_before_the_others():
     torch.manual_seed(0)
     alone = loss.terms[0].loss(sr, target, 1.9)
     torch.manual_seed(0)
-    torch.testing.assert_close(loss(sr, target, 1.9, features), 0.01 * alone)
+    torch.testing.assert_close(loss(sr, target, 1.9, features), 0.005 * alone)
     loss.helper_loss(sr, target, 1.9).backward()
     weighting, discriminator = loss.helper
     assert all(p.grad is not None for p in weighting.parameters()) and all(
@@ -199,8 +204,8 @@ def test_l1_and_mse_are_not_mixed_up():
         weighted[name] = LOSSES[name](SETTINGS, None)(sr, target, 0)
     # MSE's weights are divided by |sr - hr| + 0.1 = 0.6 and its error is 0.25.
     torch.testing.assert_close(weighted["MSE+TLW"] / weighted["L1+TLW"], torch.tensor(0.25 / 0.6 / 0.5))
-    paced = {name: build(name)(sr, target, 1e9) for name in ("L1+PSPL", "MSE+PSPL")}
-    assert paced["L1+PSPL"] == 2 * 0.5 and paced["MSE+PSPL"] == 4 * 0.25
+    paced = {name: build(name, pspl_beta=1e6)(sr, target, 0) for name in ("L1+PSPL", "MSE+PSPL")}
+    assert paced["L1+PSPL"] == 2 * 127.5 * 0.5 and paced["MSE+PSPL"] == 4 * 127.5**2 * 0.25
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,26 @@ def test_stage_2(head, channels, plus_one):
     assert all(p.grad is None for p in loss.parameters())
 
 
+def test_the_minimum_of_the_batch():
+    """As TLW's code has it: u - torch.min(u), one map for all channels, no 1 added."""
+    net, loss = parts("tlw", plus_one=False, minimum="batch")
+    loss.begin_epoch(net, 3)
+    lr, target = batch()
+    sr = net(lr)
+    with torch.no_grad():
+        u = loss.head(net.forward_features(lr))
+    weight = u - min(u.flatten().tolist())
+    assert weight[0].min() != weight[1].min()  # one of them is not 0
+    expected = torch.mean(torch.abs(sr - target.hr) * weight)
+    ours = loss(sr, target, 3)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, sr, retain_graph=True)[0] for x in (ours, expected)))
+
+
+def test_where_the_second_stage_restarts():
+    assert parts()[1].restart_epoch is None and parts(restart=True)[1].restart_epoch == 3
+
+
 def test_with_s_constant_stage_2_is_l1():
     sr, hr = torch.rand(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     net = SR_MODELS["EDSR"](scale=2, channels=8, blocks=1)

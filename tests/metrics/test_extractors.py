@@ -36,6 +36,8 @@ PLACES = {
     "vgg16:relu4_3": ["22"],
     "resnet50:layer1+layer2+layer3": ["layer1", "layer2", "layer3"],
     "resnet50:layer4": ["layer4"],
+    "resnet50-unnormalised:layer1+layer2+layer3": ["layer1", "layer2", "layer3"],
+    "squeezenet-unnormalised:fire4": ["6"],
     "alexnet:conv2": ["3"],
     "alexnet:conv1+relu1+conv5": ["0", "1", "10"],
     "alexnet:relu5": ["11"],
@@ -76,8 +78,9 @@ def images(*shape, seed=0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def expected_distance(net: nn.Module, places: list[str], a: Tensor, b: Tensor) -> Tensor:
+def expected_distance(net: nn.Module, places: list[str], a: Tensor, b: Tensor, normalised: bool = True) -> Tensor:
     """By hooks on the whole network. Copies, as torchvision's in-place ReLUs change what a hook is shown."""
+    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if normalised else ([0.0] * 3, [1.0] * 3)
     total = 0
     for place in places:
         seen = []
@@ -85,7 +88,7 @@ def expected_distance(net: nn.Module, places: list[str], a: Tensor, b: Tensor) -
             lambda module, inputs, output: seen.append(output.clone())
         )
         for x in (a, b):
-            net(normalize((x + 1) / 2, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]))
+            net(normalize((x + 1) / 2, mean=mean, std=std))
         hook.remove()
         total = total + (seen[0] - seen[1]).abs().flatten(1).mean(dim=1)
     return total
@@ -97,7 +100,7 @@ def expected_distance(net: nn.Module, places: list[str], a: Tensor, b: Tensor) -
 @pytest.mark.parametrize("name", PLACES)
 def test_equals_torchvision(name, random_file):
     """Value and gradient, on images at least as large as the whole network takes."""
-    network = name.split(":")[0]
+    network, suffix, _ = name.split(":")[0].partition("-unnormalised")
     size = {"alexnet": (67, 70), "vgg16": (32, 32), "vgg19": (32, 32)}.get(network, (40, 37))
     ours, a, b = (
         build_extractor(name, (random_file(network),)),
@@ -105,7 +108,7 @@ def test_equals_torchvision(name, random_file):
         images(2, 3, *size, seed=2),
     )
     a.requires_grad_()
-    distance, expected = ours(a, b), expected_distance(oracle(network), PLACES[name], a, b)
+    distance, expected = ours(a, b), expected_distance(oracle(network), PLACES[name], a, b, normalised=not suffix)
     assert distance.shape == (2,) and ours.name == name
     torch.testing.assert_close(distance, expected, rtol=1e-4, atol=1e-6)
     gradient, expected = (torch.autograd.grad(d.sum(), a)[0] for d in (distance, expected))
@@ -288,7 +291,8 @@ def test_wrong_names_are_answered_in_one_line(name, words):
 
 
 def test_parsing_sorts_layers():
-    assert parse_extractor("resnet50:layer3+layer1") == ("resnet50", ["layer1", "layer3"])
+    assert parse_extractor("resnet50:layer3+layer1") == ("resnet50", ["layer1", "layer3"], True)
+    assert parse_extractor("resnet50-unnormalised:layer2") == ("resnet50", ["layer2"], False)
 
 
 # Files

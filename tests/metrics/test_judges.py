@@ -85,6 +85,11 @@ def test_judges_and_metrics():
     assert set(METRICS) == {"vgg", "alex", "squeeze", "tiny", "ms-ssim"} == {metric_of(name) for name in JUDGES}
 
 
+def test_a_metric_on_the_network_of_an_extractor_is_known():
+    names = ("squeezenet:fire9", "squeezenet-unnormalised:fire9", "resnet50-unnormalised:layer1+layer2")
+    assert [*map(metric_of, names)] == ["squeeze", "squeeze", "resnet50"]
+
+
 @pytest.mark.parametrize("name", JUDGES)
 def test_metric_of_a_judge_is_named_as_it(name):
     judge = build(JUDGES, name)

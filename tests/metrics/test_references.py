@@ -10,8 +10,7 @@ from metrics import fidelity, references
 from metrics.evaluate import build_metrics, evaluate
 from metrics.fidelity import Fidelity, psnr_y, ssim_y
 from models.bicubic import Bicubic
-from training.validation import read_validation_set
-from val import BICUBIC
+from training.validation import BICUBIC, read_validation_set
 
 
 @pytest.fixture
@@ -106,10 +105,18 @@ def test_what_goes_wrong_in_reading_ahead_is_said(metrics):
 @pytest.mark.parametrize("shave", [0, 3])
 @pytest.mark.parametrize("strip", [1, 61 * 7, 1 << 20])
 def test_strips_change_nothing(strip, shave, monkeypatch):
+    """On luma and on RGB."""
     hr = torch.rand(2, 3, 45, 61, generator=torch.Generator().manual_seed(0)) * 2 - 1
     sr = hr + 0.1 * torch.randn(hr.shape, generator=torch.Generator().manual_seed(1))
     expected = psnr_y(sr, hr, shave), ssim_y(sr, hr, shave)
     monkeypatch.setattr(fidelity, "_STRIP", strip)
-    for got in (Fidelity(hr, shave)(sr), (psnr_y(sr, hr, shave), ssim_y(sr, hr, shave))):
+    for got in (Fidelity(hr, shave)(sr).values(), (psnr_y(sr, hr, shave), ssim_y(sr, hr, shave))):
         for value, wanted in zip(got, expected):
             torch.testing.assert_close(value, wanted, rtol=0, atol=1e-11)
+    rgb = Fidelity(hr, shave, rgb=True)(sr)
+    for name, wanted in zip(("PSNR-Y", "SSIM-Y"), expected):
+        torch.testing.assert_close(rgb[name], wanted, rtol=0, atol=1e-11)
+    full = (rgb["PSNR-RGB"], rgb["SSIM-RGB"])
+    monkeypatch.setattr(fidelity, "_STRIP", 1 << 20)
+    for value, wanted in zip(full, list(Fidelity(hr, shave, rgb=True)(sr).values())[2:]):
+        torch.testing.assert_close(value, wanted, rtol=0, atol=1e-11)

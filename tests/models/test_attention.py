@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.ops import attention
-from models.ops.attention import attend, windows
+from models.ops.attention import attend, window_partition
 
 
 def plain(q, k, v, bias, masks, counts):
@@ -19,7 +19,7 @@ def plain(q, k, v, bias, masks, counts):
 @pytest.mark.parametrize("at_once", [1, 2 * 3 * 16 * 24, 1 << 20])
 def test_attention_and_its_gradients(monkeypatch, counts, at_once):
     monkeypatch.setattr(attention, "_AT_ONCE", at_once)
-    monkeypatch.setattr(attention, "_LARGEST_BATCH", 3)
+    monkeypatch.setattr(attention, "_MAX_BATCH", 3)
     random = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(7, 3, n, 5, dtype=torch.double, generator=random, requires_grad=True) for n in (16, 24, 24))
     bias = torch.randn(3, 16, 24, dtype=torch.double, generator=random, requires_grad=True)
@@ -67,10 +67,10 @@ def test_no_logits_are_kept_for_the_way_back():
 @pytest.mark.parametrize("shifted", [False, True])
 def test_windows(height, width, window, shifted):
     shift = window // 2 if shifted else 0
-    layout = windows(2, height, width, window, shift, torch.device("cpu"))
+    layout = window_partition(2, height, width, window, shift, torch.device("cpu"))
     x = torch.arange(2.0 * height * width).view(2, height, width, 1)
-    assert torch.equal(layout.join(layout.cut(x), x.shape), x)
-    cut = layout.cut(x).view(-1, window, window)
+    assert torch.equal(layout.reverse(layout.partition(x), x.shape), x)
+    cut = layout.partition(x).view(-1, window, window)
     kinds = torch.arange(len(layout.counts)).repeat_interleave(torch.tensor(layout.counts))
     assert len(cut) == len(kinds) == 2 * height * width // window**2
     rolled = x.roll((-shift, -shift), (1, 2))[..., 0]
@@ -97,6 +97,6 @@ def test_windows(height, width, window, shifted):
 
 
 def test_reordering_has_a_gradient():
-    layout = windows(1, 4, 6, 2, 1, torch.device("cpu"))
+    layout = window_partition(1, 4, 6, 2, 1, torch.device("cpu"))
     x = torch.randn(1, 4, 6, 2, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(layout.cut, x) and torch.autograd.gradgradcheck(layout.cut, x)
+    assert torch.autograd.gradcheck(layout.partition, x) and torch.autograd.gradgradcheck(layout.partition, x)

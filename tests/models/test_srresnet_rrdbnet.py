@@ -81,7 +81,7 @@ def test_names_are_basicsrs():
     assert rrdbnet.state_dict()["body.22.rdb3.conv5.weight"].shape == (64, 192, 3, 3)
 
 
-def direct_srresnet(state: dict[str, Tensor], lr: Tensor, scale: int, blocks: int) -> Tensor:
+def direct_srresnet(state: dict[str, Tensor], lr: Tensor, scale: int, blocks: int, skip: bool) -> Tensor:
     """The network written down layer by layer."""
 
     def conv(name, x):
@@ -96,15 +96,17 @@ def direct_srresnet(state: dict[str, Tensor], lr: Tensor, scale: int, blocks: in
     for name, factor in {2: [("upconv1", 2)], 3: [("upconv1", 3)], 4: [("upconv1", 2), ("upconv2", 2)]}[scale]:
         x = leaky(F.pixel_shuffle(conv(name, x), factor))
     base = F.interpolate(lr, scale_factor=scale, mode="bilinear", align_corners=False)
-    return conv("conv_last", leaky(conv("conv_hr", x))) + base
+    return conv("conv_last", leaky(conv("conv_hr", x))) + (base if skip else 0)
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("scale, skip", [(2, True), (3, True), (4, True), (4, False)])
 @torch.no_grad()
-def test_srresnet_equals_its_transcription(scale):
+def test_srresnet_equals_its_transcription(scale, skip):
+    """BasicSR's MSRResNet, and that of the Dual Perceptual loss's authors, in which the last line is commented out."""
     torch.manual_seed(scale)
-    net, lr = moved(SRResNet(scale, **SMALL)), torch.rand(2, 3, 7, 9) * 2 - 1
-    torch.testing.assert_close(net(lr), direct_srresnet(net.state_dict(), lr, scale, 2), rtol=1e-5, atol=1e-5)
+    net, lr = moved(SRResNet(scale, bilinear_skip=skip, **SMALL)), torch.rand(2, 3, 7, 9) * 2 - 1
+    expected = direct_srresnet(net.state_dict(), lr, scale, 2, skip)
+    torch.testing.assert_close(net(lr), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -118,7 +120,7 @@ def test_srresnet_starts_near_bilinear_upsampling(scale):
 
 
 def test_small_initialisation():
-    """Kaiming's deviation sqrt(2 / fan-in), times 0.1, and no bias: in RRDBNet's dense blocks, everywhere in SRResNet."""
+    """Kaiming's deviation sqrt(2 / fan-in), times 0.1, no bias: in RRDBNet's dense blocks, everywhere in SRResNet."""
     torch.manual_seed(0)
     rrdbnet, srresnet = RRDBNet(4, blocks=1), SRResNet(4, blocks=1)
     for conv in (

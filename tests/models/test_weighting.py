@@ -132,6 +132,16 @@ def test_samples_are_nearly_binary_with_mean_mu(mu):
     assert ((w < 0.1) | (w > 0.9)).float().mean() > 0.85
 
 
+def test_samples_are_of_the_binary_concrete_distribution():
+    """torch's RelaxedBernoulli (Maddison et al. and Jang et al. 2017): its density is one over the slope of a sample."""
+    mu, u = torch.rand(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    u.requires_grad_()
+    w = relaxed_bernoulli(mu, u, temperature=0.7)
+    (slope,) = torch.autograd.grad(w.sum(), u)
+    concrete = torch.distributions.RelaxedBernoulli(torch.tensor(0.7).double(), probs=0.999 * mu + 0.0005)
+    torch.testing.assert_close(concrete.log_prob(w.detach()), -(slope / 0.999).log())
+
+
 def test_samples_at_the_ends_are_finite():
     mu = torch.tensor([0.0, 0.5, 1.0])[:, None].requires_grad_()
     w = relaxed_bernoulli(mu, torch.tensor([0.0, 0.5, 1.0]))

@@ -22,7 +22,9 @@ import val
 from reproduce import budget, cells, cluster, collect, grid, holdout, running, table1
 from runs.atomic import atomic_write
 from runs.checkpoint import load_checkpoint, save_checkpoint
+from runs.evaluations import read_evaluations
 from runs.lock import locked_run
+from training.evaluation import label_folders
 
 ROOT = Path(__file__).parents[2]
 LOSSES = ("L1+TLW", "L1")
@@ -96,11 +98,12 @@ def args(images, tests_images, workplace):
 def ran(monkeypatch):
     """Commands are not run but noted, and leave what they would: (program or file, loss, seed, --load) of each.
 
-    ran.codes: the exit codes of the trainings by loss and seed; ran.log: lines for their logs.
+    ran.codes: the exit codes of the trainings by loss and seed; ran.log: lines for their logs; ran.leaves: if evaluations
+    leave their file.
     """
 
     class Ran(list):
-        codes, log = {}, ()
+        codes, log, leaves = {}, (), True
 
     noted = Ran()
 
@@ -123,9 +126,11 @@ def ran(monkeypatch):
         scores = {
             loss: {name: [1.0] for name in ("PSNR-Y", "SSIM-Y", *found.metrics)} for loss in ("bicubic", self.cell.loss)
         }
-        rows = [val.Row(name, loss, of) for name in val.label_folders(found.folder) for loss, of in scores.items()]
+        rows = [{"loss": loss, "per_image": {"0": {m: x for m, (x,) in of.items()}}} for loss, of in scores.items()]
         about = {"checkpoint": "best" if found.best else "last", "protocol": config.protocol, "judge": config.judge}
-        val.write_results(Path(found.out), rows, **about)
+        entries = [about | {"dataset": name, "rows": rows} for name in label_folders(found.folder)]
+        if noted.leaves:
+            Path(found.out).write_text(json.dumps({"evaluations": entries}))
         return 0
 
     monkeypatch.setattr(cells.Work, "run", run)
@@ -180,7 +185,8 @@ def test_an_evaluation_in_bf16_is_none(args, ran):
     grid.main(args)
     ran.clear()
     path = folder_of(seed=1) / "test_last.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "bf16"}))
+    entries = [entry | {"precision": "bf16"} for entry in read_evaluations(path)]
+    path.write_text(json.dumps({"evaluations": entries}))
     grid.main(args)
     assert ran == [("test_last.json", "L1", 1, False)]
 
@@ -266,7 +272,7 @@ def test_reasons(code, words):
 
 
 def test_a_command_that_leaves_nothing_is_not_repeated(args, ran, monkeypatch, capsys):
-    monkeypatch.setattr(val, "write_results", lambda *args, **about: None)
+    ran.leaves = False
     assert "val.py did not leave what it should have" in fails(args, 1, capsys)
     assert len(ran) == 8
 
@@ -562,9 +568,12 @@ def test_killed_and_started_again(args, reference, as_command, assert_same, capf
     assert "cell 1 of 1, 0 left" in shown and "to resume: python " in shown and "train.py --load" in shown
     results = collect.read(Path("grid"))
     for which in cells.CHECKPOINTS:
-        bicubic, row = json.loads((CELL / f"test_{which}.json").read_text())["rows"]
+        (entry,) = read_evaluations(CELL / f"test_{which}.json")
+        bicubic, row = entry["rows"]
         key = collect.Key("VDSR[blocks=1,channels=8]", 2, "L1+TLW", 0, which, "mirrored")
-        assert results.scores[key]["PSNR-Y"] == pytest.approx(row["per_image"]["PSNR-Y"], abs=1e-5)
+        assert results.scores[key]["PSNR-Y"] == pytest.approx(
+            [image["PSNR-Y"] for image in row["per_image"].values()], abs=1e-5
+        )
 
 
 def parent_of(pid: int) -> int:

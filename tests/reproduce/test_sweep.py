@@ -83,7 +83,9 @@ def ran(monkeypatch):
         folder.mkdir(parents=True)
         atomic_write(folder / "config.yaml", configs.to_yaml(config))
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (folder / "val.json").write_text(json.dumps({"rows": [{"loss": "bicubic", "PSNR-Y": BICUBIC}]}))
+        (folder / "val.json").write_text(
+            json.dumps({"evaluations": [{"checkpoint": "best", "rows": [{"loss": "bicubic", "PSNR-Y": BICUBIC}]}]})
+        )
         return 0
 
     monkeypatch.setattr(cells.Work, "run", run)

@@ -1,0 +1,60 @@
+"""The grids of the papers' tables: their cells, and that each has the paper's numbers beside it."""
+
+import pytest
+
+from reproduce import collect, dp, grid, table1, table2
+from reproduce.grid import Preset
+
+
+def cells_of(preset: Preset, images, *flags: str):
+    argv = ["--trainpath", str(images), "--valpath", str(images), "--seeds", "1", *flags]
+    return grid.base_cells(grid.parse(argv, preset))
+
+
+def test_table_2(images, monkeypatch):
+    cells = cells_of(table2.PRESET, images)
+    assert [cell.loss for cell in cells] == ["L1", "L1+TLW", "L1+UDL"]
+    config = cells[0].config
+    assert (config.protocol, config.patch, config.tiles, config.udl_minimum) == ("table2", 336, True, "batch")
+    for cell in cells:
+        numbers = [
+            table2.PRESET.paper.number(cell.network, 4, cell.loss, "Set5", metric, config.protocol)
+            for metric in ("PSNR-Y", "LPIPS-vgg")
+        ]
+        assert None not in numbers
+
+
+def test_table_1_has_its_numbers(images):
+    for cell in cells_of(table1.PRESET, images):
+        place = (cell.network, cell.config.scale, cell.loss, "BSDS100")
+        assert table1.PRESET.paper.number(*place, "PSNR-Y", cell.config.protocol)
+
+
+@pytest.mark.parametrize("table", dp.TABLES)
+def test_tables_of_the_dual_perceptual_loss(table, images, monkeypatch):
+    made = []
+    monkeypatch.setattr(grid, "main", lambda argv, preset: made.append((argv, preset)))
+    dp.main(["--table", str(table), "--steps", "5"])
+    ((argv, preset),) = made
+    cells = cells_of(preset, images, *argv)
+    losses = {collect.label_of(cell.loss): next(iter(cell.config.variants.values())).config for cell in cells}
+    assert len(losses) == {2: 7, 3: 4, 5: 4, 7: 3}[table] and all(config.steps == 5 for config in losses.values())
+    for cell, label in zip(cells, losses):
+        assert preset.paper.number(cell.network, 4, label, "BSDS100", "PSNR-Y", cell.config.protocol)
+    settings = {label: (c.dp_mu, c.dp_extractors[1:], c.dp_dynamic) for label, c in losses.items()}
+    stage = "resnet50:layer{}".format
+    expected = {
+        "VGG": (0.5, (), True),
+        "mu0.2-layer1": (0.2, (stage(1),), True),
+        "mu10-layer1": (10, (stage(1),), True),
+        "mu0.5-layer4": (0.5, (stage(4),), True),
+        "mu0.5-layer3": (0.5, (stage(3),), True),
+        "sum-layer3": (0.5, (stage(3),), False),
+    }
+    assert settings.items() >= {label: of for label, of in expected.items() if label in settings}.items()
+    assert all(config.dp_extractors[0] == "vgg19:conv5_4" for config in losses.values())
+
+
+def test_labels():
+    assert collect.label_of("L1+TLW[wc=one,label=map]") == "map" and collect.label_of("L1[label=a-1.5]") == "a-1.5"
+    assert [collect.label_of(loss) for loss in ("L1", "L1+TLW[wc=one]")] == ["L1", "L1+TLW[wc=one]"]

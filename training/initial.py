@@ -1,0 +1,190 @@
+"""The weights that a training begins from: of a run, of an exported file, or of another toolkit's (--init RUN|FILE)."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import configs
+from configs import Config
+from models import SpandrelNetwork
+from models.layouts import sources_of, unwrap
+from models.padding import shift_padding
+from models.spandrel_network import PREFIX, describe
+from runs.checkpoint import SR_NETWORK, check_weights, load_states
+from runs.weights_file import import_file, read_spandrel_file, read_weights_file
+
+# The first convolutions of the networks whose padding can be chosen, and what groups of parameters are called in notes.
+FIRST = {"EDSR": "head.0", "RCAN": "head.0", "RRDBNet": "conv_first", "SRResNet": "conv_first"}
+UPSAMPLER = re.compile(r"(spandrel\.)?(tail\.0|upsample|upsampler|upconv\d|conv_up\d)\.")
+
+
+class Initial(NamedTuple):
+    """A network to begin from; loss: the state of the loss that it was trained with, where there is one."""
+
+    label: str
+    model: str
+    scale: int | None
+    options: dict
+    weights: Mapping[str, Tensor]
+    loss: Mapping[str, Tensor] | None = None
+
+
+def read_initial(config: Mapping) -> Initial:
+    """What the settings init, init_loss and init_best name; model: "spandrel:FILE" has it read by spandrel.
+
+    Raises ValueError, which names --init.
+    """
+    path, loss, best = Path(config["init"]), config.get("init_loss"), config.get("init_best", False)
+    try:
+        if not path.exists():
+            raise ValueError("no such run or file; expected pytorch, paper, a run's folder or a file of weights")
+        run, which, found = _run_of(path, loss, best)
+        if run is not None:
+            return _of_run(run, which, found)
+        given = [f"--init-{name}" for name, value in (("loss", loss), ("best", best)) if value]
+        if given:
+            raise ValueError(f"one network, not a run; leave out {' and '.join(given)}")
+        if str(config.get("model")).startswith(PREFIX):
+            net = SpandrelNetwork(unwrap(read_weights_file(path)[0])[0])
+            return Initial(str(path), str(config["model"]), net.scale, {}, net.state_dict())
+        _refuse_two_sources(path)
+        imported = import_file(path)
+        label = ", ".join([str(path), *imported.assumed])
+        return Initial(label, imported.model, imported.scale, imported.options, imported.state_dict)
+    except (ValueError, OSError) as error:
+        text = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"--init {path}: {text}") from None
+
+
+def _run_of(path: Path, loss: str | None, best: bool) -> tuple[Path | None, str, str | None]:
+    """The run in path or around it, which of its checkpoints, and the loss; None where path is another file."""
+    if path.is_dir():
+        return path, "best" if best else "last", loss
+    if not (path.parent / "config.yaml").is_file() or path.suffix != ".pt":
+        return None, "", None
+    if path.name in ("last.pt", "previous.pt"):
+        return path.parent, "last", loss
+    if not (path.stem.startswith("best_") and loss in (None, path.stem.removeprefix("best_"))):
+        return None, "", None
+    return path.parent, "best", path.stem.removeprefix("best_")
+
+
+def _of_run(run: Path, which: str, loss: str | None) -> Initial:
+    if which == "last" and not any((run / name).exists() for name in ("last.pt", "previous.pt")):
+        if any(run.glob("best_*.pt")):
+            raise ValueError("has no last.pt; add --init-best")
+    config, states = load_states(run, which, [loss] if loss else None)
+    if len(states) > 1:
+        raise ValueError(f"holds networks of {' '.join(states)}; name one with --init-loss")
+    ((name, state),) = states.items()
+    return Initial(
+        f"{run} ({which}, {name})",
+        config.model,
+        config.scale,
+        dict(config.model_options or {}),
+        state[SR_NETWORK],
+        state.get("loss"),
+    )
+
+
+def _refuse_two_sources(path: Path) -> None:
+    weights, _ = unwrap(read_weights_file(path)[0])
+    if len(sources := sources_of(weights)) > 1:
+        raise ValueError(
+            "an EDSR can be of two sources, with other ranges and channels; convert it first with: "
+            f"python convert.py {path} --source {' (or '.join(sources)}), and name the run that it writes"
+        )
+
+
+def is_path(init: object) -> bool:
+    """Whether a value of --init names weights, not a way to draw them."""
+    return isinstance(init, str) and init not in configs.INIT_WORDS
+
+
+def network_settings(values: Mapping) -> dict:
+    """The settings model, scale and model_options that the files named by model and init tell, if they are not given.
+
+    values: the settings that are given, as configs.load calls it. Raises ValueError.
+    """
+    if values.get("load"):
+        return {}
+    texts = {name: values[name] for name in ("init", "model") if isinstance(values.get(name), str)}
+    values = {**values, **{name: configs.expand_path(text) for name, text in texts.items()}}
+    model = values.get("model")
+    if is_path(values.get("init")):
+        initial = read_initial(values)
+        if model not in (None, initial.model):
+            return _scale_of(model, values)
+        found = {"model": initial.model, "scale": initial.scale}
+        options = values.get("model_options") or {}
+        if isinstance(options, dict) and (initial.options or options):
+            found["model_options"] = {**initial.options, **options}
+        return {k: v for k, v in found.items() if v is not None and (k not in values or k == "model_options")}
+    return _scale_of(model, values)
+
+
+def _scale_of(model: object, values: Mapping) -> dict:
+    if not isinstance(model, str) or not model.startswith(PREFIX) or "scale" in values:
+        return {}
+    try:
+        return {"scale": describe(read_spandrel_file(model)).scale}
+    except ValueError as error:
+        raise ValueError(f"--model {model}: {str(error).removeprefix(f'--model {model}: ')}") from None
+
+
+def begin_from(net: nn.Module, config: Config) -> tuple[Initial, str]:
+    """Give net the weights that --init names, as far as they fit; return those, and a line on what was taken.
+
+    Raises ValueError if they are of another network, or nothing of them fits.
+    """
+    initial = read_initial({name: getattr(config, name) for name in ("model", "init", "init_loss", "init_best")})
+    ours, theirs = (name.split(":")[0].removesuffix("-TLW") for name in (config.model, initial.model))
+    if ours != theirs:
+        raise ValueError(f"--init {config.init}: is of {initial.model}; expected {config.model}, as --model says")
+    weights = dict(initial.weights)
+    if config.model in FIRST:
+        chosen = [(o or {}).get("padding", "grey") for o in (initial.options, config.model_options)]
+        first = FIRST[config.model]
+        if chosen[0] != chosen[1] and {f"{first}.weight", f"{first}.bias"} <= weights.keys():
+            weights[f"{first}.bias"] = shift_padding(
+                *(weights[f"{first}.{part}"] for part in ("weight", "bias")), *chosen
+            )
+    own = net.state_dict()
+    learned = [name for name, value in own.items() if value.is_floating_point()]
+    taken = {name: weights[name] for name in learned if name in weights and weights[name].shape == own[name].shape}
+    if not any(x.ndim > 1 for x in taken.values()):  # a bias of three colours fits anywhere
+        raise ValueError(f"--init {config.init}: nothing of it fits {config.model} x{config.scale} with these options")
+    net.load_state_dict(own | taken)
+    note = f"init: {len(taken)} of {len(learned)} tensors from {initial.label}"
+    fresh = _grouped(name for name in learned if name not in taken)
+    left_out = _grouped(name for name, x in weights.items() if name not in taken and x.is_floating_point())
+    return initial, "; ".join([note, *(f"{line} fresh" for line in fresh), *(f"{line} left out" for line in left_out)])
+
+
+def _grouped(names) -> list[str]:
+    """["upsampler: 4 tensors", "body: 2 tensors"] for the names of parameters."""
+    counts: dict[str, int] = {}
+    for name in names:
+        group = "upsampler" if UPSAMPLER.match(name) else name.removeprefix("spandrel.").split(".")[0]
+        counts[group] = counts.get(group, 0) + 1
+    return [f"{group}: {count} tensor{'s' * (count > 1)}" for group, count in counts.items()]
+
+
+def begin_weighting_from(initial: Initial, weighting: nn.Module) -> None:
+    """Give a weighting network the weights of the one that `initial` was trained with. Raises ValueError."""
+    names = [*weighting.state_dict()]
+    ends = [name for name in initial.loss or () if name.endswith(f".{names[0]}")]
+    if not ends:
+        raise ValueError(
+            f"--init-weighting: no weighting network in {initial.label}; name a loss with TLW: --init-loss"
+        )
+    prefix = ends[0].removesuffix(names[0])
+    weights = {name.removeprefix(prefix): x for name, x in initial.loss.items() if name.startswith(prefix)}
+    # The TLW authors' files do not say how many batches BatchNorm has seen, and nothing asks.
+    counts = {name: torch.tensor(0) for name in names if name.endswith("num_batches_tracked")}
+    check_weights(weighting, counts | weights, f"--init {initial.label}", "this weighting network")
+    weighting.load_state_dict(counts | weights)

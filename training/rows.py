@@ -1,0 +1,119 @@
+"""The rows of an evaluation: a method on a data set under a protocol, as a table and as val.json has them."""
+
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from tabulate import tabulate
+
+from metrics.evaluate import count_infinite, mean_scores
+from metrics.judges import mark_biased
+from metrics.published import check_bicubic
+
+from .validation import EvaluationSet
+
+
+class Method(NamedTuple):
+    """What makes SR images."""
+
+    loss: str  # the loss of a network, "bicubic", or the name of a folder of finished images
+    checkpoint: str = ""  # "best" or "last"; not a run's network: ""
+
+
+class Row(NamedTuple):
+    """One method on one data set under one protocol."""
+
+    dataset: str
+    protocol: str
+    method: Method
+    scores: dict[str, list[float]]  # of each image, by metric
+    note: str = ""
+
+
+def table(rows: Sequence[Row], judges: Collection[str] = ()) -> str:
+    """The mean scores as text, metrics on a network that the SR networks learned from mark_biased."""
+    names = list(dict.fromkeys(name for row in rows for name in row.scores))
+    both = len({row.method.checkpoint for row in rows} - {""}) > 1
+    lines, before = [], ("", "")
+    for row in rows:
+        means = mean_scores(row.scores)
+        size = len(row.scores["PSNR-Y"])
+        place = (f"{row.dataset} ({size})", row.protocol)
+        shown = ["", ""] if place == before else ["" if place[0] == before[0] else place[0], place[1]]
+        method = f"{row.method.loss} {row.method.checkpoint}".strip() if both else row.method.loss
+        lines.append([*shown, method, *(f"{means[n]:.4f}" if n in means else "" for n in names), row.note])
+        before = place
+    headers = ["data set (images)", "protocol", "method", *(mark_biased(name, judges) for name in names), "note"]
+    align = ["left"] * 3 + ["right"] * len(names) + ["left"]
+    if not any(row.note for row in rows):
+        lines, headers, align = [line[:-1] for line in lines], headers[:-1], align[:-1]
+    return tabulate(lines, headers, disable_numparse=True, colalign=align)
+
+
+def rows_of(name: str, images: EvaluationSet, scores: Mapping, best: str, folders: Collection[str]) -> list[Row]:
+    """The rows of a data set from its scores, with their notes; best: what is to be said of `best` networks."""
+    rows = []
+    for protocol, of in scores.items():
+        for method, by_metric in of.items():
+            notes = [best] if method.checkpoint == "best" else ["8-bit files"] if method.loss in folders else []
+            if method == Method("bicubic"):
+                place = os.path.abspath(images.folder)
+                check = check_bicubic(place, protocol, images.scale, len(images), mean_scores(by_metric))
+                notes = [check.text] if check else []
+            for metric, count in count_infinite(by_metric).items():
+                notes.append(f"{metric} of {count} infinite" + ", not in the mean" * (count < len(images)))
+            rows.append(Row(name, protocol, method, by_metric, "; ".join(filter(None, notes))))
+    return rows
+
+
+def entries_of(
+    rows: Sequence[Row], sets: Mapping[str, EvaluationSet], checkpoints: Sequence[str], about: dict
+) -> list[dict]:
+    """The entries of val.json, one for each protocol, data set and checkpoint, each with the rows of no checkpoint."""
+    entries = []
+    for name, images in sets.items():
+        for protocol in images.protocols:
+            for checkpoint in checkpoints:
+                own = [r for r in rows if (r.dataset, r.protocol) == (name, protocol)]
+                own = [_json_row(r, images) for r in own if r.method.checkpoint in ("", checkpoint)]
+                place = {"folder": _absolute(images.folder), "lr_folder": _absolute(images.lr_folder or "")}
+                head = {"protocol": protocol, "dataset": name, **place, "checkpoint": checkpoint, **about}
+                entries.append(head | {"left_out": images.left_out, "rows": own})
+    return entries
+
+
+def _json_row(row: Row, images: EvaluationSet) -> dict:
+    per_image = [dict(zip(row.scores, values)) for values in zip(*row.scores.values())]
+    infinite = count_infinite(row.scores)
+    return {
+        "loss": row.method.loss,
+        "files": len(per_image),
+        **mean_scores(row.scores),
+        "note": row.note,
+        **({"infinite": infinite} if infinite else {}),
+        "per_image": dict(zip(images.names, per_image)),
+    }
+
+
+def _absolute(folder: str) -> str:
+    return folder if not folder or folder.startswith("skimage:") else os.path.abspath(folder)
+
+
+def most_different_images(rows: Sequence[Row], count: int) -> list[tuple[str, int, Method, Method]]:
+    """The images on which two methods differ most, by data set and number, with these two; rows of one protocol.
+
+    Bicubic counts as one of two if there is no second method. They differ by the first perceptual metric, else PSNR-Y.
+    """
+    found = []
+    for name in dict.fromkeys(row.dataset for row in rows):
+        of = [row for row in rows if row.dataset == name]
+        of = of[1:] if len(of) > 2 else of
+        metric = next((m for m in of[0].scores if not m.startswith(("PSNR", "SSIM"))), "PSNR-Y")
+        for i in range(len(of[0].scores[metric])):
+            values = {row.method: row.scores[metric][i] for row in of if math.isfinite(row.scores[metric][i])}
+            if len(values) > 1:
+                low, high = min(values, key=values.get), max(values, key=values.get)
+                found.append((values[high] - values[low], name, i, low, high))
+    found.sort(key=lambda each: -each[0])
+    return [each[1:] for each in found[:count]]
