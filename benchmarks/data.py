@@ -20,6 +20,7 @@ from PIL import Image
 
 from data import ImageCache, PairedDataset, PatchDataset, datasets, read_rgb
 from data.photographs import photographs
+from training.malloc import retain_freed_memory
 
 from .machine import title
 
@@ -78,13 +79,14 @@ def draw_times(pairs: PairedDataset, patch: int, draws: int, cold: ImageCache | 
 
 def drop_pages(cache: ImageCache, path: Path) -> None:
     """Have the system forget what it keeps in memory of a cached image."""
-    with open(cache.file_of(path), "rb") as file:
+    with open(cache.file_of(path, path.stat()), "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
+    retain_freed_memory()  # as train.py does
     if not args.folder.is_dir():
         make_images(args.folder, args.images)
     place = Path(tempfile.mkdtemp(prefix="decoded_", dir=args.folder.absolute().parent))

@@ -1,7 +1,7 @@
 """Decoded images on disk: made once, memory-mapped, shared by processes and runs, and bounded.
 
-A file for each image, named for the checksum of its path: a header, then its pixels. It counts as long as the image
-has the size and the time of change (mtime) that it had when it was decoded. Files come and go whole.
+A file for each image, named for its path, its bytes and its time of change (mtime): a header, then its pixels. So it
+counts as long as the image has not changed. Files come and go whole.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import os
 import shutil
 import struct
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from .images import checksum
 
-_HEADER = struct.Struct("<8sQqIII28x")  # magic, the source's bytes and mtime in ns, height, width, checksum
+_HEADER = struct.Struct("<8sIII44x")  # magic, height, width, checksum
 _MAGIC = b"tlw rgb1"  # another number whenever `read_rgb` reads a file to other pixels
 _KEEP_FREE = 1 / 20  # of the disk
 _ONE_AT_A_TIME = threading.Lock()  # makes room; no part of an ImageCache, which goes to other processes
@@ -42,36 +43,40 @@ class ImageCache:
     def __init__(self, folder: str | Path, limit: int = 32 << 30, beyond: int = 512 << 20):
         self.folder, self.limit, self.beyond = Path(folder), limit, beyond
         self.error: str | None = None  # why something could not be stored
-        self._in_use: set[Path] = set()
+        self._files: dict[Path, Path] = {}  # of the images that this process has found or stored
+        self._seen: set[Path] = set()  # of those, whose header was compared
         self._taken: int | None = None
 
     def find(self, path: Path) -> CachedImage | None:
         """What is cached of the image at path, if it has not changed since."""
         try:
-            source, file = os.stat(path), self.file_of(path)
+            file = self.file_of(path, os.stat(path))
             with open(file, "rb") as cached:
                 found = _read_header(cached.read(_HEADER.size), os.fstat(cached.fileno()).st_size)
-            if found is None or found[0] != (source.st_size, source.st_mtime_ns):
-                return None
             os.utime(file)  # the time of its last use
         except OSError:
             return None
-        self._in_use.add(file)
-        return found[1]
+        if found is not None:
+            self._files[path] = file
+        return found
 
     def pixels(self, path: Path, expected: CachedImage, rows: tuple[int, int]) -> np.ndarray | None:
-        """The pixels, uint8 (H,W,3), mapped from the disk; None if they are not there any more.
+        """The pixels, uint8 (H,W,3), mapped from the disk; None if they are not there, or not any more.
 
+        expected: what `find` or `add` returned.
         rows: the first and the end of those that will be looked at, which the system may fetch at once.
         """
         try:
-            with open(self.file_of(path), "rb") as cached:
+            with open(self._files[path], "rb") as cached:
                 memory = mmap.mmap(cached.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError):  # ValueError: an empty file
+        except (KeyError, OSError, ValueError):  # ValueError: an empty file
             return None
-        found = _read_header(memory[: _HEADER.size], len(memory))
-        if found is None or found[1] != expected:
+        if len(memory) != _file_size(*expected.size):
             return None
+        # Once: the header lies apart from the rows, and while neither is in memory it takes as long to read as they do.
+        if path not in self._seen and _read_header(memory[: _HEADER.size], len(memory)) != expected:
+            return None
+        self._seen.add(path)
         if hasattr(mmap, "MADV_WILLNEED"):  # not on Windows; a cold patch takes 3 ms instead of 11
             stride, (first, end) = 3 * expected.size[1], rows
             begin = (_HEADER.size + max(0, first) * stride) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -81,26 +86,29 @@ class ImageCache:
     def add(self, path: Path, before: os.stat_result, rgb: np.ndarray) -> CachedImage | None:
         """Store the pixels of the image at path, which was read after `before` was taken; None if that is impossible.
 
-        `error` says why.
+        `error` says why; from then on nothing is stored.
         """
-        file, image = self.file_of(path), CachedImage(rgb.shape[:2], checksum(rgb))
+        if self.error is not None:
+            return None
+        file, image = self.file_of(path, before), CachedImage(rgb.shape[:2], checksum(rgb))
         aside = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with _ONE_AT_A_TIME:
-                if not self._make_room(_HEADER.size + rgb.nbytes):
+                if not self._make_room(_file_size(*image.size)):
                     return None
-                self._in_use.add(file)
+                self._files[path] = file  # so that no other thread makes room of it
             try:
                 with open(aside, "wb") as out:
-                    out.write(_HEADER.pack(_MAGIC, before.st_size, before.st_mtime_ns, *image.size, image.checksum))
-                    out.write(rgb.data)
+                    out.write(_HEADER.pack(_MAGIC, *image.size, image.checksum))
+                    out.write(np.ascontiguousarray(rgb).data)
                     out.flush()
                     os.fsync(out.fileno())  # a power failure must not leave a whole file of zeros
                 os.replace(aside, file)
             finally:
                 aside.unlink(missing_ok=True)
         except OSError as error:
+            self._files.pop(path, None)
             self.error = f"{self.folder}: {error.strerror or error}"
             return None
         return image
@@ -124,9 +132,10 @@ class ImageCache:
             Path(file.name).unlink(missing_ok=True)
             file.close()
 
-    def file_of(self, path: Path) -> Path:
-        """Where the decoded image at path is, or would be."""
-        name = hashlib.sha256(os.path.abspath(path).encode(errors="surrogateescape")).hexdigest()[:40]
+    def file_of(self, path: Path, stat: os.stat_result) -> Path:
+        """Where the decoded image at path is, or would be, if stat is of it."""
+        source = f"{os.path.abspath(path)}\n{stat.st_size} {stat.st_mtime_ns}"
+        name = hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:40]
         return self.folder / name[:2] / f"{name}.rgb"
 
     def _make_room(self, size: int) -> bool:
@@ -136,10 +145,11 @@ class ImageCache:
             self._taken = sum(stat.st_size for _, stat in self._stored())
         missing = max(self._taken + size - self.limit, size - disk.free + int(disk.total * _KEEP_FREE))
         if missing > 0:
+            in_use, yesterday = set(self._files.values()), time.time() - 86400
             for file, stat in sorted(self._stored(), key=lambda entry: entry[1].st_mtime_ns):
                 if missing <= 0:
                     break
-                if file not in self._in_use:
+                if file not in in_use and (file.suffix == ".rgb" or stat.st_mtime < yesterday):  # or is being written
                     file.unlink(missing_ok=True)
                     self._taken -= stat.st_size
                     missing -= stat.st_size
@@ -157,11 +167,13 @@ class ImageCache:
                 pass
 
 
-def _read_header(data: bytes, file_size: int) -> tuple[tuple[int, int], CachedImage] | None:
-    """The source's size and mtime, and what is known of the image; None if the file is not whole."""
+def _file_size(height: int, width: int) -> int:
+    return _HEADER.size + height * width * 3
+
+
+def _read_header(data: bytes, file_size: int) -> CachedImage | None:
+    """What is known of the image; None if the file is not whole, or of another version."""
     if len(data) < _HEADER.size:
         return None
-    magic, size, changed, height, width, crc = _HEADER.unpack(data)
-    if magic != _MAGIC or file_size != _HEADER.size + height * width * 3:
-        return None
-    return (size, changed), CachedImage((height, width), crc)
+    magic, height, width, crc = _HEADER.unpack(data)
+    return CachedImage((height, width), crc) if magic == _MAGIC and file_size == _file_size(height, width) else None

@@ -125,11 +125,16 @@ def test_other_validation_images_begin_best_anew(place, part, tmp_path, monkeypa
     assert "best is chosen by squeeze paper 2 images of checksum" in capsys.readouterr().out
 
 
-def test_val_finds_the_runs_images_from_anywhere(place, part, tmp_path, monkeypatch):
+def test_val_finds_the_runs_images_from_anywhere(place, part, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     val.main(["--modelpath", str(part), "--metrics", "--device", "cpu"])
-    evaluation = json.loads((part / "val.json").read_text())["evaluations"][-1]
-    assert evaluation["dataset"] == "valid" and [row["files"] for row in evaluation["rows"]] == [4, 4]
+    assert "passed over" not in capsys.readouterr().out
+    (place / "valid/photo.heic").touch()
+    val.main(["--modelpath", str(part), "--metrics", "--device", "cpu"])
+    (place / "valid/photo.heic").unlink()
+    assert capsys.readouterr().out.count(f"passed over in {place / 'valid'}: 1 .heic\n") == 1
+    entry = json.loads((part / "val.json").read_text())["evaluations"][-1]
+    assert entry["dataset"] == "valid" and [row["files"] for row in entry["rows"]] == [4, 4]
 
 
 def test_val_asks_for_the_runs_images_if_they_are_gone(part, monkeypatch, capsys):

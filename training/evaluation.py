@@ -201,6 +201,8 @@ def evaluate_run(
             print(f"{out} is damaged, and is written again without what was in it")
     configs.expect(out is not None or not worst, "worst", worst, "--out FILE beside --model bicubic")
     configs.expect(bool(nets or sr_folders) or not worst, "worst", worst, "--sr-folder NAME=DIR beside --model bicubic")
+    for note in [note for images in sets.values() for note in images.notes]:
+        print(note)
     for reason in [reason for images in sets.values() for reason in images.left_out]:
         print(f"left out: {reason}")
 

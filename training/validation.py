@@ -56,7 +56,7 @@ def metrics_on(
 class EvaluationSet:
     """A folder of images that is evaluated under several protocols, each image read once for all of them.
 
-    paths, names: of the images in use, by index; left_out: a line for each of the others.
+    paths, names: of the images in use, by index; left_out: a line for each of the others; notes: about the folders.
     Raises ValueError as PairedDataset does, and for a protocol that does not suit the scale.
     """
 
@@ -83,6 +83,7 @@ class EvaluationSet:
         )
         self._used = list(range(len(self._pairs)))
         self.left_out = list(self._pairs.skipped.values())
+        self.notes = self._pairs.notes
 
     def __len__(self) -> int:
         return len(self._used)

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import pickle
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -118,14 +120,15 @@ def test_a_damaged_cache_is_not_believed(folder, decoded, damage):
     assert same(on_disk(folder), expected) and len(decoded) == 5  # and the next one
 
 
-def test_another_image_in_the_cache_is_no_draw(folder):
-    """Which another run stored meanwhile, for the file had changed."""
-    pairs = on_disk(folder)
+def test_a_file_that_changes_does_not_change_a_run_under_way(folder):
+    """Also if another run stored its new pixels; without the cache it stops the run."""
+    pairs, expected = on_disk(folder), list(PairedDataset(folder / "hr", 3, 3))
     Image.fromarray(255 - read_rgb(folder / "hr/0.png")).save(folder / "hr/0.png")
-    on_disk(folder)
+    assert not same([on_disk(folder)[0]], expected[:1]) and same(pairs, expected)
+    shutil.rmtree(folder / "cache")
     with pytest.raises(ImageReadError, match="hr/0.png has changed"):
         pairs[0]
-    assert same([pairs[1]], [PairedDataset(folder / "hr", 3, 3)[1]])
+    assert same([pairs[1]], expected[1:2])
 
 
 def test_the_bound_is_kept_and_the_longest_unused_go(folder):
@@ -136,8 +139,10 @@ def test_the_bound_is_kept_and_the_longest_unused_go(folder):
     (folder / "others").mkdir()
     Image.new("RGB", (50, 40)).save(folder / "others/a.png")
     PairedDataset(folder / "others", 3, 3, cache=ImageCache(folder / "cache", whole, beyond=0))
-    left = [file for file in (folder / "cache").rglob("*.rgb")]
-    assert sum(file.stat().st_size for file in left) <= whole and len(left) == 5
+    left = list((folder / "cache").rglob("*.rgb"))
+    assert sum(file.stat().st_size for file in left) <= whole
+    found = [ImageCache(folder / "cache").find(path) for path in (folder / "others/a.png", *stored.paths)]
+    assert found[0] is not None and found[1:].count(None) == 1
     assert same(stored, PairedDataset(folder / "hr", 3, 3))  # what went is decoded
 
 
@@ -176,7 +181,7 @@ def test_bad_images_are_not_stored(folder):
 
 def _fill(folder: Path, results) -> None:
     count = []
-    datasets.read_rgb = lambda path: count.append(path) or read_rgb(path)
+    datasets.read_rgb = lambda path: time.sleep(0.2) or count.append(path) or read_rgb(path)
     results.put((len(count), on_disk(folder).checksums, len(count)))
 
 

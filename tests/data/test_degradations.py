@@ -92,6 +92,17 @@ def test_strengths_differ_from_draw_to_draw(folder):
         assert torch.equal(hr, same) and lr.shape == bicubic.shape and lr.abs().max() <= 1
         apart.append((lr - bicubic).abs().mean().item())
     assert min(apart) > 0.005 and max(apart) > 2 * min(apart)
+    drawn = []
+    spied = PairedDataset(
+        folder, 4, 4, degradation=lambda hr, start, size, scale, random: drawn.append(random.random()) or hr[:12, :12]
+    )
+    [
+        PatchDataset(spied, 48, augment=False, seed=seed)[epoch, index]
+        for seed in (4, 5)
+        for epoch in (0, 1)
+        for index in range(12)
+    ]
+    assert len(set(drawn)) == 48
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
