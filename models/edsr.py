@@ -35,6 +35,8 @@ class EDSR(SRNetwork):
     padding: see models/padding.py.
     """
 
+    padding: Tensor
+
     def __init__(
         self, scale: int, channels: int = 64, blocks: int = 16, res_scale: float = 1.0, padding: str = "grey"
     ) -> None:

@@ -16,6 +16,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +126,7 @@ def to_onnx(network: nn.Module, metadata: Mapping[str, str], half: bool = False)
     if isinstance(network, HAT):
         raise ValueError("HAT lays out its windows by the image's size, which an ONNX graph cannot; use --to spandrel")
     network = copy.deepcopy(network).eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-    file = io.BytesIO()
+    file: Any = io.BytesIO()
     # On failure the exporter prints all of the graph.
     with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # that this exporter is the older one; the newer needs one more package

@@ -183,7 +183,9 @@ def without_defaults(model: str, options: Mapping) -> dict:
     return {name: value for name, value in options.items() if value != defaults[name]}
 
 
-def rescaled(state_dict: StateDict, a: float, last: str, gain: float = 1.0, offset=0.0) -> dict[str, Tensor]:
+def rescaled(
+    state_dict: StateDict, a: float, last: str, gain: float = 1.0, offset: float | Tensor = 0.0
+) -> dict[str, Tensor]:
     """The network whose features are those of state_dict divided by a, and whose output is gain * them + offset.
 
     last: its last convolution. offset: a number, or one for each channel.

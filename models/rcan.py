@@ -61,6 +61,8 @@ class ResidualGroup(nn.Module):
 class RCAN(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped. padding: see models/padding.py."""
 
+    padding: Tensor
+
     def __init__(
         self,
         scale: int,

@@ -56,6 +56,8 @@ class RRDBNet(SRNetwork):
     3 or 4.
     """
 
+    padding: Tensor
+
     def __init__(
         self, scale: int, channels: int = 64, blocks: int = 23, growth: int = 32, padding: str = "grey"
     ) -> None:

@@ -48,6 +48,8 @@ class SRResNet(SRNetwork):
     2, 3 or 4.
     """
 
+    padding: Tensor
+
     def __init__(
         self, scale: int, channels: int = 64, blocks: int = 16, bilinear_skip: bool = True, padding: str = "grey"
     ) -> None:
