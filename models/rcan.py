@@ -67,6 +67,8 @@ class RCAN(SRNetwork):
 
     padding: Tensor
 
+    padding: Tensor
+
     def __init__(
         self,
         scale: int,
