@@ -6,7 +6,7 @@
         IMAGE/LOSS/weights  (h,w), the mean over the channels of the loss's weights, if it has a weighting network
     and, float64: IMAGE/LOSS/k, the weights' mean in that epoch.
 
-About 80 KiB for each image and loss. The same weights and epoch give the same file.
+About 100 KiB for each image and loss. The same weights and epoch give the same file.
 """
 
 import io
