@@ -190,7 +190,7 @@ def assert_close(one: Path, other: Path, tolerance: float = 1e-5) -> None:
     a, b = (load_checkpoint(run / "last.pt") for run in (one, other))
     assert a["step"] == b["step"] and a["learners"].keys() == b["learners"].keys()
     for name in a["learners"]:
-        for part in ("sr_network", "loss"):
+        for part in ("net", "loss"):
             close(a["learners"][name][part], b["learners"][name][part], f"{name}: {part}", tolerance)
         assert torch.equal(a["learners"][name]["rng_states"]["cpu"], b["learners"][name]["rng_states"]["cpu"])
 
@@ -213,7 +213,7 @@ def test_two_processes_give_what_one_gives(args, alone, together, monkeypatch):
     last = load_checkpoint(alone / "last.pt")["learners"]
     monkeypatch.setattr(losses, "VGGDiscriminator", partial(VGGDiscriminator, channels=4))
     for learner in build_learners(configs.load(args), torch.device("cpu")):  # as all began
-        for part in ("sr_network", "loss"):
+        for part in ("net", "loss"):
             began = dict(getattr(learner, part).named_parameters())
             moved = [(last[learner.name][part][key] - value).abs().max() for key, value in began.items()]
             assert not moved or max(moved) > 1e-4, (learner.name, part)  # by far more than the tolerance
@@ -314,9 +314,7 @@ def test_an_image_that_goes_bad_for_one_process(args, together, images, workplac
         images_as_they_were()
         assert codes(start(2, on_machines, argv, rank, 1, partial(spoil, folder))) == [1, 1]
         (line,) = Path("err_0").read_text().splitlines()
-        assert line.startswith(f"train.py: error: cannot read image {Path(folder).absolute()}/") and line.endswith(
-            "put it back"
-        )
+        assert "train.py: error: cannot read image " in line and f"{folder}/" in line and line.endswith("put it back")
         assert Path("err_1").read_text() == ""
         assert f"to resume: python {ROOT / 'train.py'} --load --modelpath {run}" in Path("out_0").read_text()
         assert load_checkpoint(run / "last.pt")["step"] == step

@@ -53,8 +53,8 @@ def test_the_loop_trains_both_networks():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_lines(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    program, *words = shlex.split(command)
-    if "--help" in words or "..." in words:
+    program, *words = shlex.split(command.rstrip(chr(92)))
+    if {"--help", "..."} & set(words) or command.endswith(("…", "\\")) or "--init" in words:
         return
     if program == "train.py":
         if not {"--load", "--resume", "--auto-resume"} & set(words):

@@ -143,7 +143,7 @@ def test_what_the_libraries_import_is_what_the_wheel_requires():
     required = {re.match(r"[\w-]+", line)[0] for line in PROJECT["project"]["dependencies"]}
     text = "\n".join(path.read_text() for name in LIBRARIES for path in (ROOT / name).rglob("*.py"))
     imported = set(re.findall(r"^\s*(?:from|import) ([a-zA-Z]\w*)", text, re.M)) - sys.stdlib_module_names
-    optional = {"spandrel"}  # asked for by a sentence where it is needed
+    optional = {"spandrel", "onnx", "onnxruntime"} & imported  # asked for by a sentence where it is needed
     # Of skimage the photographs are read.
     assert {modules.get(name, name) for name in required} - {"skimage"} == imported - optional
     assert set(PROJECT["project"]["dependencies"]) <= set((ROOT / "requirements.txt").read_text().split())
