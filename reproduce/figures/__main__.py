@@ -11,6 +11,7 @@
 NAME.png and NAME.csv go to --out, figures/ if it is not given. Add --help behind a name for its flags.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -34,22 +35,25 @@ FIGURES = {
 }
 
 
+def parse(argv: list[str]) -> tuple[str, argparse.Namespace]:
+    """The figure's name and its flags. Exits with code 2 on a wrong one."""
+    with configs.one_line_errors(PROGRAM):
+        name = configs.choose(argv[0], FIGURES, "figure")
+    parser = configs.OneLineParser(prog=f"{PROGRAM} {name}", description=FIGURES[name].about)
+    FIGURES[name].add_flags(parser)
+    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="(default: figures)")
+    return name, parser.parse_args(argv[1:])
+
+
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    about = f"{__doc__}\nfigures: {', '.join(FIGURES)}"
-    with configs.one_line_errors(PROGRAM):
-        if not argv or argv[0] in ("-h", "--help"):
-            print(about)
-            return
-        name = configs.choose(argv[0], FIGURES, "figure")
-    figure = FIGURES[name]
-    parser = configs.OneLineParser(prog=f"{PROGRAM} {name}", description=figure.about)
-    figure.add_flags(parser)
-    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="(default: figures)")
-    args = parser.parse_args(argv[1:])
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    name, args = parse(argv)
     with configs.one_line_errors(f"{PROGRAM} {name}"):
         setup_device("cpu")
-        drawn = figure.draw(args)
+        drawn = FIGURES[name].draw(args)
         path = args.out / f"{name}.png"
     contents = {path: drawn.png(), path.with_suffix(".csv"): csv_text(drawn.rows).encode()}
     if not all([write_or_report(PROGRAM, file, content) for file, content in contents.items()]):
