@@ -39,7 +39,7 @@ from runs.checkpoint import serialize
 from runs.folder import check_new_run, checkpoint_stamp, next_run_dir
 from runs.lock import check_unlocked
 from runs.writer import NullWriter, RunWriter
-from training import distributed, stop_signals
+from training import distributed, stop_signals, watch
 from training.device import fast_memory_format
 from training.divergence import DivergenceWatch
 from training.evaluation import evaluate_run
@@ -111,6 +111,8 @@ class Trainer:
         if self.state.validated:
             self.begin_epoch()  # raises if a loss cannot go on from here
         add_teachers(self.experiment)
+        watched = config.watch > 0 and distributed.is_main_process()
+        self.watch = watch.Watch(self.experiment.validation, config.watch) if watched else None
         self.report = Reporter(self.experiment, self.state, self.writer)
         self.reference_cache = ReferenceCache()
         self.skipped_in_a_row = 0
@@ -209,6 +211,8 @@ class Trainer:
             if scores is not None:
                 self.report.scores(learner, epoch, scores)
             self.sync_ranks(unreadable)
+        if self.watch is not None:
+            self.writer.queue(f"{watch.FOLDER}/{epoch:04}.npz", self.watch.record(e.learners, epoch))
         self.state.validated = True
         self.save()
 

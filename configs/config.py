@@ -36,6 +36,7 @@ RESUMABLE = {
     "best_by",
     "protocol",
     "log_every",
+    "watch",
     "load",
     "auto_resume",
     "modelpath",
@@ -261,6 +262,9 @@ class Config:
         10.0, "minutes between two saves, besides those after epochs; 0: those alone", bounds=_FACTOR
     )
     log_every: int = setting(10, "steps between two lines of the log", bounds=_from(1, 10**6))
+    watch: int = setting(
+        0, "validation images of which each validation keeps a part, and the weights in it", bounds=_from(0, 16)
+    )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

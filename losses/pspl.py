@@ -52,6 +52,11 @@ def ssim_map(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
     return (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1) * structure
 
 
+def attention(similarity: Tensor, sigma: float, maximum: float) -> Tensor:
+    """The weights w of pixels with this SSIM, in (0,maximum]."""
+    return maximum * torch.exp(-((similarity + 1) / sigma).square())
+
+
 class PSPL(Loss):
     """PSPL on a pixel loss, "L1" or "MSE".
 
@@ -97,7 +102,7 @@ class PSPL(Loss):
         with torch.autocast(sr.device.type, enabled=False):
             precise = torch.float64 if self.data_range < 1 else sr.dtype
             similarity = ssim_map(hr.to(precise) / 2 + 0.5, sr.to(precise) / 2 + 0.5, self.data_range)
-        return (self.maximum * torch.exp(-((similarity + 1) / self.sigma(epoch)).square())).to(sr.dtype)
+        return attention(similarity, self.sigma(epoch), self.maximum).to(sr.dtype)
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
         weight = LEVELS * self.weight(sr, target.hr, epoch)

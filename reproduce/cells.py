@@ -39,6 +39,7 @@ PLACEMENT = {
     "judge_weights",
     "extractor_weights",
     "log_every",
+    "watch",
     "save_every",
     "save_minutes",
     "cache",

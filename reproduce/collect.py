@@ -200,13 +200,18 @@ def write(results: Results, folder: Path) -> None:
     atomic_write(folder / "about.json", (json.dumps(results.about, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Rows of the same or other names, whole or not at all. Raises OSError."""
+def csv_text(rows: list[dict]) -> str:
+    """Rows of the same or other names as CSV."""
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    atomic_write(path, lines.getvalue().encode())
+    return lines.getvalue()
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Rows of the same or other names, whole or not at all. Raises OSError."""
+    atomic_write(path, csv_text(rows).encode())
 
 
 def read(folder: Path) -> Results:

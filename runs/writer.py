@@ -78,6 +78,7 @@ class RunWriter:
                 if name == "last.pt":
                     write_last(self.folder, self.queued[name])
                 else:
+                    (self.folder / name).parent.mkdir(exist_ok=True)
                     atomic_write(self.folder / name, self.queued[name])
                 del self.queued[name]
             if self.last_error and not self.unsaved:

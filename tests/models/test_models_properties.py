@@ -217,3 +217,16 @@ def test_other_state_dicts_are_refused(convert, message):
 def test_scale_from_our_own_shapes(name, scale):
     expected = None if name in ("VDSR", "RRDBNet") else scale
     assert scale_from_shapes(small(name, scale).state_dict()) == expected
+
+
+def test_edsrs_residual_scaling_is_that_of_the_second_convolutions():
+    """x + r (W y + b), as EDSR's paper has it, is the network without it whose W and b are r times as large."""
+    torch.manual_seed(0)
+    scaled = SR_MODELS["EDSR"](scale=2, channels=8, blocks=3, res_scale=0.1)
+    plain = SR_MODELS["EDSR"](scale=2, channels=8, blocks=3)
+    state = scaled.state_dict()
+    plain.load_state_dict({name: (0.1 if ".body.2." in name else 1) * value for name, value in state.items()})
+    lr = torch.rand(1, 3, 7, 6) * 2 - 1
+    torch.testing.assert_close(scaled(lr), plain(lr))
+    plain.load_state_dict(state)
+    assert not torch.allclose(scaled(lr), plain(lr), atol=1e-3)

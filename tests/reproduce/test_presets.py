@@ -1,9 +1,19 @@
 """The grids of the papers' tables: their cells, and that each has the paper's numbers beside it."""
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 
 from reproduce import collect, dp, grid, table1, table2
+from reproduce.figures.__main__ import FIGURES, parse
 from reproduce.grid import Preset
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTED = re.findall(
+    r"python -m reproduce\.(table1|table2|dp|figures) ([^\n`]+)", (ROOT / "docs/reproduce.md").read_text()
+)
 
 
 def cells_of(preset: Preset, images, *flags: str):
@@ -58,3 +68,23 @@ def test_tables_of_the_dual_perceptual_loss(table, images, monkeypatch):
 def test_labels():
     assert collect.label_of("L1+TLW[wc=one,label=map]") == "map" and collect.label_of("L1[label=a-1.5]") == "a-1.5"
     assert [collect.label_of(loss) for loss in ("L1", "L1+TLW[wc=one]")] == ["L1", "L1+TLW[wc=one]"]
+
+
+@pytest.mark.parametrize("program, flags", [(p, f) for p, f in DOCUMENTED if not f.endswith("...")], ids=str)
+def test_documented_commands(program, flags, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    argv = shlex.split(flags)
+    if program == "figures":
+        assert parse(argv)[0] == argv[0]
+    elif program == "dp":
+        made = []
+        monkeypatch.setattr(grid, "main", lambda argv, preset: made.append((argv, preset)))
+        dp.main(argv)
+        assert grid.parse(*made[0]).folder[-1] == "datasets/Urban100"
+    else:
+        args = grid.parse(argv, {"table1": table1, "table2": table2}[program].PRESET)
+        assert args.bgr and len(args.folder) == 5 and args.seeds == 6
+
+
+def test_every_figure_is_documented():
+    assert {shlex.split(flags)[0] for program, flags in DOCUMENTED if program == "figures"} >= FIGURES.keys() - {"hero"}

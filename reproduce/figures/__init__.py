@@ -1,0 +1,1 @@
+"""The papers' figures, each with a command: see __main__.py."""

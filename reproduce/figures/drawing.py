@@ -1,0 +1,136 @@
+"""What the figures share: what one is, images by their names, and the networks of a run."""
+
+import argparse
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from configs import Config
+from data import list_images, make_pair, read_rgb
+from losses import build_loss
+from losses.weighting import WeightingNet
+from metrics.evaluate import PROTOCOLS
+from runs.checkpoint import load_networks, load_states
+
+DPI = 120
+
+
+class Drawn(NamedTuple):
+    """A figure and the numbers behind it."""
+
+    figure: Figure
+    rows: list[dict]
+    dpi: int = DPI
+
+    def png(self) -> bytes:
+        """The figure as a file."""
+        file = io.BytesIO()
+        self.figure.savefig(file, dpi=self.dpi)
+        return file.getvalue()
+
+
+class Plan(NamedTuple):
+    """How a figure is asked for and drawn; draw raises ValueError for wrong input."""
+
+    about: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    draw: Callable[[argparse.Namespace], Drawn]
+
+
+class Run(NamedTuple):
+    """The networks of a trained run, in eval mode, by their losses' names."""
+
+    config: Config
+    nets: dict[str, nn.Module]
+    weightings: dict[str, WeightingNet]  # of those losses that have one
+    judges: list[str]
+
+
+def add_run_flags(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    """The flags that name a run, or several."""
+    parser.add_argument(
+        "--modelpath",
+        type=Path,
+        required=True,
+        metavar="RUN",
+        help="folder of a run" + ", or of several of one scale" * many,
+        **({"nargs": "+"} if many else {}),
+    )
+    parser.add_argument("--best", action="store_true", help="each loss's best epoch (default: the last one)")
+
+
+def read_run(path: Path, best: bool = False, losses=None) -> Run:
+    """The run in path, or these losses of it. Raises ValueError."""
+    which = "best" if best else "last"
+    config, nets, judges = load_networks(path, which, losses)
+    _, states = load_states(path, which, losses)
+    weightings = {}
+    for name, state in states.items():
+        variant = config.variants[name]
+        if "TLW" in variant.loss:
+            loss = build_loss(variant.loss, variant.config, nets[name])
+            loss.load_state_dict(state["loss"])
+            if loss.weighting is not None:
+                weightings[name] = loss.weighting.eval()
+    return Run(config, {name: net.eval() for name, net in nets.items()}, weightings, judges)
+
+
+def read_images(named: str | None, config: Config, protocol: str | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+    """lr (1,3,h,w) and hr (1,3,H,W) in [-1,1] of a file, a folder or the run's validation images, by their names.
+
+    As the protocol, the run's if none is given, crops and rounds them. Raises ValueError.
+    """
+    p = PROTOCOLS[protocol or config.protocol]
+    paths = [Path(named)] if named and os.path.isfile(named) else list_images([named] if named else config.valpath)
+    pairs = {
+        path.name: make_pair(read_rgb(path), config.scale, p.multiple or config.scale, p.eight_bit) for path in paths
+    }
+    return {name: (lr[None], hr[None]) for name, (lr, hr) in pairs.items()}
+
+
+def check_box(box, hr: Tensor) -> tuple:
+    """The index of the square (top, left, side) in images (1,3,H,W). Raises ValueError if it is not inside."""
+    top, left, side = box
+    height, width = hr.shape[-2:]
+    if min(top, left) < 0 or side < 8 or top + side > height or left + side > width:
+        shown = " ".join(map(str, box))
+        raise ValueError(f"--box {shown}: expected TOP LEFT SIZE of 8 pixels or more, within {height}x{width}")
+    return (..., slice(top, top + side), slice(left, left + side))
+
+
+def show(ax: Axes, image: Tensor, title: str = "", below: str = "", **kind) -> None:
+    """Draw image (1,3,H,W) in [-1,1], or a map (H,W) with matplotlib's options, with a title and lines beneath."""
+    picture = image if image.dim() == 2 else image[0].permute(1, 2, 0).clamp(-1, 1) / 2 + 0.5
+    ax.imshow(picture.cpu().numpy(), **kind)
+    ax.set_title(title.replace("[", "\n["), fontsize=9)
+    ax.set_xlabel(below, fontsize=8)
+    ax.set(xticks=[], yticks=[])
+
+
+def square(image: Tensor) -> tuple[Tensor, int, int]:
+    """An image (1,3,H,W) with white around it to a square, and how much there is above it and to its left."""
+    height, width = image.shape[-2:]
+    down, across = max(0, width - height), max(0, height - width)
+    top, left = down // 2, across // 2
+    return F.pad(image, (left, across - left, top, down - top), value=1.0), top, left
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's correlation of two maps; 0 if one is constant."""
+    a, b = (x.flatten().double() - x.double().mean() for x in (a, b))
+    norm = a.norm() * b.norm()
+    return (a @ b / norm).item() if norm > 0 else 0.0
+
+
+def gradient(hr: Tensor) -> Tensor:
+    """The size of the gradient of an image's mean over channels: (C,H,W) -> (H,W)."""
+    rows, columns = torch.gradient(hr.mean(dim=0))
+    return (rows.square() + columns.square()).sqrt()
