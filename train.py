@@ -96,7 +96,6 @@ class Trainer:
         if small := self.experiment.small_images:
             total = len(self.experiment.patches.pairs)
             self.writer.notes.append(f"{small} of {total} images are smaller than --patch {config.patch}: left out")
-        self.writer.notes += self.experiment.notes
         check_unlocked(folder)
         if config.load:
             saved = configs.from_mapping(configs.read_yaml(folder / "config.yaml"))

@@ -48,7 +48,7 @@ def test_commands_without_posix(without_posix, tiny_args):
         import train, val, convert
         from runs import lock
         from training import stop_signals
-        assert lock.fcntl is None and len(stop_signals.HEEDED) == 2
+        assert lock.fcntl is None and len(stop_signals.STOP_SIGNALS) == 2
         args = {tiny_args!r}
         train.main([*args, "--modelpath", "run"])
         train.main(["--load", "run", "--endepoch", "2"])

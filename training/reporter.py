@@ -94,7 +94,8 @@ class Reporter:
         """The notes on what did not go as it should: skipped, retried, fallen back to."""
         counts = {learner.name: int(learner.skips[0]) for learner in self.experiment.learners}
         skipped = [f"{name}: {n} steps skipped, their loss or gradient not finite" for name, n in counts.items() if n]
-        return [f"left out: {line}" for line in self.experiment.left_out] + skipped + self.writer.notes
+        lines = [f"left out: {line}" for line in self.experiment.left_out]
+        return lines + skipped + self.experiment.notes + self.writer.notes
 
     def resume_command(self) -> str:
         """The command that resumes a run that has ended early."""

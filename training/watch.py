@@ -1,4 +1,4 @@
-"""Pictures over the epochs: parts of some validation images, and where the weights lie in them, at each validation.
+"""Pictures over the epochs: at each validation, parts of images and of the weights in them.
 
     RUN/watch/0007.npz      of epoch 7, uint8 arrays by their keys, 0 to 255 for 0 to 1:
         IMAGE/hr            (h,w,3), the middle of an image
@@ -33,7 +33,7 @@ def levels(image: Tensor) -> np.ndarray:
 
 
 def middle(length: int, scale: int) -> tuple[slice, slice, slice]:
-    """Cut the middle out of `length` LR pixels: what is seen of LR, the part of that that is kept, and HR's part."""
+    """The middle of `length` LR pixels: the slice that networks see, what is kept of it, HR's slice."""
     size = min(length, SIDE // scale)
     start = (length - size) // 2
     seen = slice(max(0, start - MARGIN), start + size + MARGIN)
