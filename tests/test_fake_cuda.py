@@ -34,6 +34,7 @@ SMALL = {
     "HAT": {"embed": 24, "depths": [2], "heads": [2], "window": 4, "squeeze_factor": 2, "channels": 8},
     "HAT-TLW": {"embed": 24, "depths": [2], "heads": [2], "squeeze_factor": 2, "channels": 8},
 }
+INITIALISERS = ("normal", "uniform", "trunc_normal", "kaiming_normal", "kaiming_uniform")
 TLW_SETTINGS = [
     "weights=uniform",
     "weights=shuffled",
@@ -47,11 +48,13 @@ TLW_SETTINGS = [
     "weighting_channels=8",
 ]
 SETTINGS = [
-    *LOSSES,
-    *(f"{loss}[{setting}]" for loss in ("L1+TLW", "MSE+TLW") for setting in TLW_SETTINGS),
+    *(f"L1+TLW[{setting}]" for setting in TLW_SETTINGS),
     *("L1+UDL[udl_minimum=batch]", "L1+UDL[udl_head=tlw]", "L1+PSPL[pspl_ssim=authors]", "L1+DP+GAN[gan=ragan]"),
-    *("L1+TLW+DP[dp_dynamic=false]", "L1+TLW[clip_grad=1]", "L1[clip_grad=1]"),
+    *("L1+DP[dp_dynamic=false]", "L1+TLW[clip_grad=1]", "L1[clip_grad=1]"),
 ]
+
+
+STEPS = [(loss, "fp32") for loss in (*LOSSES, *SETTINGS)] + [(loss, "bf16") for loss in LOSSES]
 
 
 class HostDeviceCopyError(Exception):
@@ -99,6 +102,7 @@ def fake_cuda():
             ("torch.cuda.get_rng_state", lambda device: state),
             ("torch.cuda.set_rng_state", lambda state, device: None),
             ("torch.nn.Module.to", to_fake),
+            *((f"torch.nn.init.{name}_", lambda tensor, *_, **__: tensor) for name in INITIALISERS),  # which take long
         ):
             stack.enter_context(mock.patch(name, stand_in))
         yield FakeTensorMode()
@@ -147,22 +151,20 @@ def take_steps(
     return values
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("loss", SETTINGS)
+@pytest.mark.parametrize(("loss", "precision"), STEPS)
 def test_loss(fake_cuda, loss, precision):
     values = take_steps(fake_cuda, loss, precision=precision)
     learns = ("TLW" in loss or "GAN" in loss) and "weights=uniform" not in loss
     assert [helper_loss is not None for helper_loss, _ in values] == [learns and "e_every" not in loss, learns]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("model", SR_MODELS)
-def test_network(fake_cuda, model, precision):
-    take_steps(fake_cuda, "L1+TLW", model, precision=precision)
-    take_steps(fake_cuda, "L1+UDL", model, precision=precision)
+def test_network(fake_cuda, model):
+    take_steps(fake_cuda, "L1", model)
+    take_steps(fake_cuda, "L1+UDL", model, precision="bf16")
 
 
-@pytest.mark.parametrize("judge", JUDGES)
+@pytest.mark.parametrize("judge", [name for name in JUDGES if not name.endswith("-unweighted")])
 def test_judge(fake_cuda, judge):
     take_steps(fake_cuda, "L1+TLW", judge=judge)
 
