@@ -1,0 +1,71 @@
+"""How to repeat a run: its command, the versions, the machine and the images, as a start of it logs them."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from runs.output import ROOT
+
+from . import distributed
+from .experiment import Experiment
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "lpips")
+
+
+def start_entry(experiment: Experiment) -> dict:
+    """What a start says of itself in the log."""
+    e, cuda = experiment, experiment.device.type == "cuda"
+    cpu = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "command": command_line(),
+        "folder": os.getcwd(),
+        "device": torch.cuda.get_device_name(e.device) if cuda and torch.cuda.is_available() else cpu,
+        "processes": distributed.get_world_size(),
+        "versions": versions(),
+        "images": {
+            "training": _described(e.patches.checksums()),
+            "validation": _described(e.validation.checksums),
+        },
+    }
+
+
+def command_line() -> str:
+    """The command that this process was started with; empty if it was not by train.py."""
+    name = Path(sys.argv[0]).name if sys.argv else ""
+    return f"{distributed.launch_command()} {shlex.join(sys.argv)}" if name == "train.py" else ""
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, of this code (a commit, or none) and of the packages that results depend on."""
+    found = {"python": platform.python_version(), "this code": _commit()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            pass
+    return {name: text for name, text in found.items() if text}
+
+
+def _commit() -> str:
+    """The commit of the working copy, with -dirty if files of it were changed; empty if it is none."""
+    try:
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--tags"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _described(checksums: Sequence[int]) -> dict:
+    """How many images, and one checksum of their pixels, whatever their order."""
+    return {"count": len(checksums), "checksum": f"{zlib.crc32(repr(sorted(checksums)).encode()):08x}"}
