@@ -81,6 +81,7 @@ def train_step(
         for learner in learners:
             with learner.isolated_rng(), learner.skip_non_finite():
                 values[learner.name] = em_step(learner, lr, target, epoch)
+                learner.update_average()
     return values
 
 
@@ -195,7 +196,7 @@ class Trainer:
         e = self.experiment
         for learner in e.learners:
             label = f"validation {learner.name}" if distributed.is_main_process() else ""
-            upscale = TiledUpscaler(learner.net, MEMORY)
+            upscale = TiledUpscaler(learner.result, MEMORY)
             own, unreadable = catch_unreadable(
                 evaluate,
                 upscale,
@@ -373,7 +374,7 @@ def final_evaluation(trainer: Trainer) -> int:
         print(f"train.py: error: {' '.join(lost)}: no validation was finite; {remedy}", file=sys.stderr)
         return 1
     command = script_command("val.py", "--modelpath", folder, "--best")
-    weighted = {x.name: (x.net, x.loss.weighting) for x in e.learners if x.loss.weighting is not None}
+    weighted = {x.name: (x.result, x.loss.weighting) for x in e.learners if x.loss.weighting is not None}
     trainer.reference_cache = ReferenceCache()  # its memory is wanted for what follows
     with stop_signals.exit_on_signal(f"the run is complete; next: {command}"):
         try:

@@ -48,6 +48,8 @@ RESUMABLE = {
     "max_skipped",
     "on_divergence",
     "warmup",
+    "weight_decay",
+    "ema",
     "trainpath",
     "lrpath",
     "lr_template",
@@ -101,7 +103,7 @@ class Config:
         None, "HR pixels of a random square patch; default: whole images, as in the paper", bounds=_from(1, 65536)
     )
     batchsize: int = setting(1, "images per batch", bounds=_from(1, 65536))
-    learning_rate: float = setting(1e-4, "Adam's learning rate", bounds=_above(0, 1000))
+    learning_rate: float = setting(1e-4, "the optimizer's learning rate", bounds=_above(0, 1000))
     endepoch: int = setting(100, "number of the epoch to stop before", bounds=_from(1, 2**32 - 1))
     steps: int | None = setting(None, "stop after this many steps instead of at --endepoch", bounds=_STEPS)
     device: str | None = setting(None, "cpu, cuda, cuda:1; default: what the machine has")
@@ -164,7 +166,17 @@ class Config:
     milestones: tuple[int, ...] = setting(
         (), "schedule milestones: steps from which the rate has dropped once more", bounds=_STEPS
     )
+    optimizer: str = setting("adam", "of the SR network and of what learns beside it", ("adam", "adamw"))
     betas: tuple[float, ...] = setting((0.5, 0.999), "Adam's betas", bounds=Bounds(least=0, below=1))
+    weight_decay: float | None = setting(
+        None, "the optimizer's; default: PyTorch's, 0 of adam and 0.01 of adamw", bounds=_from(0, 1000)
+    )
+    ema: float | None = setting(
+        None,
+        "decay of an exponential moving average of the SR network, such as 0.999; the average is what is validated, "
+        "saved and used afterwards; default: none",
+        bounds=_SHARE,
+    )
     warmup: int = setting(0, "first steps, over which the learning rate rises linearly; 0: none", bounds=_EPOCHS)
     clip_grad: float | None = setting(
         None, "largest norm of a gradient, beyond which it is scaled down; default: none", bounds=_above(0, 10**12)

@@ -190,6 +190,12 @@ def check_counts(state: dict, source: str) -> None:
     expect(isinstance(skips, list) and len(skips) == 2 and all(map(is_count, skips)), source, "counts of skipped steps")
 
 
+def check_average(learning: object, source: str) -> None:
+    """Raise ValueError unless `learning` is None, or a network and the count of its averaged steps."""
+    fits = learning is None or isinstance(learning, dict) and learning.keys() == {"network", "averaged"}
+    expect(fits and (learning is None or is_count(learning["averaged"])), source, "what its average is of")
+
+
 def check_progress(state: dict, source: str) -> None:
     """Raise ValueError unless a run's place, which is in its last.pt beside its learners, is one."""
     expect(is_count(state["step"]), source, f"step {state['step']!r}")

@@ -73,6 +73,9 @@ OTHER = {
     "batchsize": 2,
     "workers": 3,
     "learning_rate": 2e-5,
+    "optimizer": "adamw",
+    "weight_decay": 0.2,
+    "ema": 0.99,
     "betas": (0.9, 0.99),
     "schedule": "step",
     "step_epochs": 9,
@@ -352,6 +355,12 @@ WRONG_VALUES = [
     ("workers", 1001),
     ("step_gamma", 1.1),
     ("warmup", -1),
+    ("optimizer", "sgd"),
+    ("weight_decay", -0.1),
+    ("weight_decay", 1001),
+    ("ema", 0),
+    ("ema", 1),
+    ("ema", -0.5),
     *(
         (name, value)
         for name in (

@@ -33,7 +33,7 @@ from training.learner import build_learners
 
 ROOT = Path(__file__).parents[1]
 CHEAP = "L1+TLW[weights=shuffled,wc=normalised,samples=2,e_every=2,reuse_mu=true,weighting_scale=2,label=cheap]"
-NAMES = ["L1+TLW", "L1+UDL", "L1+DP", "L1+DP+GAN", CHEAP]
+NAMES = ["L1+TLW", "L1+UDL", "L1+DP", "L1+DP+GAN", CHEAP, "L1[ema=0.5,label=average]"]
 
 
 # --- processes ---

@@ -65,7 +65,7 @@ class Watch:
             found[f"{name}/hr"] = levels(hr[0] / 2 + 0.5).transpose(1, 2, 0)
             for learner in learners:
                 on_device = hr.to(learner.device)
-                sr = TiledUpscaler(learner.net, 1 << 30)(lr.to(learner.device))[own].float().clamp_(-1, 1)
+                sr = TiledUpscaler(learner.result, 1 << 30)(lr.to(learner.device))[own].float().clamp_(-1, 1)
                 found[f"{name}/{learner.name}/sr"] = levels(sr[0] / 2 + 0.5).transpose(1, 2, 0)
                 if learner.loss.weighting is not None:
                     k = learner.loss.log_scalars(None, epoch)["k"]

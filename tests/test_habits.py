@@ -1,0 +1,191 @@
+"""Training habits of the field: AdamW, the average of the weights (EMA), and what is said in docs/training.md."""
+
+import copy
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import configs
+import train
+from runs.checkpoint import SR_NETWORK, load_checkpoint, load_networks
+from training import stop_signals
+from training.learner import build_learners, build_optimizer
+
+EMA = "L1+TLW[ema=0.5]"
+AVERAGED = [EMA, "L1", "L1[ema=0.5,label=average]"]
+
+
+def make_run(argv) -> train.Trainer:
+    return train.Trainer(configs.load(list(map(str, argv))))
+
+
+def trained(*argv) -> train.Trainer:
+    run = make_run(argv)
+    run.fit()
+    return run
+
+
+def stopped(at_step, call: int, *argv) -> train.Trainer:
+    """The run, stopped by a signal within its call of em_step number `call`."""
+    at_step(call, lambda: signal.raise_signal(signal.SIGTERM))
+    run = make_run(argv)
+    with pytest.raises(stop_signals.Stopped):
+        run.fit()
+    return run
+
+
+def log_of(run) -> list[dict]:
+    return [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_args):
+    """Four steps in two epochs, with a judge that needs no file."""
+    return [*tiny_args, "--judge", "tiny", "--metrics", "tiny", "--endepoch", "2"]
+
+
+# --- the optimizer ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, reference, decay",
+    [
+        ([], torch.optim.Adam, 0),
+        (["--weight-decay", "0.3"], torch.optim.Adam, 0.3),
+        (["--optimizer", "adamw"], torch.optim.AdamW, 0.01),
+        (["--optimizer", "adamw", "--weight-decay", "0.3"], torch.optim.AdamW, 0.3),
+    ],
+    ids=str,
+)
+def test_optimizers_are_torch_s(words, reference, decay):
+    random = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
+    opt = build_optimizer([ours], configs.load([*words, "--learning-rate", "0.1"]))
+    other = reference([theirs], lr=0.1, betas=(0.5, 0.999), weight_decay=decay)
+    for _ in range(3):
+        ours.grad = torch.randn(5, generator=random)
+        theirs.grad = ours.grad.clone()
+        opt.step()
+        other.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    before = ours.detach().clone()
+    opt.found_inf = torch.ones(())  # a step whose gradient is not finite: no decay either
+    opt.step()
+    assert torch.equal(before, ours)
+
+
+def test_an_optimizer_of_a_loss_s_own(base):
+    losses = ["L1", "L1+TLW[optimizer=adamw,weight_decay=0.2]"]
+    plain, own = build_learners(configs.load([*base, "--losses", *losses]), torch.device("cpu"))
+    assert type(plain.opt) is torch.optim.Adam and plain.opt.param_groups[0]["weight_decay"] == 0
+    for opt in (own.opt, own.helper_opt):
+        assert type(opt) is torch.optim.AdamW and opt.param_groups[0]["weight_decay"] == 0.2
+
+
+# --- the average ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def averaged(base, tmp_path_factory):
+    """A run with and without an average, and each step's weights of the one with it."""
+    steps, step = [], train.em_step
+
+    def em_step(learner, *arguments):
+        values = step(learner, *arguments)
+        if learner.name == EMA:
+            steps.append(copy.deepcopy(dict(learner.net.state_dict())))
+        return values
+
+    folder = tmp_path_factory.mktemp("averaged") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "em_step", em_step)
+        run = trained(*base, "--losses", *AVERAGED, "--optimizer", "adamw", "--modelpath", folder)
+    return run, steps
+
+
+def expected_average(steps):
+    mean = steps[0]
+    for weights in steps[1:]:
+        mean = {name: 0.5 * value + 0.5 * weights[name] for name, value in mean.items()}
+    return mean
+
+
+def test_the_average_is_what_is_saved_and_used(averaged, assert_same):
+    run, steps = averaged
+    last = load_checkpoint(run.folder / "last.pt")["learners"]
+    expected = expected_average(steps)
+    assert len(steps) == 4 and last["L1"]["learning"] is None
+    assert_same(dict(last[EMA]["learning"]["network"]), steps[-1])
+    for name, value in expected.items():
+        assert torch.allclose(last[EMA][SR_NETWORK][name], value, atol=1e-7), name
+    assert (expected["head.0.weight"] - steps[-1]["head.0.weight"]).abs().max() > 1e-5
+    _, nets, _ = load_networks(run.folder, "last", [EMA])  # as val.py, infer.py and export.py do
+    assert_same(dict(nets[EMA].state_dict()), dict(last[EMA][SR_NETWORK]))
+
+
+def test_the_average_is_what_is_validated(averaged, base):
+    """best_LOSS.pt has the scores of the network in it."""
+    run, _ = averaged
+    best = load_checkpoint(run.folder / f"best_{EMA}.pt")
+    _, nets, _ = load_networks(run.folder, "best", [EMA])
+    e = run.experiment
+    scores = train.evaluate(train.TiledUpscaler(nets[EMA], train.MEMORY), e.validation, e.metrics, "paper")
+    assert {name: sum(x) / len(x) for name, x in scores.items()} == pytest.approx(best["scores"], rel=1e-6)
+
+
+def test_the_average_is_only_looked_at(averaged, assert_same):
+    """The weights that learn are those of a run without it."""
+    plain, other = (x for x in averaged[0].experiment.learners if x.name != EMA)
+    assert plain.ema is None and plain.result is plain.net and other.result is other.ema.module
+    assert_same(dict(plain.net.state_dict()), dict(other.net.state_dict()))
+    assert not torch.equal(other.result.state_dict()["head.0.weight"], plain.net.state_dict()["head.0.weight"])
+
+
+@pytest.mark.parametrize("cut", [1, 3])
+def test_an_average_resumes_exactly(averaged, base, cut, workplace, at_step, same_files):
+    stopped(at_step, 3 * cut - 2, *base, "--losses", *AVERAGED, "--optimizer", "adamw", "--modelpath", "parts")
+    resumed = trained("--load", "--modelpath", "parts")
+    same_files(resumed.folder, averaged[0].folder)
+
+
+def test_an_average_may_begin_and_end_with_a_resumed_run(base, workplace, assert_same):
+    args = [*base, "--losses", "L1", "--endepoch", "1", "--modelpath", "run"]
+    begun = trained(*args)
+    before = copy.deepcopy(dict(begun.experiment.learners[0].net.state_dict()))
+    resumed = make_run(["--load", "--modelpath", "run", "--endepoch", "2", "--ema", "0.9"])
+    (learner,) = resumed.experiment.learners
+    assert_same(dict(learner.result.state_dict()), before)
+    resumed.fit()
+    trained_weights = copy.deepcopy(dict(learner.net.state_dict()))
+    assert int(learner.ema.n_averaged) == 2
+    last = Path("run/config.yaml").read_text().replace("ema: 0.9", "ema: null")
+    Path("run/config.yaml").write_text(last)
+    ended = make_run(["--load", "--modelpath", "run", "--endepoch", "3"])
+    assert_same(dict(ended.experiment.learners[0].result.state_dict()), trained_weights)
+
+
+def test_a_skipped_step_leaves_the_average_alone(base, workplace, assert_same):
+    run = make_run([*base, "--losses", EMA])
+    (learner,) = run.experiment.learners
+    seen, forward, count = [], learner.loss.forward, iter(range(9))
+
+    def spoilt(*arguments):
+        seen.append(copy.deepcopy(dict(learner.result.state_dict())))
+        return forward(*arguments) * (float("nan") if next(count) == 2 else 1)
+
+    learner.loss.forward = spoilt
+    run.fit()
+    assert_same(seen[3], seen[2])
+    assert not torch.equal(seen[2]["head.0.weight"], seen[1]["head.0.weight"])
+
+
+@pytest.mark.parametrize("learning", [{"network": {}, "averaged": -1}, {"network": {}, "averaged": 1}, [], {"a": 1}])
+def test_a_state_whose_average_does_not_fit(averaged, base, workplace, learning):
+    run, _ = averaged
+    state = copy.deepcopy(load_checkpoint(run.folder / "last.pt"))
+    (learner,) = (x for x in make_run([*base, "--losses", EMA]).experiment.learners)
+    with pytest.raises(ValueError, match="last.pt: not a "):
+        learner.load_state_dict(state["learners"][EMA] | {"learning": learning}, "last.pt")
