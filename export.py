@@ -24,6 +24,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--loss", metavar="LOSS", help="which of its networks (default: the only one)")
     parser.add_argument("--best", action="store_true", help="its best epoch (default: the last one)")
+    parser.add_argument("--checkpoint", metavar="NAME", help="what --keep-every kept of it, such as step_1000")
     formats = ("safetensors", "onnx", "spandrel", "edsr")
     parser.add_argument("--to", required=True, choices=formats, help="what it is for, see below")
     parser.add_argument("--fp16", action="store_true", help="half the size; images differ a little, said at the end")
@@ -260,7 +261,10 @@ def main(argv: list[str] | None = None) -> None:
         run = Path(args.modelpath) if args.modelpath else newest_run_dir()
         if args.output:
             check_output(Path(args.output), to, args.overwrite)
-        source = read_source(run, "best" if args.best else "last", args.loss, args.fp16)
+        both = args.checkpoint and args.best
+        configs.expect(not both, "checkpoint", args.checkpoint, "no --best beside it")
+        which = (args.checkpoint or ("best" if args.best else "last")).removesuffix(".pt")
+        source = read_source(run, which, args.loss, args.fp16)
         path = Path(args.output) if args.output else default_output(run, source, args.to)
         check_output(path, to, args.overwrite)
         try:

@@ -26,6 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--loss", metavar="LOSS", help="which network of the run (default: L1+TLW, else the first)")
     parser.add_argument("--best", action="store_true", help="its best epoch (default: that, else the last one)")
     parser.add_argument("--last", action="store_true", help="its last epoch")
+    parser.add_argument("--checkpoint", metavar="NAME", help="what --keep-every kept of it, such as step_1000")
     parser.add_argument(
         "--weights", type=path, metavar="FILE", help="a network that spandrel reads, instead of a run's"
     )
@@ -119,8 +120,12 @@ class Stopped(Exception):
 
 def choose_network(args: argparse.Namespace) -> tuple[nn.Module, str]:
     """The network of the command line, and what it is in words. Raises ValueError."""
-    of_run = [name for name in ("modelpath", "loss", "best", "last") if getattr(args, name) not in (None, False)]
+    of_run = [
+        name for name in ("modelpath", "loss", "best", "last", "checkpoint") if getattr(args, name) not in (None, False)
+    ]
     configs.expect(not (args.best and args.last), "best", "--last", "one of the two")
+    both = args.checkpoint and (args.best or args.last)
+    configs.expect(not both, "checkpoint", args.checkpoint, "no --best and no --last beside it")
     if args.model is not None:
         configs.choose(args.model, ["bicubic"], "model")
         others = [*of_run, *(["weights"] if args.weights else [])]
@@ -145,9 +150,12 @@ def choose_of_run(args: argparse.Namespace) -> tuple[nn.Module, str]:
     names = list(read_settings(run).variants)
     loss = args.loss or ("L1+TLW" if "L1+TLW" in names else names[0])
     which = "last" if args.last or not args.best and not (run / f"best_{loss}.pt").exists() else "best"
+    which = args.checkpoint.removesuffix(".pt") if args.checkpoint else which
     config, nets, _ = load_networks(run, which, [loss])
     of_several = f" (of {', '.join(names)}; --loss names another)" if len(names) > 1 and not args.loss else ""
-    return nets[loss], f"{config.model} x{config.scale} of {run}, {which} epoch of {loss}{of_several}"
+    return nets[
+        loss
+    ], f"{config.model} x{config.scale} of {run}, {which}{'' if args.checkpoint else ' epoch'} of {loss}{of_several}"
 
 
 def read_weights(path: Path) -> nn.Module:

@@ -50,6 +50,9 @@ RESUMABLE = {
     "warmup",
     "weight_decay",
     "ema",
+    "validate_every",
+    "keep_every",
+    "checkpoint",
     "trainpath",
     "lrpath",
     "lr_template",
@@ -108,7 +111,12 @@ class Config:
     steps: int | None = setting(None, "stop after this many steps instead of at --endepoch", bounds=_STEPS)
     device: str | None = setting(None, "cpu, cuda, cuda:1; default: what the machine has")
     modelpath: str | None = setting(None, "the run's folder; default: checkpoints/MODEL_xSCALE_NUMBER", path="DIR")
-    load: bool = setting(False, "go on with a run from where it stopped: with DIR, else --modelpath, else the newest")
+    load: bool = setting(
+        False, "go on with a run from where it stopped: with DIR (or DIR/step_N.pt), else --modelpath, else the newest"
+    )
+    checkpoint: str | None = setting(
+        None, "with --load: what --keep-every kept, such as step_1000, to go back to; default: go on from the last"
+    )
     auto_resume: bool = setting(False, "go on with the run in --modelpath if there is one, else begin it")
     # data
     lrpath: tuple[str, ...] = setting(
@@ -144,6 +152,9 @@ class Config:
         None, "what `best` is chosen by: PSNR-Y, SSIM-Y or one of --metrics, as LPIPS-alex; default: the first of those"
     )
     protocol: str = setting("paper", "evaluation protocol", ("paper", "standard", "table2"))
+    validate_every: int | None = setting(
+        None, "steps from one validation to the next; default: after each epoch", bounds=_STEPS
+    )
     vallrpath: tuple[str, ...] = setting((), "folders of LR validation images; default: made from HR", path="DIR")
     # network
     model_options: dict | None = setting(
@@ -272,6 +283,11 @@ class Config:
     )
     save_minutes: float = setting(
         10.0, "minutes between two saves, besides those after epochs; 0: those alone", bounds=_FACTOR
+    )
+    keep_every: int | None = setting(
+        None,
+        "steps from one checkpoint that is kept, step_N.pt, to the next; default: none but last and best",
+        bounds=_STEPS,
     )
     log_every: int = setting(10, "steps between two lines of the log", bounds=_from(1, 10**6))
     watch: int = setting(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -189,3 +190,104 @@ def test_a_state_whose_average_does_not_fit(averaged, base, workplace, learning)
     (learner,) = (x for x in make_run([*base, "--losses", EMA]).experiment.learners)
     with pytest.raises(ValueError, match="last.pt: not a "):
         learner.load_state_dict(state["learners"][EMA] | {"learning": learning}, "last.pt")
+
+
+# --- validation every N steps, checkpoints that are kept --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def numbered(base, tmp_path_factory):
+    """Seven steps, two an epoch, validated every three, with states of every two that are kept."""
+    folder = tmp_path_factory.mktemp("numbered") / "run"
+    words = ["--steps", 7, "--validate-every", 3, "--keep-every", 2, "--watch", 1]
+    return trained(*base, *words, "--losses", EMA, "L1", "--modelpath", folder)
+
+
+def validations(run) -> list[int]:
+    return [entry["step"] for entry in log_of(run) if entry.get("validation") == "L1"]
+
+
+def test_validation_every_so_many_steps(numbered, base, workplace, capsys, assert_same):
+    assert validations(numbered) == [3, 6, 7]
+    assert sorted(path.name for path in (numbered.folder / "watch").iterdir()) == [f"step_{n}.npz" for n in (3, 6, 7)]
+    plain = trained(*base, "--losses", EMA, "L1", "--steps", 7)
+    assert validations(plain) == [2, 4, 6, 7]
+    assert "  epoch 3  L1 " in capsys.readouterr().out
+    for one, other in zip(numbered.experiment.learners, plain.experiment.learners):
+        assert_same(one.net.state_dict(), other.net.state_dict())
+
+
+def test_a_run_of_less_than_an_epoch(base, workplace, capsys):
+    run = trained(*base, "--losses", "L1", "--repeat", 10, "--steps", 5, "--validate-every", 2)
+    assert run.experiment.epoch_steps == 20 and validations(run) == [2, 4, 5]
+    assert "  step 4  L1 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4, 6])
+def test_a_run_that_validates_within_an_epoch_resumes_exactly(numbered, base, cut, workplace, at_step, same_files):
+    words = ["--steps", 7, "--validate-every", 3, "--keep-every", 2, "--watch", 1, "--losses", EMA, "L1"]
+    run = stopped(at_step, 2 * cut - 1, *base, *words, "--modelpath", "parts")
+    assert run.state.step == cut
+    same_files(trained("--load", "--modelpath", "parts").folder, numbered.folder)
+
+
+def test_kept_checkpoints_are_the_last_ones_of_their_steps(numbered, base, workplace, assert_same):
+    assert sorted(path.stem for path in numbered.folder.glob("step_*")) == ["step_2", "step_4", "step_6"]
+    words = ["--steps", 4, "--validate-every", 3, "--losses", EMA, "L1"]
+    short, kept = trained(*base, *words), load_checkpoint(numbered.folder / "step_4.pt")
+    last = load_checkpoint(short.folder / "last.pt")
+    for name, learner in kept["learners"].items():
+        last["learners"][name]["best"] = learner["best"]  # the shorter run is validated at its end
+    assert_same(kept, last)
+
+
+def test_kept_checkpoints_are_used_by_name(numbered, base, workplace, capsys, assert_same, images):
+    import export
+    import infer
+    import val
+
+    run = str(numbered.folder)
+    weights = load_checkpoint(numbered.folder / "step_4.pt")["learners"]["L1"][SR_NETWORK]
+    assert_same(dict(load_networks(numbered.folder, "step_4", ["L1"])[1]["L1"].state_dict()), dict(weights))
+    of = ["--modelpath", run, "--metrics", "tiny", "--device", "cpu", "--out", "val.json"]
+    val.main([*of, "--checkpoint", "step_4.pt", "step_2", "--last"])
+    out = capsys.readouterr().out
+    assert all(f"L1 {which} " in out for which in ("step_4", "step_2", "last"))
+    infer.main(["--input", str(images / "rocket.png"), "--modelpath", run, "--checkpoint", "step_2", "--loss", "L1"]
+               + ["--output", "sr", "--device", "cpu"])  # fmt: skip
+    assert f"of {run}, step_2 of L1" in capsys.readouterr().out and Path("sr/rocket.png").exists()
+    export.main(["--modelpath", run, "--checkpoint", "step_2", "--loss", "L1", "--to", "safetensors"]
+                + ["--output", "net.safetensors"])  # fmt: skip
+    assert "L1 (step_2)" in capsys.readouterr().out
+    for init in (f"{run}/step_4.pt", "net.safetensors"):
+        begun = make_run([*base, "--losses", "L1", "--init", init, *["--init-loss", "L1"] * init.endswith(".pt")])
+        which = load_checkpoint(numbered.folder / ("step_4.pt" if init.endswith(".pt") else "step_2.pt"))
+        assert_same(dict(begun.experiment.learners[0].net.state_dict()), dict(which["learners"]["L1"][SR_NETWORK]))
+
+
+@pytest.mark.parametrize("words", [["{}/step_4.pt"], ["{}", "--checkpoint", "step_4"]], ids=["file", "name"])
+def test_going_back_to_a_kept_checkpoint(numbered, workplace, words, assert_same, capsys):
+    shutil.copytree(numbered.folder, "run")
+    run = make_run(["--load", *(word.format("run") for word in words)])
+    assert run.state.step == 4
+    run.fit()
+    out = capsys.readouterr().out
+    assert "goes back to step_4.pt" in out
+    again = "best_L1.pt is of a later step: best begins anew" in out
+    assert again == (load_checkpoint(numbered.folder / "best_L1.pt")["step"] > 4)
+    for path in Path("run").glob("*.pt"):
+        if path.name != "previous.pt":
+            assert_same(load_checkpoint(path), load_checkpoint(numbered.folder / path.name), path.name)
+    logs = [[entry for entry in log_of(x) if "note" not in entry] for x in (run, numbered)]
+    assert logs[0] == logs[1]
+
+
+def test_checkpoints_that_are_not_there(numbered, base, workplace, capsys):
+    for argv in (["--load", f"{numbered.folder}/step_5.pt"], ["--load", str(numbered.folder), "--checkpoint", "5"]):
+        with pytest.raises(ValueError, match="--checkpoint .*5: expected one of step_2, step_4, step_6"):
+            make_run(argv)
+    with pytest.raises(ValueError, match="--checkpoint step_2: expected --load beside it"):
+        make_run([*base, "--checkpoint", "step_2"])
+    with pytest.raises(SystemExit):
+        configs.load(["--load", f"{numbered.folder}/step_4.pt", "--checkpoint", "step_2"])
+    assert "--checkpoint names another; leave one out" in capsys.readouterr().err

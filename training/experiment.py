@@ -69,6 +69,22 @@ class Experiment:
         images = f"{len(self.validation)} images of checksum {checksum:08x}"
         return [self.best_by, self.config.protocol, images]
 
+    def validation_is_due(self, step: int) -> bool:
+        """True if the networks are validated at this step: of each --validate-every or epoch, and the last."""
+        return step == self.last_step or step % (self.config.validate_every or self.epoch_steps) == 0
+
+    def next_stop(self, step: int) -> int:
+        """The first step beyond `step` that ends an epoch or the run, or has a validation."""
+        intervals = (self.epoch_steps, self.config.validate_every or self.epoch_steps)
+        return min(*((step // n + 1) * n for n in intervals), self.last_step)
+
+    def sampler(self, first_step: int, last_step: int, share: tuple[int, int] = (0, 1)) -> ResumableBatchSampler:
+        """The batches of these steps."""
+        config = self.config
+        return ResumableBatchSampler(
+            len(self.patches), config.batchsize, config.seed, first_step, last_step, self.repeat, share
+        )
+
 
 def build_experiment(config: Config) -> Experiment:
     """Build the networks and the data of a run. Raises ValueError for wrong input; writes nothing."""

@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import configs
 from losses.weighting import WeightingNet, fixed_sum
 from metrics.evaluate import MEMORY
 from models.ops.tiled import TiledUpscaler, tiles
+from runs.atomic import atomic_write
 
 TILE = 1 << 16  # pixels at a time: about 50 MiB of the weighting network's activations
 LONGEST = 768  # pixels of a drawn image's longer side; larger ones are averaged down
@@ -86,6 +89,19 @@ def weight_maps(nets: Mapping[str, tuple[nn.Module, WeightingNet]], lr: Tensor, 
         shown = row[3].imshow(_shown(weight), cmap="inferno", vmin=0, vmax=1, alpha=0.8)
         figure.colorbar(shown, ax=row[3], fraction=0.05)
     return _png(figure)
+
+
+def draw_weights(path: Path, weighted: Mapping, validation: Sequence, device: torch.device) -> None:
+    """Draw the weights on the first validation image. It is an extra: what goes wrong is one line, and no error.
+
+    weighted: as in `weight_maps`; validation: pairs of lr (3,h,w) and hr (3,s*h,s*w).
+    """
+    try:
+        lr, hr = (image[None].to(device) for image in validation[0])
+        atomic_write(path, weight_maps(weighted, lr, hr))
+        print(f"the weights, drawn: {path}")
+    except Exception as error:
+        print(f"note: {path} was not drawn ({configs.one_line(str(error)) or type(error).__name__})")
 
 
 class Crops(NamedTuple):

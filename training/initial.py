@@ -19,6 +19,7 @@ from runs.weights_file import import_file, read_spandrel_file, read_weights_file
 
 # The first convolutions of the networks whose padding can be chosen, and what groups of parameters are called in notes.
 FIRST = {"EDSR": "head.0", "RCAN": "head.0", "RRDBNet": "conv_first", "SRResNet": "conv_first"}
+KEPT = re.compile(r"step_\d+")  # what --keep-every keeps
 UPSAMPLER = re.compile(r"(spandrel\.)?(tail\.0|upsample|upsampler|upconv\d|conv_up\d)\.")
 
 
@@ -70,6 +71,8 @@ def _run_of(path: Path, loss: str | None, best: bool) -> tuple[Path | None, str,
         return None, "", None
     if path.name in ("last.pt", "previous.pt"):
         return path.parent, "last", loss
+    if KEPT.fullmatch(path.stem):
+        return path.parent, path.stem, loss
     if not (path.stem.startswith("best_") and loss in (None, path.stem.removeprefix("best_"))):
         return None, "", None
     return path.parent, "best", path.stem.removeprefix("best_")

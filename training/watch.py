@@ -1,6 +1,6 @@
 """Pictures over the epochs: at each validation, parts of images and of the weights in them.
 
-    RUN/watch/0007.npz      of epoch 7, uint8 arrays by their keys, 0 to 255 for 0 to 1:
+    RUN/watch/0007.npz      of epoch 7 (step_7.npz: of step 7), uint8 arrays by their keys, 0 to 255 for 0 to 1:
         IMAGE/hr            (h,w,3), the middle of an image
         IMAGE/LOSS/sr       (h,w,3), as the network of that loss makes it
         IMAGE/LOSS/weights  (h,w), the mean over the channels of the loss's weights, if it has a weighting network
