@@ -41,6 +41,7 @@ RESUMABLE = {
     "auto_resume",
     "modelpath",
     "milestones",
+    "restart_every",
     "extractor_weights",
     "save_every",
     "save_minutes",
@@ -170,13 +171,17 @@ class Config:
     init_weighting: bool = setting(False, "begin from its weighting network too")
     # optimisation
     schedule: str = setting(
-        "constant", "learning rate over the run", ("constant", "step", "milestones", "cosine"), group="optimisation"
+        "constant",
+        "learning rate over the run; restarts: cosine after cosine, each from the full rate to 0",
+        ("constant", "step", "milestones", "cosine", "restarts"),
+        group="optimisation",
     )
     step_epochs: int = setting(50, "schedule step: epochs between two drops", bounds=_from(1, 2**32 - 1))
     step_gamma: float = setting(0.5, "schedules step and milestones: factor of each drop", bounds=_above(0, 1))
     milestones: tuple[int, ...] = setting(
         (), "schedule milestones: steps from which the rate has dropped once more", bounds=_STEPS
     )
+    restart_every: int | None = setting(None, "schedule restarts: steps of each cosine", bounds=_STEPS)
     optimizer: str = setting("adam", "of the SR network and of what learns beside it", ("adam", "adamw"))
     betas: tuple[float, ...] = setting((0.5, 0.999), "Adam's betas", bounds=Bounds(least=0, below=1))
     weight_decay: float | None = setting(
@@ -306,6 +311,8 @@ class Config:
         expect(rising, "milestones", shown(self.milestones), "numbers of steps, each above the one before")
         given = self.schedule != "milestones" or len(self.milestones) > 0
         expect(given, "schedule", self.schedule, "--milestones beside it")
+        given = self.schedule != "restarts" or self.restart_every is not None
+        expect(given, "schedule", self.schedule, "--restart-every beside it")
         expect(self.k_end >= self.k_start, "k_end", self.k_end, f"a value from k_start={self.k_start} to below 1")
         expect(self.endepoch > self.startepoch, "endepoch", self.endepoch, f"more than startepoch={self.startepoch}")
         expect(len(self.betas) == 2, "betas", shown(self.betas), "two values from 0 to below 1")

@@ -100,7 +100,10 @@ def load_last(run: Path) -> tuple[dict, Path, str | None]:
 
 
 def load_kept(run: Path, name: str) -> tuple[dict, Path]:
-    """Load one of a run's checkpoints by its name, such as step_1000: its state and its file. Raises ValueError."""
+    """Load a run's checkpoint by its name, such as step_1000: its state and its file.
+
+    Raises ValueError.
+    """
     path = run / f"{name.removesuffix('.pt')}.pt"
     kept = sorted((path.stem for path in run.glob("step_*.pt")), key=lambda stem: (len(stem), stem))
     known = path.stem in [*kept, "last", "previous"]

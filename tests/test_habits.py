@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 import signal
 from pathlib import Path
@@ -291,3 +292,43 @@ def test_checkpoints_that_are_not_there(numbered, base, workplace, capsys):
     with pytest.raises(SystemExit):
         configs.load(["--load", f"{numbered.folder}/step_4.pt", "--checkpoint", "step_2"])
     assert "--checkpoint names another; leave one out" in capsys.readouterr().err
+
+
+# --- the learning rate ------------------------------------------------------------------------------------------------
+
+
+def torch_rates(scheduler, steps: int, **settings) -> list[float]:
+    """The rates of a scheduler of torch's, from 0.1 on."""
+    opt = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule, rates = scheduler(opt, **settings), []
+    for _ in range(steps):
+        rates.append(opt.param_groups[0]["lr"])
+        opt.step()
+        schedule.step()
+    return rates
+
+
+@pytest.mark.parametrize("period", [1, 4, 7, 50])
+def test_restarts_are_torch_s(period):
+    config = configs.load(["--schedule", "restarts", "--restart-every", str(period), "--learning-rate", "0.1"])
+    expected = torch_rates(torch.optim.lr_scheduler.CosineAnnealingWarmRestarts, 20, T_0=period)
+    assert [train.lr_at_step(config, 0, step, 20) for step in range(20)] == pytest.approx(expected)
+    assert expected.count(max(expected)) == -(-20 // period)
+
+
+def test_warm_up_is_torch_s():
+    config = configs.load(["--warmup", "5", "--learning-rate", "0.1"])
+    expected = torch_rates(torch.optim.lr_scheduler.LinearLR, 9, start_factor=1 / 5, total_iters=4)
+    assert [train.lr_at_step(config, 0, step, 9) for step in range(9)] == pytest.approx(expected)
+
+
+def test_restarts_and_warm_up_in_a_run_that_is_resumed(base, workplace, at_step, same_files):
+    words = ["--schedule", "restarts", "--restart-every", 2, "--warmup", 3, "--steps", 6, "--learning-rate", 0.01]
+    losses = ["--losses", "L1", "L1[schedule=restarts,restart_every=4,warmup=0,label=four]"]
+    whole = trained(*base, *words, *losses, "--modelpath", "whole")
+    steps = [entry for entry in log_of(whole) if "loss" in entry]
+    assert [x["learning_rate"] for x in steps] == pytest.approx([x * 0.01 for x in (1 / 3, 1 / 3, 1, 0.5, 1, 0.5)])
+    own = [x.get("own_learning_rate", {}).get("four", x["learning_rate"]) / 0.01 for x in steps]
+    assert own == pytest.approx([(1 + math.cos(math.pi * i / 4)) / 2 for i in (0, 1, 2, 3, 0, 1)])
+    stopped(at_step, 2 * 3 - 1, *base, *words, *losses, "--modelpath", "parts")
+    same_files(trained("--load", "--modelpath", "parts").folder, whole.folder)

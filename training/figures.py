@@ -92,7 +92,9 @@ def weight_maps(nets: Mapping[str, tuple[nn.Module, WeightingNet]], lr: Tensor, 
 
 
 def draw_weights(path: Path, weighted: Mapping, validation: Sequence, device: torch.device) -> None:
-    """Draw the weights on the first validation image. It is an extra: what goes wrong is one line, and no error.
+    """Draw the weights on the first validation image.
+
+    It is an extra: what goes wrong is one line, and no error.
 
     weighted: as in `weight_maps`; validation: pairs of lr (3,h,w) and hr (3,s*h,s*w).
     """
