@@ -39,6 +39,7 @@ from runs.folder import check_new_run, checkpoint_stamp, next_run_dir
 from runs.lock import check_unlocked
 from runs.writer import NullWriter, RunWriter
 from training import distributed, stop_signals, watch
+from training.accumulation import Parts, accumulated_em_step
 from training.device import fast_memory_format
 from training.divergence import DivergenceWatch
 from training.evaluation import evaluate_run
@@ -70,16 +71,22 @@ def em_step(learner: Learner, lr: Tensor, target: Target, epoch: float) -> tuple
 
 
 def train_step(
-    learners: list[Learner], judge, extractors, lr: Tensor, hr: Tensor, epoch: float, precision: str
+    learners: list[Learner], judge, extractors, lr: Tensor, hr: Tensor, epoch: float, precision: str, parts: int = 1
 ) -> dict[str, tuple[Tensor | None, Tensor]]:
-    """Every learner's step on one batch, from one Target: the losses of em_step by the learners' names."""
+    """Every learner's step on one batch, from one Target: the losses of em_step by the learners' names.
+
+    parts: how many the batch is computed in, with --accumulate.
+    """
     values = {}
     # Without the cache of cast weights: the weighting network's change between its two uses in a step.
     with torch.autocast(hr.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-        target = Target.judged_by(judge, hr, lr, extractors)
+        target, batch = Target.judged_by(judge, hr, lr, extractors), Parts(parts, judge, lr, hr, extractors)
         for learner in learners:
             with learner.isolated_rng(), learner.skip_non_finite():
-                values[learner.name] = em_step(learner, lr, target, epoch)
+                if parts == 1:
+                    values[learner.name] = em_step(learner, lr, target, epoch)
+                else:
+                    values[learner.name] = accumulated_em_step(learner, batch, epoch)
                 learner.update_average()
     return values
 
@@ -162,7 +169,7 @@ class Trainer:
         config, state, e = self.config, self.state, self.experiment
         memory_format = fast_memory_format(e.device, config.precision)
         hidden = None if distributed.is_main_process() else True  # None: where there is no terminal
-        images = (stop - state.step) * config.batchsize
+        images = (stop - state.step) * config.images_per_step
         with tqdm(
             total=images, desc=f"epoch {state.step // e.epoch_steps}", unit="image", dynamic_ncols=True, disable=hidden
         ) as bar:
@@ -175,11 +182,12 @@ class Trainer:
                     own = place_in_schedule(*place, learner.loss.restart_epoch)
                     learner.set_learning_rate(lr_at_step(learner.config, *own))
                     learner.loss.begin_step(state.step)
-                values = train_step(e.learners, e.judge, e.extractors, lr, hr, progress, config.precision)
+                step = progress, config.precision, config.accumulate
+                values = train_step(e.learners, e.judge, e.extractors, lr, hr, *step)
                 self.divergence.add({name: loss for name, (_, loss) in values.items()})
                 state.step += 1
                 state.validated = not e.validation_is_due(state.step)
-                bar.update(config.batchsize)
+                bar.update(config.images_per_step)
                 if state.step % config.log_every == 0 or state.step == stop:  # reading values waits for the device
                     self.report.losses(bar, values, progress, lr_at_step(config, *place_in_schedule(*place)))
                     self.check_divergence(progress)

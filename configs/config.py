@@ -107,6 +107,12 @@ class Config:
         None, "HR pixels of a random square patch; default: whole images, as in the paper", bounds=_from(1, 65536)
     )
     batchsize: int = setting(1, "images per batch", bounds=_from(1, 65536))
+    accumulate: int = setting(
+        1,
+        "batches before a step of the optimizers, the step of one batch as large as all of them; but BatchNorm, as in "
+        "TLW's weighting network, sees one at a time",
+        bounds=_from(1, 65536),
+    )
     learning_rate: float = setting(1e-4, "the optimizer's learning rate", bounds=_above(0, 1000))
     endepoch: int = setting(100, "number of the epoch to stop before", bounds=_from(1, 2**32 - 1))
     steps: int | None = setting(None, "stop after this many steps instead of at --endepoch", bounds=_STEPS)
@@ -305,6 +311,8 @@ class Config:
             for number in value if isinstance(value, (tuple, list)) else [value]:
                 fits = bounds is None or value is None or number in bounds
                 expect(fits, field.name, shown(value), f"{value_kind(field)} {bounds}")
+        most = 65536 // self.batchsize
+        expect(self.accumulate <= most, "accumulate", self.accumulate, f"up to {most} batches of {self.batchsize}")
         named = len(set(self.dp_extractors)) == len(self.dp_extractors) in (1, 2)
         expect(named, "dp_extractors", " ".join(self.dp_extractors), "one feature extractor, or two different ones")
         rising = list(self.milestones) == sorted(set(self.milestones))
@@ -330,6 +338,11 @@ class Config:
         if self.patch is not None and self.patch % self.scale:
             near = max(self.patch - self.patch % self.scale, self.scale)
             raise ValueError(f"patch={self.patch} is not divisible by scale={self.scale}; use {near}")
+
+    @property
+    def images_per_step(self) -> int:
+        """The images that one step of the optimizers is of."""
+        return self.batchsize * self.accumulate
 
     @property
     def variants(self) -> dict[str, Variant]:

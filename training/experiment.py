@@ -82,7 +82,7 @@ class Experiment:
         """The batches of these steps."""
         config = self.config
         return ResumableBatchSampler(
-            len(self.patches), config.batchsize, config.seed, first_step, last_step, self.repeat, share
+            len(self.patches), config.images_per_step, config.seed, first_step, last_step, self.repeat, share
         )
 
 
@@ -104,6 +104,7 @@ def build_experiment(config: Config) -> Experiment:
     losses = [learner.loss for learner in learners]
     metric_names, notes = choose_metrics(config, losses)
     notes += begun_from + unused_weights(config, losses, metric_names)
+    notes += not_accumulated(config, learners)
     cache = image_cache(config)
     patches, left_out = build_patches(config, cache)
     with says_where(config, "valpath", "vallrpath"):
@@ -117,7 +118,7 @@ def build_experiment(config: Config) -> Experiment:
             distributed.is_main_process(),
         )
     repeat = config.repeat or patches.draws_to_cover
-    epoch_steps = ResumableBatchSampler(len(patches), config.batchsize, 0, repeat=repeat).steps_per_epoch
+    epoch_steps = ResumableBatchSampler(len(patches), config.images_per_step, 0, repeat=repeat).steps_per_epoch
     first_step, last_step = first_and_last_step(config, epoch_steps)
     return Experiment(
         config,
@@ -134,6 +135,13 @@ def build_experiment(config: Config) -> Experiment:
         notes,
         metric_names,
     )
+
+
+def not_accumulated(config: Config, learners: list[Learner]) -> list[str]:
+    """A line on the losses in which --accumulate differs from a larger batch."""
+    names = [learner.name for learner in learners if learner.batch_norms] if config.accumulate > 1 else []
+    size, whole = config.batchsize, config.images_per_step
+    return [f"accumulate: BatchNorm sees {size} images at a time, not {whole}: {' '.join(names)}"] if names else []
 
 
 def image_cache(config: Config) -> ImageCache | None:
@@ -207,8 +215,9 @@ def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[Patc
         )
     patches = PatchDataset(pairs, config.patch, config.augment, config.seed, config.skip_small, config.tiles)
     shapes = {size[::turn] for size in pairs.sizes for turn in ((1, -1) if config.augment else (1,))}
-    if config.patch is None and config.batchsize > 1 and len(shapes) > 1:
-        raise ValueError(f"--batchsize {config.batchsize}: images of different sizes; add --patch or take 1")
+    if config.patch is None and config.images_per_step > 1 and len(shapes) > 1:
+        name = "batchsize" if config.batchsize > 1 else "accumulate"
+        raise ValueError(f"--{name} {getattr(config, name)}: images of different sizes; add --patch or take 1")
     return patches, list(pairs.skipped.values())
 
 

@@ -112,9 +112,13 @@ class Learner:
             total, row = self.skips
             self.skips = torch.stack([total + self.found_inf, (row + self.found_inf) * self.found_inf])
 
+    @property
+    def batch_norms(self) -> list[_BatchNorm]:
+        """The BatchNorm layers of all that learns here."""
+        return [m for part in (self.net, self.loss) for m in part.modules() if isinstance(m, _BatchNorm)]
+
     def _changed_by_a_step(self) -> list[Tensor]:
-        norms = [m for part in (self.net, self.loss) for m in part.modules() if isinstance(m, _BatchNorm)]
-        tensors = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        tensors = [buffer for norm in self.batch_norms for buffer in norm.buffers(recurse=False)]
         if self.ema is not None:
             tensors += self.ema.module.parameters()
         if self.helper_opt:
@@ -124,16 +128,28 @@ class Learner:
 
     def backward_and_step(self, opt: torch.optim.Optimizer, loss: Tensor) -> Tensor:
         """Take one step of opt down the gradient of loss; return the global batch's loss, on its device."""
-        if loss.ndim:
-            raise ValueError(f"{self.name} gives a loss of shape {tuple(loss.shape)}; expected a scalar, as of .mean()")
+        return self.accumulate_and_step(opt, [loss], 1)
+
+    def accumulate_and_step(self, opt: torch.optim.Optimizer, losses: Iterable[Tensor], count: int) -> Tensor:
+        """Take one step of opt down the gradient of the mean of `count` losses, each freed before the next is made.
+
+        Returns the global batch's loss, on its device.
+        """
         opt.zero_grad(set_to_none=True)
-        with torch.autocast(loss.device.type, enabled=False):  # backward keeps the forward's types by itself
-            loss.backward()
-            loss = global_batch.all_reduce_mean(loss.detach())
-            self._guard(opt, loss)
+        mean = torch.zeros((), device=self.device)
+        for loss in losses:
+            if loss.ndim:
+                shape = tuple(loss.shape)
+                raise ValueError(f"{self.name} gives a loss of shape {shape}; expected a scalar, as of .mean()")
+            with torch.autocast(loss.device.type, enabled=False):  # backward keeps the forward's types by itself
+                (loss / count if count > 1 else loss).backward()
+                mean = mean + loss.detach() / count
+        with torch.autocast(mean.device.type, enabled=False):
+            mean = global_batch.all_reduce_mean(mean)
+            self._guard(opt, mean)
             opt.step()
         opt.zero_grad(set_to_none=True)  # else every network's gradients would be held through the others' steps
-        return loss
+        return mean
 
     def _guard(self, opt: torch.optim.Optimizer, loss: Tensor) -> None:
         """Clip the gradients that opt is about to follow; unless they and the loss are finite, have it skip."""
@@ -231,6 +247,8 @@ def build_learners(config: Config, device: torch.device, notes: list[str] | None
     for name, variant in variants.items():
         torch.manual_seed(config.seed)
         loss = build_loss(variant.loss, variant.config, net)
+        whole = f"1 with {name}, whose {' '.join(loss.of_whole_batch)} takes the batch as a whole"
+        configs.expect(config.accumulate == 1 or not loss.of_whole_batch, "accumulate", config.accumulate, whole)
         if config.init == "paper":
             init_paper(loss)
         if initial is not None and config.init_weighting and loss.weighting is not None:
