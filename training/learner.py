@@ -131,7 +131,9 @@ class Learner:
         return self.accumulate_and_step(opt, [loss], 1)
 
     def accumulate_and_step(self, opt: torch.optim.Optimizer, losses: Iterable[Tensor], count: int) -> Tensor:
-        """Take one step of opt down the gradient of the mean of `count` losses, each freed before the next is made.
+        """Take one step of opt down the gradient of the mean of `count` losses.
+
+        The graph of each is freed before the next is made.
 
         Returns the global batch's loss, on its device.
         """
