@@ -27,7 +27,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--res-scale", type=float, metavar="X", help="EDSR's residual scaling (default: the authors' for its size)"
     )
-    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="needed for VDSR, whose weights do not tell it")
+    parser.add_argument(
+        "--scale", type=int, choices=(1, 2, 3, 4, 8), help="needed for VDSR, whose weights do not tell it"
+    )
     parser.add_argument(
         "--modelpath",
         type=configs.typed_path,

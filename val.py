@@ -49,7 +49,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         help="finished SR images of any method, as rows of their own; DIR or a folder in it named as the data set",
     )
-    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="of --model bicubic (default: 4); else a check")
+    parser.add_argument(
+        "--scale", type=int, choices=(1, 2, 3, 4, 8), help="of --model bicubic (default: 4); else a check"
+    )
     parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these of the run, by name or label")
     parser.add_argument(
         "--protocol", nargs="+", choices=configs.names("protocol"), help="one or more (default: the run's)"

@@ -90,7 +90,12 @@ class Config:
         names="model",
         group="what is trained, on what, and where to",
     )
-    scale: int = setting(4, "super-resolution factor", (2, 3, 4), bounds=_from(2, 4))
+    scale: int = setting(
+        4,
+        "super-resolution factor; 1 restores images (--lrpath and --vallrpath); 1 and 8: EDSR, RCAN, VDSR",
+        (1, 2, 3, 4, 8),
+        bounds=_from(1, 8),
+    )
     losses: tuple[str, ...] = setting(
         ("L1+TLW", "MSE+TLW", "L1", "MSE"),
         "losses to train with, one network each; with settings of its own 'L1+TLW[weights=uniform,label=NAME]'",

@@ -109,6 +109,7 @@ def build_network(
     if name not in SR_MODELS:
         raise ValueError(f"unknown model {name!r}; one of: {', '.join(SR_MODELS)}")
     options = options or {}
+    _check_scale(name, scale)
     check_options(name, options)
     try:
         with warnings.catch_warnings():
@@ -121,6 +122,21 @@ def build_network(
         if options:
             raise ValueError(f"--model-options {options}: {name} cannot be built with them ({reason})") from None
         raise ValueError(f"{name} cannot be built ({reason}); mend SR_MODELS[{name!r}]") from error
+
+
+def scales_of(name: str) -> tuple[int, ...]:
+    """The scales of SR_MODELS[name]; none if it does not say."""
+    entry: Any = SR_MODELS[name]
+    return getattr(getattr(entry, "func", entry), "scales", ())
+
+
+def _check_scale(name: str, scale: int) -> None:
+    """Raise ValueError if the network does not come in this scale."""
+    scales = scales_of(name)
+    if scales and scale not in scales:
+        others = " ".join(other for other in SR_MODELS if scale in scales_of(other))
+        remedy = f"; networks for x{scale}: {others}" if others else ""
+        raise ValueError(f"--scale {scale}: {name} comes in {', '.join(map(str, scales))}{remedy}")
 
 
 def _check_size(name: str, scale: int, options: Mapping) -> None:

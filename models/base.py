@@ -8,8 +8,6 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-SCALES = (2, 3, 4)
-
 
 class SRNetwork(nn.Module, ABC):
     """Base class of all networks: lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
@@ -18,19 +16,22 @@ class SRNetwork(nn.Module, ABC):
     size, and its options are keyword arguments with defaults.
 
     Args:
-        scale: s, one of SCALES; else ValueError.
+        scale: s, one of the class's `scales`; else ValueError.
         feature_channels: C of the features.
         feature_scale: their size over that of lr: 1, or s if the network enlarges its input first (VDSR).
         receptive_radius: how many pixels of lr away a pixel of sr sees, for inference in tiles; None if it sees the
             whole image, as through an average over it. Too small a number shows as seams.
     """
 
+    scales: tuple[int, ...] = (2, 3, 4)
+
     def __init__(
         self, scale: int, *, feature_channels: int, feature_scale: int = 1, receptive_radius: int | None = None
     ) -> None:
-        if scale not in SCALES:
-            numbers = ", ".join(map(str, SCALES[:-1]))
-            raise ValueError(f"scale={scale} is not supported by {type(self).__name__}; use {numbers} or {SCALES[-1]}")
+        if scale not in self.scales:
+            *numbers, last = self.scales
+            known = f"{', '.join(map(str, numbers))} or {last}"
+            raise ValueError(f"scale={scale} is not supported by {type(self).__name__}; use {known}")
         super().__init__()
         self.scale = scale
         self.feature_channels, self.feature_scale = feature_channels, feature_scale

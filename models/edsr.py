@@ -37,6 +37,7 @@ class EDSR(SRNetwork):
     padding: see models/padding.py.
     """
 
+    scales = (1, 2, 3, 4, 8)
     padding: Tensor
 
     def __init__(

@@ -187,7 +187,7 @@ def run_edsr(weights: Mapping[str, Tensor], lr: Tensor) -> Tensor:
     for i in range(blocks):
         y = y + conv(F.relu(conv(y, f"body.{i}.body.0")), f"body.{i}.body.2")
     x = x + conv(y, f"body.{blocks}")
-    for step in range(count(weights, r"tail\.0\.(\d+)\.") // 2 + 1):
+    for step in range((count(weights, r"tail\.0\.(\d+)\.") + 1) // 2):
         x = conv(x, f"tail.0.{2 * step}")
         x = F.pixel_shuffle(x, math.isqrt(x.shape[1] // len(weights["head.0.weight"])))
     return conv(conv(x, "tail.1"), "add_mean")
@@ -203,9 +203,9 @@ def to_spandrel(model: str, scale: int, options: Mapping | None, state_dict: Map
         return {name.removeprefix("spandrel."): value for name, value in state_dict.items()}
     chosen = defaults_of(model) | dict(options or {})
     if model == "RCAN":
-        if scale == 4 and chosen["upsample"] != "two-step":
+        if scale in (4, 8) and chosen["upsample"] != "two-step":
             raise ValueError(
-                "spandrel's RCAN x4 upsamples in two steps, this one in one; "
+                f"spandrel's RCAN x{scale} upsamples in {scale.bit_length() - 1} steps, this one in one; "
                 "train with --model-options upsample=two-step (--init takes all but the upsampler from here), "
                 f"or {others}"
             )

@@ -15,6 +15,8 @@ from .base import SRNetwork
 class VDSR(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped."""
 
+    scales = (1, 2, 3, 4, 8)
+
     def __init__(self, scale: int, channels: int = 64, blocks: int = 10) -> None:
         radius = -(-(blocks + 2) // scale) + 2
         super().__init__(scale, feature_channels=channels, feature_scale=scale, receptive_radius=radius)

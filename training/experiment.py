@@ -1,5 +1,6 @@
 """An experiment: networks, data and metrics, built from a run's settings."""
 
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -200,7 +201,10 @@ def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[Patc
     configs.expect(config.patch or not config.tiles, "tiles", "alone", "--patch beside it, the size of the tiles")
     alone = config.degradation == "bicubic" or not config.lrpath
     configs.expect(alone, "degradation", config.degradation, "no --lrpath beside it, for that is LR already")
-    multiple = config.scale if config.patch else PROTOCOLS[config.protocol].multiple or PROTOCOLS["paper"].multiple
+    given = config.scale > 1 or config.lrpath or config.degradation != "bicubic"
+    configs.expect(bool(given), "scale", 1, "--lrpath beside it, the images to restore, or a --degradation")
+    whole = PROTOCOLS[config.protocol].multiple or math.lcm(PROTOCOLS["paper"].multiple, config.scale)
+    multiple = config.scale if config.patch else whole
     with says_where(config, "trainpath", "lrpath"):
         pairs = PairedDataset(
             config.trainpath,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import configs
 from data import ImageCache, PairedDataset, make_pair, match_sr, read_rgb
 from metrics.base import PerceptualMetric
 from metrics.evaluate import MEMORY, PROTOCOLS, build_metrics, check_scale, finish, least_size, too_small
@@ -32,6 +33,7 @@ def read_validation_set(
 ) -> PairedDataset:
     """Read the images of folders with the LR of the protocol, or of lr_folders. Raises ValueError."""
     check_scale(protocol, scale)
+    configs.expect(scale > 1 or bool(lr_folders), "scale", scale, "--vallrpath beside it, the images to restore")
     p = PROTOCOLS[protocol]
     return PairedDataset(
         folders,
@@ -71,6 +73,9 @@ class EvaluationSet:
     ):
         for protocol in protocols:
             check_scale(protocol, scale)
+        configs.expect(
+            scale > 1 or lr_folder is not None, "scale", scale, "--lrfolder beside it, the images to restore"
+        )
         self.folder, self.lr_folder, self.scale, self.protocols = folder, lr_folder, scale, tuple(protocols)
         self._pairs = PairedDataset(
             [folder],
