@@ -119,9 +119,11 @@ def convert(args: argparse.Namespace) -> tuple[configs.Config, dict[str, dict], 
         if config is None:
             theirs = {"judge": "lpips-vgg-unweighted", "udl_head": "tlw"} if source_of(path, None) or head else {}
             losses = losses if losses != (None,) else (loss,)
-            config = configs.Config(model=model, scale=found, model_options=options, losses=losses, **theirs)
+            own = {name: value for name, value in (options or {}).items() if name != "colours"} or None
+            theirs |= {"color": "grey"} if own != options else {}
+            config = configs.Config(model=model, scale=found, model_options=own, losses=losses, **theirs)
         configs.expect(
-            (model, found, options) == (config.model, config.scale, config.model_options),
+            (model, found, options) == (config.model, config.scale, config.network_options),
             "modelpath",
             path,
             f"{config.model} x{config.scale} like the other files, found {model} x{found}",

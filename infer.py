@@ -196,22 +196,26 @@ def build_enlarge(
             work = BlendedTiles(work, net.scale, tile, OVERLAP, getattr(net, "window", 1))
         return finish(SelfEnsemble(work)(lr) if ensemble else work(lr))
 
+    grey = getattr(net, "colours", 3) == 1
+
     @torch.inference_mode()
     def enlarge(samples: np.ndarray) -> np.ndarray:
         channels, most = samples.shape[2], np.iinfo(samples.dtype).max
         integers = torch.uint8 if samples.dtype == np.uint8 else torch.uint16
 
         def to_samples(sr: Tensor) -> Tensor:
-            sr = sr.float().mean(1, keepdim=True) if channels == 1 else sr.float()
+            sr = sr.float().mean(1, keepdim=True) if channels == 1 and not grey else sr.float()
             if not torch.isfinite(sr).all():
                 raise ValueError("the network's result has infinite values or none; take another --loss, or fp32")
             return sr.add(1).mul_(most / 2).round_().clamp_(0, most).to(integers)
 
         levels = (np.arange(most + 1) / most * 2 - 1).astype(np.float32)  # in float64, as the training has them
-        lr = torch.from_numpy(levels[samples]).to(device).permute(2, 0, 1)[None].expand(1, 3, -1, -1)
+        lr = torch.from_numpy(levels[samples]).to(device).permute(2, 0, 1)[None]
+        # A grey network has each channel by itself; for others grey is three equal channels.
+        lr = lr.transpose(0, 1) if grey else lr.expand(1, 3, -1, -1)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             sr = upscale(lr.contiguous(), to_samples)
-        return sr[0].permute(1, 2, 0).cpu().numpy()
+        return (sr[:, 0] if grey else sr[0]).permute(1, 2, 0).cpu().numpy()
 
     return enlarge
 

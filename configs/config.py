@@ -169,9 +169,13 @@ class Config:
     )
     vallrpath: tuple[str, ...] = setting((), "folders of LR validation images; default: made from HR", path="DIR")
     # network
-    model_options: dict | None = setting(
-        None, "options of the network, from those above, such as blocks=4 channels=32", group="network"
+    color: str = setting(
+        "rgb",
+        "images and networks: RGB, or grey, the luminance of RGB; judges see grey as three equal channels",
+        ("rgb", "grey"),
+        group="network",
     )
+    model_options: dict | None = setting(None, "options of the network, from those above, such as blocks=4 channels=32")
     init: str = setting(
         "pytorch",
         "first weights: pytorch, paper (N(0, 0.02^2)), or those of a run or a file of weights",
@@ -316,6 +320,8 @@ class Config:
             for number in value if isinstance(value, (tuple, list)) else [value]:
                 fits = bounds is None or value is None or number in bounds
                 expect(fits, field.name, shown(value), f"{value_kind(field)} {bounds}")
+        own = "colours" in (self.model_options or {})
+        expect(not own, "model_options", "colours", "--color grey, which the images are then, too")
         most = 65536 // self.batchsize
         expect(self.accumulate <= most, "accumulate", self.accumulate, f"up to {most} batches of {self.batchsize}")
         named = len(set(self.dp_extractors)) == len(self.dp_extractors) in (1, 2)
@@ -343,6 +349,11 @@ class Config:
         if self.patch is not None and self.patch % self.scale:
             near = max(self.patch - self.patch % self.scale, self.scale)
             raise ValueError(f"patch={self.patch} is not divisible by scale={self.scale}; use {near}")
+
+    @property
+    def network_options(self) -> dict | None:
+        """The options of the network, those that follow from other settings too."""
+        return {**(self.model_options or {}), "colours": 1} if self.color == "grey" else self.model_options
 
     @property
     def images_per_step(self) -> int:

@@ -158,8 +158,9 @@ class TLW(Loss):
         reuse_mu: bool = False,
         weighting_scale: int = 1,
         weighting_channels: int = 64,
+        colours: int = 3,
     ):
-        super().__init__(None if weights == "uniform" else WeightingNet(weighting_channels, weighting_scale))
+        super().__init__(None if weights == "uniform" else WeightingNet(weighting_channels, weighting_scale, colours))
         self.weigh, self.m_step = WEIGH[pixel], M_STEPS[m_step]
         self.samples, self.eps, self.k = samples, eps, k
         self.move = MAPS["learned" if weights == "uniform" else weights]

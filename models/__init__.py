@@ -1,6 +1,6 @@
 """The super-resolution networks by name.
 
-All map lr (B,3,h,w) -> sr (B,3,s*h,s*w), RGB in [-1,1], not clamped.
+All map lr (B,3,h,w) -> sr (B,3,s*h,s*w), RGB in [-1,1], not clamped; with colours=1, (B,1,h,w) -> (B,1,s*h,s*w).
 """
 
 import inspect
@@ -100,6 +100,8 @@ def build_network(
     read.
     """
     if name.startswith(PREFIX):
+        if (options or {}).get("colours") == 1:
+            raise ValueError(f"--color grey: a network of ours; {name} is one of spandrel's, for RGB")
         if options:
             raise ValueError(f"--model-options {dict(options)}: the file says what network it is; leave them out")
         try:
@@ -110,6 +112,8 @@ def build_network(
         raise ValueError(f"unknown model {name!r}; one of: {', '.join(SR_MODELS)}")
     options = options or {}
     _check_scale(name, scale)
+    if "colours" in options and "colours" not in option_defaults(name):
+        raise ValueError(f"--color grey: {name} has no option `colours`; give it one, see models/base.py")
     check_options(name, options)
     try:
         with warnings.catch_warnings():

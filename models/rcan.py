@@ -78,19 +78,20 @@ class RCAN(SRNetwork):
         reduction: int = 16,
         upsample: str = "one-step",
         padding: str = "grey",
+        colours: int = 3,
     ) -> None:
-        super().__init__(scale, feature_channels=channels)
+        super().__init__(scale, feature_channels=channels, colours=colours)
         steps = {"one-step": (scale,) * (scale > 1), "two-step": STEPS[scale]}
         if upsample not in steps:
             raise ValueError(f"upsample={upsample!r} is not known; use {' or '.join(steps)}")
-        self.register_buffer("padding", padding_colour(padding), persistent=False)
-        self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1))
+        self.register_buffer("padding", padding_colour(padding, colours), persistent=False)
+        self.head = nn.Sequential(nn.Conv2d(colours, channels, 3, padding=1))
         self.body = nn.Sequential(
             *(ResidualGroup(channels, blocks, reduction) for _ in range(groups)),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
         self.tail = nn.Sequential(
-            PixelShuffleUpsampler(channels, steps[upsample]), nn.Conv2d(channels, 3, 3, padding=1)
+            PixelShuffleUpsampler(channels, steps[upsample]), nn.Conv2d(channels, colours, 3, padding=1)
         )
 
     def forward_features(self, lr: Tensor) -> Tensor:

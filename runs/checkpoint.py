@@ -274,8 +274,9 @@ def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, d
     nets, judges = {}, []
     for loss, state in states.items():
         weights = state.get(SR_NETWORK)
-        net = build_network(config.model, config.scale, config.model_options, weights if is_state(weights) else None)
-        load_network(net, state, f"{run} ({which}, {loss})", model_id(config.model, config.scale, config.model_options))
+        network = config.model, config.scale, config.network_options
+        net = build_network(*network, weights if is_state(weights) else None)
+        load_network(net, state, f"{run} ({which}, {loss})", model_id(*network))
         nets[loss] = net
         judges += [judge for judge in state.get("judges", ()) if judge not in judges]
     return config, nets, judges

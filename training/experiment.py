@@ -117,6 +117,7 @@ def build_experiment(config: Config) -> Experiment:
             config.lr_template,
             cache,
             distributed.is_main_process(),
+            config.color == "grey",
         )
     repeat = config.repeat or patches.draws_to_cover
     epoch_steps = ResumableBatchSampler(len(patches), config.images_per_step, 0, repeat=repeat).steps_per_epoch
@@ -216,6 +217,7 @@ def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[Patc
             degradation=DEGRADATIONS[config.degradation],
             progress=distributed.is_main_process(),
             bad_images=config.bad_images,
+            grey=config.color == "grey",
         )
     patches = PatchDataset(pairs, config.patch, config.augment, config.seed, config.skip_small, config.tiles)
     shapes = {size[::turn] for size in pairs.sizes for turn in ((1, -1) if config.augment else (1,))}

@@ -83,7 +83,7 @@ def weight_maps(nets: Mapping[str, tuple[nn.Module, WeightingNet]], lr: Tensor, 
             ax.set_title(title, fontsize=10)
             ax.axis("off")
         for ax, image in zip(row, (hr, sr)):
-            ax.imshow(_shown(image) / 2 + 0.5)
+            ax.imshow(_shown(image.expand(-1, 3, -1, -1)) / 2 + 0.5)
         row[2].imshow(_shown((hr - sr).abs_().mean(dim=1, keepdim=True)), cmap="magma")
         row[3].imshow(_shown(hr.mean(dim=1, keepdim=True)), cmap="gray")
         shown = row[3].imshow(_shown(weight), cmap="inferno", vmin=0, vmax=1, alpha=0.8)
@@ -137,7 +137,9 @@ def side_by_side(rows: Sequence[Crops]) -> bytes:
         for ax in line:
             ax.set(xticks=[], yticks=[], frame_on=False)
         for ax, (name, image) in zip(line, row.images.items()):
-            ax.imshow((image.permute(1, 2, 0).cpu() / 2 + 0.5).clamp(0, 1).numpy(), interpolation="nearest")
+            ax.imshow(
+                (image.expand(3, -1, -1).permute(1, 2, 0).cpu() / 2 + 0.5).clamp(0, 1).numpy(), interpolation="nearest"
+            )
             ax.set_title(name.replace("[", "\n["), fontsize=9)
             ax.set_xlabel(row.captions.get(name, ""), fontsize=8)
         line[0].set_xlabel(row.title, fontsize=8)

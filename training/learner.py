@@ -42,7 +42,7 @@ class Learner:
     def __init__(self, name: str, net: nn.Module, loss: Loss, variant: Variant, device: torch.device):
         self.name, self.device = name, device
         self.config = config = variant.config
-        self.model_id = model_id(config.model, config.scale, config.model_options)
+        self.model_id = model_id(config.model, config.scale, config.network_options)
         self.judges = [config.judge] * loss.needs_judge + [*loss.extractors]
         layout = fast_memory_format(device, config.precision)
         net, loss = (global_batch.convert_global_batch_norm(part, device) for part in (net, loss))
@@ -267,7 +267,7 @@ def _build_first_network(config: Config) -> nn.Module:
     """The SR network that all learners start with, before --init's weights. Raises ValueError."""
     if not config.model.startswith(PREFIX):
         configs.choose(config.model, SR_MODELS, "model")
-        net = build_network(config.model, config.scale, config.model_options)
+        net = build_network(config.model, config.scale, config.network_options)
         if config.init == "paper":
             init_paper(net)
         return net
@@ -277,6 +277,6 @@ def _build_first_network(config: Config) -> nn.Module:
         weights = next(iter(states.values()), {}).get(SR_NETWORK)
     else:
         weights = read_spandrel_file(config.model)
-    net = build_network(config.model, config.scale, config.model_options, weights if is_state(weights) else None)
+    net = build_network(config.model, config.scale, config.network_options, weights if is_state(weights) else None)
     net.freeze_unused()
     return net

@@ -27,6 +27,11 @@ MARGIN = 16  # LR pixels around it that the SR networks see too
 FOLDER = "watch"
 
 
+def pixels(image: Tensor) -> np.ndarray:
+    """image (3 or 1,H,W) in [-1,1] -> uint8 (H,W,3)."""
+    return levels(image / 2 + 0.5).repeat(3 // len(image), axis=0).transpose(1, 2, 0)
+
+
 def levels(image: Tensor) -> np.ndarray:
     """image (...,H,W) in [0,1] -> uint8, on the CPU."""
     return image.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
@@ -62,11 +67,11 @@ class Watch:
         """The file of this epoch."""
         found = {}
         for name, (lr, hr, own) in self.parts.items():
-            found[f"{name}/hr"] = levels(hr[0] / 2 + 0.5).transpose(1, 2, 0)
+            found[f"{name}/hr"] = pixels(hr[0])
             for learner in learners:
                 on_device = hr.to(learner.device)
                 sr = TiledUpscaler(learner.result, 1 << 30)(lr.to(learner.device))[own].float().clamp_(-1, 1)
-                found[f"{name}/{learner.name}/sr"] = levels(sr[0] / 2 + 0.5).transpose(1, 2, 0)
+                found[f"{name}/{learner.name}/sr"] = pixels(sr[0])
                 if learner.loss.weighting is not None:
                     k = learner.loss.log_scalars(None, epoch)["k"]
                     weights = weights_of(learner.loss.weighting, on_device, sr, k)
