@@ -64,7 +64,7 @@ def add_cell_flags(parser, preset: Preset, seeds: int, seeds_help: str) -> None:
         nargs="+",
         type=int,
         default=list(preset.scales),
-        choices=(2, 3, 4),
+        choices=(2, 3, 4, 8),
         help=f"(default: {' '.join(map(str, preset.scales))})",
     )
     parser.add_argument(

@@ -231,7 +231,7 @@ def test_what_to_type_instead(capsys, typed, words):
     [
         ("--input imgs", "did you mean --folder DIR (images to measure on)?"),
         ("--resume x", "did you mean --modelpath DIR (the run's folder)?"),
-        ("--checkpoint x", "did you mean --modelpath DIR (the run's folder)?"),
+        ("--ckpt x", "did you mean --modelpath DIR (the run's folder)?"),
         ("--gpu 0", "did you mean --device cuda:0?"),
         ("--epochs 3", "unknown argument --epochs; see --help"),
         ("--batch-size 3", "unknown argument --batch-size; see --help"),
