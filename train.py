@@ -38,7 +38,7 @@ from runs.checkpoint import serialize
 from runs.folder import check_new_run, checkpoint_stamp, next_run_dir
 from runs.lock import check_unlocked
 from runs.writer import NullWriter, RunWriter
-from training import distributed, stop_signals, watch
+from training import distributed, stop_signals
 from training.accumulation import Parts, accumulated_em_step
 from training.device import fast_memory_format
 from training.divergence import DivergenceWatch
@@ -48,6 +48,7 @@ from training.figures import draw_weights
 from training.initial import network_settings
 from training.learner import Learner
 from training.outcome import is_out_of_memory, outcome_of
+from training.page import report_or_note
 from training.reporter import Reporter, missing_controls
 from training.schedule import lr_at_step, place_in_schedule, stretched_cosine
 from training.state import TrainingState
@@ -82,7 +83,7 @@ def train_step(
     with torch.autocast(hr.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
         target, batch = Target.judged_by(judge, hr, lr, extractors), Parts(parts, judge, lr, hr, extractors)
         for learner in learners:
-            with learner.isolated_rng(), learner.skip_non_finite():
+            with learner.timer.measured(), learner.isolated_rng(), learner.skip_non_finite():
                 if parts == 1:
                     values[learner.name] = em_step(learner, lr, target, epoch)
                 else:
@@ -118,8 +119,6 @@ class Trainer:
         if self.state.validated:
             self.begin_epoch()  # raises if a loss cannot go on from here
         add_teachers(self.experiment)
-        watched = config.watch > 0 and distributed.is_main_process()
-        self.watch = watch.Watch(self.experiment.validation, config.watch) if watched else None
         self.report = Reporter(self.experiment, self.state, self.writer)
         self.reference_cache = ReferenceCache()
         self.skipped_in_a_row = 0
@@ -153,7 +152,7 @@ class Trainer:
         batches = self.batches()
         self.waited += time.monotonic() - began  # processes that load images take a while to start
         stop_signals.survive_worker_death()
-        self.report.log_notes()
+        self.report.log_start()
         self.count_skipped()
         self.saved_step, self.saved_at = state.step, time.monotonic()
         if not state.validated:
@@ -221,9 +220,7 @@ class Trainer:
             if scores is not None:
                 self.report.scores(learner, epoch, scores)
             self.sync_ranks(unreadable)
-        if self.watch is not None:
-            name = f"step_{self.state.step}" if self.config.validate_every else f"{epoch:04}"
-            self.writer.queue(f"{watch.FOLDER}/{name}.npz", self.watch.record(e.learners, epoch))
+        self.report.pictures(epoch)
         self.state.validated = True
         self.save()
 
@@ -309,6 +306,7 @@ class Trainer:
             self.writer.queue("last.pt", state)
             if self.state.validated and self.is_kept(self.state.step):
                 self.writer.queue(f"step_{self.state.step}.pt", state)
+            self.report.flush()
             self.writer.save()
         distributed.barrier()
         self.stamp, self.saved_step, self.saved_at = checkpoint_stamp(self.folder), self.state.step, time.monotonic()
@@ -390,6 +388,7 @@ def final_evaluation(trainer: Trainer) -> int:
             if weighted:
                 draw_weights(folder / "weights.png", weighted, e.validation, e.device)
             code = 0 if evaluate_run(folder, checkpoints=["best"], device=e.device) else 1
+            report_or_note(folder, e.device, e.validation)
         except (ValueError, RuntimeError, MemoryError) as error:
             if not (isinstance(error, ValueError) or is_out_of_memory(error)):
                 raise

@@ -37,6 +37,7 @@ RESUMABLE = {
     "protocol",
     "log_every",
     "watch",
+    "tensorboard",
     "load",
     "auto_resume",
     "modelpath",
@@ -313,6 +314,7 @@ class Config:
     watch: int = setting(
         0, "validation images of which each validation keeps a part, and the weights in it", bounds=_from(0, 16)
     )
+    tensorboard: bool = setting(False, "show all of the log, SR crops and weights in TensorBoard too")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

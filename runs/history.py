@@ -10,6 +10,8 @@ from typing import NamedTuple
 from configs import Config, Variant
 
 Curve = list[tuple[float, float]]  # (step or seconds, value), in this order
+# What the line of a start has, see training/provenance.py.
+START = {"started", "command", "folder", "device", "processes", "versions", "images"}
 NOT_CURVES = {"step", "epoch", "elapsed", "validation", "seconds_per_step"}
 
 
@@ -31,12 +33,14 @@ class History:
     """A run's log.
 
     starts: what each start of the run said of itself; notes: lines of text, left-out images among them; curves: by
-    quantity ("loss", "WC", "PSNR-Y") and loss, over steps; steps: the last one logged; damaged: unreadable lines.
+    quantity ("loss", "WC", "PSNR-Y") and loss, over steps; metrics: the quantities that validations measure; steps: the
+    last one logged; damaged: the number of unreadable lines.
     """
 
     starts: list[dict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
+    metrics: list[str] = field(default_factory=list)
     steps: int = 0
     damaged: int = 0
     _intervals: dict[str, list[tuple[int, int, float, bool]]] = field(default_factory=dict)
@@ -92,7 +96,7 @@ def read_history(run: Path) -> History:
             history.damaged += 1
             continue
         history.steps = max(history.steps, step)
-        if "started" in entry:
+        if entry.keys() >= START:
             history.starts.append(entry)
             started = True
         for kind in ("note", "left_out"):
@@ -100,8 +104,9 @@ def read_history(run: Path) -> History:
                 text = f"step {step}: {'left out: ' if kind == 'left_out' else ''}{entry[kind]}"
                 history.notes += [text] if text not in history.notes else []
         if "validation" in entry:
-            for metric, value in entry.items():
-                _add(history.curves, metric, entry["validation"], step, value)
+            for metric in entry.keys() - NOT_CURVES:
+                _add(history.curves, metric, entry["validation"], step, entry[metric])
+            history.metrics += [name for name in entry if name not in {*NOT_CURVES, *history.metrics}]
         elif isinstance(entry.get("loss"), dict):
             for quantity, values in entry.items():
                 for name, value in values.items() if isinstance(values, dict) else [("", values)]:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LONGEST = 420  # lines of a file
 
 LIBRARIES = {"models", "losses", "metrics", "data", "configs"}
-COMMANDS = {"train", "val", "convert", "export", "infer"}
+COMMANDS = {"train", "val", "convert", "export", "infer", "report"}
 # Who may import what of ours, besides itself.
 MAY_IMPORT = {
     **dict.fromkeys(LIBRARIES, set()),

@@ -96,6 +96,7 @@ OTHER = {
     "protocol": "standard",
     "log_every": 13,
     "watch": 2,
+    "tensorboard": True,
     "save_every": 5,
     "color": "grey",
     "accumulate": 3,

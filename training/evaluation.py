@@ -20,10 +20,11 @@ from models.ops.tiled import TiledUpscaler
 from runs.atomic import write_or_report
 from runs.checkpoint import load_networks
 from runs.evaluations import read_evaluations, write_evaluations
+from runs.history import read_paces
 
 from .comparison import ImageFiles, draw_worst
 from .device import place_frozen
-from .rows import Method, entries_of, rows_of, table
+from .rows import Method, entries_of, rows_of, table, untested
 from .validation import BICUBIC, EvaluationSet, FinishedImages, Upscale, metrics_on, score
 
 
@@ -212,14 +213,17 @@ def evaluate_run(
 
     nets = {method: place_frozen(net, device, precision) for method, net in nets.items()}
     rows, methods, files = [], {}, ImageFiles(save_images) if save_images else None
+    paces = read_paces(run, config) if config else {}
     for name, images in sets.items():
         methods[name] = collect_methods(images, nets, finished[name], device, memory, ensemble)
         show = None if files is None else lambda *of: files.save(name, images, *of)
         scores = score(images, methods[name], chosen, device, name, precision, rgb, shave_lpips, show)
         best = selected_on(run, config, images) if "best" in checkpoints else ""
-        rows += rows_of(name, images, scores, best, finished[name])
+        rows += rows_of(name, images, scores, best, finished[name], paces)
     in_bf16 = (", on grey images" if grey else "") + (", networks in bf16" if precision == "bf16" else "")
     print(f"{title} x{scale}, protocol {' '.join(protocols)}, {device}{in_bf16}\n{table(rows, judges)}")
+    if verdict := untested({method.loss for method in nets}):
+        print(verdict)
     written = [files is None or not files.failed]
     if save_images and written[0]:
         print(f"SR images: {save_images}")

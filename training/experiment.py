@@ -21,6 +21,7 @@ from metrics.extractors import build_extractor
 from metrics.judges import JUDGES, MEMORY, METRICS, build_judge, metric_of, word_of
 
 from . import distributed
+from .board import check_tensorboard
 from .device import check_compile, place_frozen, setup_device
 from .learner import Learner, build_learners
 from .schedule import first_and_last_step
@@ -100,6 +101,8 @@ def build_experiment(config: Config) -> Experiment:
     configs.choose(config.judge, JUDGES, "judge")
     if config.compile:
         check_compile(device)
+    if config.tensorboard:
+        check_tensorboard()
     begun_from: list[str] = []
     learners = build_learners(config, device, begun_from)
     losses = [learner.loss for learner in learners]

@@ -34,6 +34,7 @@ from runs.weights_file import read_spandrel_file
 from . import distributed
 from .device import fast_memory_format
 from .initial import begin_from, begin_weighting_from, is_path
+from .pace import StepTimer
 
 
 class Learner:
@@ -64,6 +65,7 @@ class Learner:
         average = None if config.ema is None else get_ema_multi_avg_fn(config.ema)
         self.ema = AveragedModel(self.net, multi_avg_fn=average) if average is not None else None
         self.clip_grad = config.clip_grad
+        self.timer = StepTimer(device)
         self.best = math.inf  # lowest validation score so far, by --best-by; that of PSNR and SSIM is negative
         self.found_inf = torch.zeros((), device=device)  # 1: something in this step is not finite
         self.skips = torch.zeros(2, device=device)  # steps skipped for that: in all, and the last ones in a row

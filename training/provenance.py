@@ -32,10 +32,7 @@ def start_entry(experiment: Experiment) -> dict:
         "device": torch.cuda.get_device_name(e.device) if cuda and torch.cuda.is_available() else cpu,
         "processes": distributed.get_world_size(),
         "versions": versions(),
-        "images": {
-            "training": _described(e.patches.checksums()),
-            "validation": _described(e.validation.checksums),
-        },
+        "images": {"training": _described(e.patches.checksums()), "validation": _described(e.validation.checksums)},
     }
 
 

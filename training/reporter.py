@@ -1,6 +1,7 @@
 """The lines that a run prints and logs while it trains, and at its end."""
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 
 from tqdm import tqdm
@@ -12,10 +13,13 @@ from runs.checkpoint import serialize
 from runs.output import script_command
 from runs.writer import RunWriter
 
-from . import distributed
+from . import distributed, watch
+from .board import Board
 from .experiment import Experiment
 from .learner import Learner
+from .provenance import start_entry
 from .state import TrainingState
+from .validation import BICUBIC
 
 
 class Reporter:
@@ -23,6 +27,12 @@ class Reporter:
 
     def __init__(self, experiment: Experiment, state: TrainingState, writer: RunWriter):
         self.experiment, self.state, self.writer = experiment, state, writer
+        config, is_main = experiment.config, distributed.is_main_process()
+        self.watch = self.board = None
+        if is_main and (config.watch or config.tensorboard):  # TensorBoard shows one image at least
+            bicubic = BICUBIC[config.protocol](config.scale)
+            self.watch = watch.Watch(experiment.validation, max(1, config.watch), bicubic)
+        self.began = time.monotonic()
 
     def start(self) -> str:
         """The lines that announce the run."""
@@ -36,8 +46,12 @@ class Reporter:
             f"{notes}"
         )
 
-    def log_notes(self) -> None:
-        """Print and log what the run leaves out and notes from its start on."""
+    def log_start(self) -> None:
+        """Log how to repeat the run; print and log what it leaves out and notes from its start on."""
+        self.began = time.monotonic()
+        self.writer.log(step=self.state.step, **start_entry(self.experiment))
+        if self.experiment.config.tensorboard and distributed.is_main_process():
+            self.board = Board(self.writer, self.state.step)
         for reason in self.experiment.left_out:
             print(f"left out: {reason}")
             self.writer.log(step=self.state.step, left_out=reason)
@@ -70,8 +84,12 @@ class Reporter:
                 entry.setdefault("own_learning_rate", {})[learner.name] = own
             if (skipped := int(learner.skips[0])) > 0:
                 entry.setdefault("skipped", {})[learner.name] = skipped
+            if (seconds := learner.timer.mean()) is not None:
+                entry.setdefault("seconds_per_step", {})[learner.name] = seconds
         bar.set_postfix_str(" | ".join(text))
-        self.writer.log(**entry)
+        self.writer.log(**entry, elapsed=time.monotonic() - self.began)
+        if self.board is not None:
+            self.board.losses(entry)
 
     def scores(self, learner: Learner, epoch: int, scores: dict[str, list[float]]) -> None:
         """Print and log a learner's validation scores; queue its checkpoint if it was never better."""
@@ -90,6 +108,24 @@ class Reporter:
         when = f"step {self.state.step}" if self.experiment.config.validate_every else f"epoch {epoch}"
         print(f"  {when}  {learner.name:{width}}{shown}{'  best' if better else ''}")
         self.writer.log(step=self.state.step, epoch=epoch, validation=learner.name, **means)
+        if self.board is not None:
+            self.board.scores(self.state.step, learner.name, means)
+
+    def pictures(self, epoch: int) -> None:
+        """Keep what the networks make of the watched images in this epoch, for the next save, and show it."""
+        if self.watch is None:
+            return
+        shown = self.watch.record(self.experiment.learners, epoch)
+        if self.experiment.config.watch:
+            name = f"step_{self.state.step}" if self.experiment.config.validate_every else f"{epoch:04}"
+            self.writer.queue(f"{watch.FOLDER}/{name}.npz", watch.serialize(shown))
+        if self.board is not None:
+            self.board.pictures(self.state.step, shown)
+
+    def flush(self) -> None:
+        """Have what TensorBoard shows on the disk."""
+        if self.board is not None:
+            self.board.flush()
 
     def summary(self) -> list[str]:
         """The notes on what did not go as it should: skipped, retried, fallen back to."""

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tabulate import tabulate
@@ -10,6 +11,7 @@ from tabulate import tabulate
 from metrics.evaluate import count_infinite, mean_scores
 from metrics.judges import mark_biased
 from metrics.published import check_bicubic
+from runs.history import Pace
 
 from .validation import EvaluationSet
 
@@ -29,12 +31,14 @@ class Row(NamedTuple):
     method: Method
     scores: dict[str, list[float]]  # of each image, by metric
     note: str = ""
+    pace: Pace | None = None  # of the training step of a run's network, if it was logged
 
 
 def table(rows: Sequence[Row], judges: Collection[str] = ()) -> str:
     """The mean scores as text, metrics on a network that the SR networks learned from mark_biased."""
     names = list(dict.fromkeys(name for row in rows for name in row.scores))
     both = len({row.method.checkpoint for row in rows} - {""}) > 1
+    timed = any(row.pace for row in rows)
     lines, before = [], ("", "")
     for row in rows:
         means = mean_scores(row.scores)
@@ -42,19 +46,37 @@ def table(rows: Sequence[Row], judges: Collection[str] = ()) -> str:
         place = (f"{row.dataset} ({size})", row.protocol)
         shown = ["", ""] if place == before else ["" if place[0] == before[0] else place[0], place[1]]
         method = f"{row.method.loss} {row.method.checkpoint}".strip() if both else row.method.loss
-        lines.append([*shown, method, *(f"{means[n]:.4f}" if n in means else "" for n in names), row.note])
+        values = [f"{means[n]:.4f}" if n in means else "" for n in names]
+        lines.append([*shown, method, *values, *([str(row.pace or "")] * timed), row.note])
         before = place
-    headers = ["data set (images)", "protocol", "method", *(mark_biased(name, judges) for name in names), "note"]
-    align = ["left"] * 3 + ["right"] * len(names) + ["left"]
+    headers = ["data set (images)", "protocol", "method", *(mark_biased(name, judges) for name in names)]
+    headers += ["s/step (x plain)"] * timed + ["note"]
+    align = ["left"] * 3 + ["right"] * (len(names) + timed) + ["left"]
     if not any(row.note for row in rows):
         lines, headers, align = [line[:-1] for line in lines], headers[:-1], align[:-1]
     return tabulate(lines, headers, disable_numparse=True, colalign=align)
 
 
-def rows_of(name: str, images: EvaluationSet, scores: Mapping, best: str, folders: Collection[str]) -> list[Row]:
+def untested(losses: Collection[str]) -> str:
+    """A sentence if the networks of a run stand side by side: what their scores cannot tell."""
+    if len(losses) < 2:
+        return ""
+    return (
+        f"{len(losses)} networks, 1 seed: no test of which loss is better, for that takes more seeds (docs/results.md)"
+    )
+
+
+def rows_of(
+    name: str,
+    images: EvaluationSet,
+    scores: Mapping,
+    best: str,
+    folders: Collection[str],
+    paces: Mapping[str, Pace] = MappingProxyType({}),
+) -> list[Row]:
     """The rows of a data set from its scores, with their notes.
 
-    best: the note for `best` networks.
+    best: the note for `best` networks; paces: of the run's losses.
     """
     rows = []
     for protocol, of in scores.items():
@@ -66,7 +88,8 @@ def rows_of(name: str, images: EvaluationSet, scores: Mapping, best: str, folder
                 notes = [check.text] if check else []
             for metric, count in count_infinite(by_metric).items():
                 notes.append(f"{metric} of {count} infinite" + ", not in the mean" * (count < len(images)))
-            rows.append(Row(name, protocol, method, by_metric, "; ".join(filter(None, notes))))
+            pace = paces.get(method.loss) if method.checkpoint else None
+            rows.append(Row(name, protocol, method, by_metric, "; ".join(filter(None, notes)), pace))
     return rows
 
 
@@ -93,6 +116,7 @@ def _json_row(row: Row, images: EvaluationSet) -> dict:
         "loss": row.method.loss,
         "files": len(per_image),
         **mean_scores(row.scores),
+        **({"seconds_per_step": row.pace.seconds, "times_plain": row.pace.ratio} if row.pace else {}),
         "note": row.note,
         **({"infinite": infinite} if infinite else {}),
         "per_image": dict(zip(images.names, per_image)),

@@ -2,6 +2,7 @@
 
     RUN/watch/0007.npz      of epoch 7 (step_7.npz: of step 7), uint8 arrays by their keys, 0 to 255 for 0 to 1:
         IMAGE/hr            (h,w,3), the middle of an image
+        IMAGE/bicubic       (h,w,3), its LR upscaled as in the protocol's bicubic row
         IMAGE/LOSS/sr       (h,w,3), as the network of that loss makes it
         IMAGE/LOSS/weights  (h,w), the mean over the channels of the loss's weights, if it has a weighting network
     and, float64: IMAGE/LOSS/k, the weights' mean in that epoch.
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data import PairedDataset
 from models.ops.tiled import TiledUpscaler
@@ -50,33 +51,47 @@ class Watch:
     """The middles of the first `count` validation images.
 
     Reads them once, and raises ValueError as data does.
+
+    bicubic: the upscaler to compare with.
     """
 
-    def __init__(self, validation: PairedDataset, count: int):
-        self.parts = {}
+    def __init__(self, validation: PairedDataset, count: int, bicubic: nn.Module):
+        self.parts, self.always = {}, {}  # what networks are given; what is in each file
         for i in range(min(count, len(validation))):
             lr, hr = validation[i]
             (rows, own_rows, hr_rows), (columns, own_columns, hr_columns) = (
                 middle(length, validation.scale) for length in lr.shape[1:]
             )
             lr, hr = lr[None, :, rows, columns].clone(), hr[None, :, hr_rows, hr_columns].clone()
-            self.parts[validation.names[i].replace("/", "_")] = lr, hr, (..., own_rows, own_columns)
+            name = validation.names[i].replace("/", "_")
+            self.parts[name] = lr, hr, (..., own_rows, own_columns)
+            self.always[f"{name}/hr"] = pixels(hr[0])
+            self.always[f"{name}/bicubic"] = pixels(self.upscaled(name, bicubic, torch.device("cpu"))[0])
 
     @torch.no_grad()
-    def record(self, learners: Iterable[Learner], epoch: int) -> bytes:
-        """The file of this epoch."""
-        found = {}
-        for name, (lr, hr, own) in self.parts.items():
-            found[f"{name}/hr"] = pixels(hr[0])
+    def upscaled(self, name: str, net: nn.Module, device: torch.device) -> Tensor:
+        """The part of an image as the network makes it, (1,3,h,w) in [-1,1]."""
+        lr, _, own = self.parts[name]
+        return TiledUpscaler(net, 1 << 30)(lr.to(device))[own].float().clamp_(-1, 1)
+
+    @torch.no_grad()
+    def record(self, learners: Iterable[Learner], epoch: int) -> dict[str, np.ndarray]:
+        """The arrays of this epoch by their keys."""
+        found = {**self.always}
+        for name, (_, hr, _) in self.parts.items():
             for learner in learners:
-                on_device = hr.to(learner.device)
-                sr = TiledUpscaler(learner.result, 1 << 30)(lr.to(learner.device))[own].float().clamp_(-1, 1)
+                sr = self.upscaled(name, learner.result, learner.device)
                 found[f"{name}/{learner.name}/sr"] = pixels(sr[0])
                 if learner.loss.weighting is not None:
                     k = learner.loss.log_scalars(None, epoch)["k"]
-                    weights = weights_of(learner.loss.weighting, on_device, sr, k)
+                    weights = weights_of(learner.loss.weighting, hr.to(learner.device), sr, k)
                     found[f"{name}/{learner.name}/weights"] = levels(weights[0].mean(dim=0))
                     found[f"{name}/{learner.name}/k"] = np.array(k)
-        file = io.BytesIO()
-        np.savez_compressed(file, **found)
-        return file.getvalue()
+        return found
+
+
+def serialize(found: dict[str, np.ndarray]) -> bytes:
+    """The content of an epoch's file."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **found)
+    return file.getvalue()
