@@ -104,8 +104,8 @@ def read_history(run: Path) -> History:
                 text = f"step {step}: {'left out: ' if kind == 'left_out' else ''}{entry[kind]}"
                 history.notes += [text] if text not in history.notes else []
         if "validation" in entry:
-            for metric in entry.keys() - NOT_CURVES:
-                _add(history.curves, metric, entry["validation"], step, entry[metric])
+            for metric, value in entry.items():
+                _add(history.curves, metric, entry["validation"], step, value)
             history.metrics += [name for name in entry if name not in {*NOT_CURVES, *history.metrics}]
         elif isinstance(entry.get("loss"), dict):
             for quantity, values in entry.items():

@@ -59,7 +59,7 @@ def draw(series: Mapping[int, Curve], over_time: bool) -> str:
     unit, seconds = unit_of(longest) if over_time else ("", 1)
     paint = {name: TEXT for name in ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")}
     paint |= {name: FAINT for name in ("axes.edgecolor", "xtick.color", "ytick.color", "grid.color")}
-    with matplotlib.rc_context({**paint, "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9}):
+    with matplotlib.rc_context({**paint, "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 10}):
         figure = Figure((4.6, 2.7))
         figure.subplots_adjust(left=0.14, right=0.97, top=0.96, bottom=0.19)
         ax = figure.subplots()

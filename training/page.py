@@ -22,6 +22,7 @@ from runs.history import Curve, History, Pace, read_history
 from runs.output import script_command
 
 from .curves import draw, legend
+from .reporter import missing_controls
 from .rows import untested
 from .samples import Sample, data_uri, make_samples, merged, png_uri, read_watched
 
@@ -176,7 +177,9 @@ def render(paths: Sequence[Path], images: int, device: torch.device, validation=
     drawn = {run.name: run.path / "weights.png" for run in runs if (run.path / "weights.png").exists()}
     if not any(sample.weights for sample in shown) and drawn:
         notes.append("To see the weights over the epochs, train with --watch 2.")
-    page = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    environment = Environment(autoescape=True, trim_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return page.render(
         title=f"{', '.join(names)}: report" if len(names) < 4 else f"Report on {len(names)} runs",
         made=time.strftime("Made on %Y-%m-%d %H:%M."),
@@ -184,7 +187,7 @@ def render(paths: Sequence[Path], images: int, device: torch.device, validation=
             {
                 **{name: getattr(run, name) for name in ("name", "about", "starts", "facts", "settings", "notes")},
                 "tables": run.tables(),
-                "verdicts": [*filter(None, [untested(run.config.variants)])],
+                "verdicts": [*filter(None, [untested(run.config.variants)]), *missing_controls(run.config)],
             }
             for run in runs
         ],
