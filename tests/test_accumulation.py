@@ -1,6 +1,5 @@
 """--accumulate: gradients of batches one after the other are those of one batch as large as all of them."""
 
-import json
 import signal
 from functools import partial
 
@@ -13,6 +12,7 @@ import train
 from configs import Config
 from losses import global_batch
 from runs.checkpoint import SR_NETWORK, load_checkpoint
+from tests.conftest import log_without_clocks
 from training import stop_signals
 from training.learner import build_learners
 
@@ -63,7 +63,7 @@ def runs(base, tmp_path_factory):
 
 
 def log_of(run) -> list[dict]:
-    return [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    return log_without_clocks(run.folder)
 
 
 @pytest.mark.parametrize("name", ["halves", "quarters"])

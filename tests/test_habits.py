@@ -1,7 +1,6 @@
 """Training habits of the field: AdamW, the average of the weights (EMA), and what is said in docs/training.md."""
 
 import copy
-import json
 import math
 import shutil
 import signal
@@ -13,6 +12,7 @@ import torch
 import configs
 import train
 from runs.checkpoint import SR_NETWORK, load_checkpoint, load_networks
+from tests.conftest import log_without_clocks
 from training import stop_signals
 from training.learner import build_learners, build_optimizer
 
@@ -40,7 +40,7 @@ def stopped(at_step, call: int, *argv) -> train.Trainer:
 
 
 def log_of(run) -> list[dict]:
-    return [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    return log_without_clocks(run.folder)
 
 
 @pytest.fixture(scope="module")

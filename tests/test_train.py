@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import math
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from data import list_images, read_rgb
 from losses import Target
 from metrics.judges import JUDGES
 from runs.checkpoint import load_checkpoint
+from tests.conftest import log_without_clocks
 from training.learner import build_learners
 
 SMALL_HAT = [
@@ -46,11 +46,7 @@ def trained(args, *more) -> train.Trainer:
 
 
 def log_of(run) -> list[dict]:
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    lines = (run.folder / "log.jsonl").read_text().splitlines()
-    return [json.loads(line, parse_constant=refuse) for line in lines]
+    return log_without_clocks(run.folder)
 
 
 # --- Algorithm 1 ---

@@ -1,6 +1,5 @@
 """Training with the rivals: whole runs, joint and alternating optimisation, and exact resume through their stages."""
 
-import json
 from functools import partial
 
 import pytest
@@ -12,6 +11,7 @@ import train
 from losses import LOSSES
 from losses.discriminator import VGGDiscriminator
 from runs.checkpoint import load_checkpoint
+from tests.conftest import log_without_clocks
 
 RIVALS = ["L1+UDL", "L1+PSPL", "MSE+PSPL", "L1+DP", "L1+DP+GAN", "L1+TLW+DP", "L1+TLW+DP+GAN"]
 
@@ -42,7 +42,7 @@ def trained(args, *more) -> train.Trainer:
 
 
 def log_of(run) -> list[dict]:
-    return [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    return log_without_clocks(run.folder)
 
 
 def test_all_losses_in_one_run(args, workplace):
@@ -52,7 +52,7 @@ def test_all_losses_in_one_run(args, workplace):
     assert names == {"config.yaml", "log.jsonl", "last.pt", "val.json", "val.csv", "weights.png"} | {
         f"best_{x}.pt" for x in LOSSES
     }
-    steps = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()][:2]
+    steps = log_without_clocks(folder)[:2]
     for entry in steps:
         assert entry["loss"].keys() == set(LOSSES) and all(0 < loss < 10_000 for loss in entry["loss"].values())
         assert entry["WC"].keys() == {"L1+TLW", "MSE+TLW", "L1+TLW+DP"} and entry["k"].keys() == {

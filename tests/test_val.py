@@ -134,7 +134,7 @@ def table_of(out: str) -> dict[tuple[str, str, str], list[str]]:
     starts = [0, *(i + 2 for i in range(len(lines[1])) if lines[1].startswith("  -", i))]
     rows, place = {}, ["", ""]
     for line in lines[2:]:
-        if line.startswith(("written", "where", "next", "SR images")):
+        if line.startswith(("written", "where", "next", "SR images")) or ": no test" in line:
             break
         cells = [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None])]
         place = [cells[0].split(" (")[0] or place[0], cells[1] or place[1]]

@@ -1,7 +1,6 @@
 """Losses with settings of their own: what is read, what is refused, and that each is a training of its own."""
 
 import dataclasses
-import json
 import signal
 from itertools import chain
 from pathlib import Path
@@ -16,6 +15,7 @@ from configs import Config
 from configs.variants import OPTIMIZER, TERMS
 from runs.checkpoint import load_checkpoint
 from runs.evaluations import read_evaluations
+from tests.conftest import log_without_clocks
 from training import stop_signals
 from training.learner import build_learners
 from training.reporter import missing_controls
@@ -64,7 +64,7 @@ def test_each_setting_is_of_the_run_or_of_a_loss():
         "extractor_weights", "trainpath", "lrpath", "valpath", "vallrpath", "patch", "bad_images", "skip_small",
         "augment", "repeat", "batchsize", "workers", "max_skipped", "startepoch", "endepoch", "steps", "seed",
         "precision", "compile", "device", "modelpath", "load", "save_every", "save_minutes", "metrics", "protocol",
-        "log_every", "watch", "color", "accumulate", "validate_every", "keep_every", "checkpoint", "best_by", "on_divergence", "auto_resume", "cache", "cache_size",
+        "log_every", "watch", "tensorboard", "color", "accumulate", "validate_every", "keep_every", "checkpoint", "best_by", "on_divergence", "auto_resume", "cache", "cache_size",
         "lr_template", "degradation", "tiles",
     }  # fmt: skip
     assert not own & of_run and own | of_run == {field.name for field in dataclasses.fields(Config)}
@@ -149,7 +149,7 @@ def trained(argv) -> train.Trainer:
 
 
 def log_of(run) -> list[dict]:
-    return [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    return log_without_clocks(run.folder)
 
 
 def test_each_has_its_checkpoint_and_its_lines(whole):

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run, in RUN/tensorboard: scalars by quantity and loss, and the watched images."""
+"""TensorBoard's files, in RUN/tensorboard: scalars by quantity and loss, and the watched images."""
 
 import importlib.util
 from collections.abc import Callable, Mapping

@@ -24,7 +24,10 @@ def style_of(number: int) -> tuple[str, str]:
 
 
 def thinned(curve: Curve, most: int = MOST) -> Curve:
-    """A curve of at most `most` points, each the mean of equally many; values that are not finite are left out."""
+    """A curve of at most `most` points, each the mean of equally many.
+
+    Values that are not finite are left out.
+    """
     points = [(x, y) for x, y in curve if math.isfinite(y)]
     size = max(1, math.ceil(len(points) / most))
     parts = [points[i : i + size] for i in range(0, len(points), size)]
@@ -32,7 +35,7 @@ def thinned(curve: Curve, most: int = MOST) -> Curve:
 
 
 def running_mean(curve: Curve) -> Curve:
-    """The mean of each point and its neighbours, a thirtieth of the curve around it."""
+    """The mean at each point of a thirtieth of the curve around it."""
     reach = max(1, len(curve) // 60)
     ys = [y for _, y in curve]
     windows = [ys[max(0, i - reach) : i + reach + 1] for i in range(len(ys))]

@@ -33,11 +33,17 @@ PER_ROW = {"loss", "files", "note", "infinite", "per_image", "seconds_per_step",
 
 
 class Run:
-    """The files of a run, read. Raises ValueError if its settings or scores cannot be, OSError for its log."""
+    """The files of a run, read.
+
+    Raises ValueError if its settings or scores cannot be read, OSError if its log cannot.
+    """
 
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
-        self.config: Config = read_settings(path)
+        try:
+            self.config: Config = read_settings(path)
+        except ValueError as error:
+            raise ValueError(str(error) if str(path) in str(error) else f"{path / 'config.yaml'}: {error}") from None
         self.history: History = read_history(path)
         self.evaluations = read_evaluations(path / "val.json")
         self.paces = self.history.paces(self.config.variants)
@@ -158,7 +164,10 @@ def write_report(
 
 
 def report_or_note(run: Path, device: torch.device, validation) -> None:
-    """Write a run's report and print its path. It is an extra: what goes wrong is one line, and no error."""
+    """Write a run's report and print its path.
+
+    It is an extra: what goes wrong is one line, and no error.
+    """
     path = run / "report.html"
     try:
         write_report([run], path, device=device, validation=validation)

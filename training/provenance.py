@@ -1,4 +1,4 @@
-"""How to repeat a run: its command, the versions, the machine and the images, as a start of it logs them."""
+"""All that repeats a run: command, versions, machine and images, as each start logs them."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "lpips")
 
 
 def start_entry(experiment: Experiment) -> dict:
-    """What a start says of itself in the log."""
+    """The line of the log that describes a start."""
     e, cuda = experiment, experiment.device.type == "cuda"
     cpu = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
     return {
@@ -64,5 +64,5 @@ def _commit() -> str:
 
 
 def _described(checksums: Sequence[int]) -> dict:
-    """How many images, and one checksum of their pixels, whatever their order."""
+    """The number of images, and one checksum of their pixels, whatever their order."""
     return {"count": len(checksums), "checksum": f"{zlib.crc32(repr(sorted(checksums)).encode()):08x}"}

@@ -1,4 +1,4 @@
-"""Parts of validation images, as a run's networks make them: kept by --watch, or made now from its checkpoints."""
+"""Parts of validation images by a run's networks: kept by --watch, or made now from its checkpoints."""
 
 import base64
 import io
@@ -47,7 +47,7 @@ def watched_files(run: Path) -> dict[str, Path]:
 
 
 def read_watched(run: Path, most: int = MAPS) -> list[Sample]:
-    """The watched images: as the last validation made them, weights of `most` validations from first to last.
+    """The watched images as the last validation made them, and their weights in `most` validations.
 
     Raises ValueError if a file is damaged.
     """
@@ -114,7 +114,10 @@ def make_samples(run: Path, count: int, device: torch.device, validation: Paired
 
 
 def merged(samples: Sequence[tuple[str, Sample]]) -> list[Sample]:
-    """Samples of several runs, each with the run's name: those of the same pixels as one, the losses by their runs."""
+    """Samples of several runs, those of the same pixels as one; losses are then called by their runs.
+
+    samples: with the names of their runs.
+    """
     groups: list[list[tuple[str, Sample]]] = []
     for run, sample in samples:
         same = next((group for group in groups if _same(group[0][1], sample)), None)
