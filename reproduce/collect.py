@@ -21,6 +21,7 @@ import numpy as np
 from configs import Config
 from data import list_images
 from runs.atomic import atomic_write
+from runs.history import read_paces
 from training.evaluation import label_folders
 
 from .cells import CHECKPOINTS, Cell, differing, network_name, read_evaluation, saved_config
@@ -72,6 +73,12 @@ class Results(NamedTuple):
     def values(self, name: str) -> list:
         """What a field of the keys takes in the trainings' rows, in the order of appearance."""
         return list(dict.fromkeys(getattr(key, name) for key in self.scores if key.loss != "bicubic"))
+
+
+def _logged_seconds(cell: Cell) -> float | str:
+    """Seconds of a training step by the cell's own log, images' reading left out; empty where it has none."""
+    pace = next(iter(read_paces(cell.folder, cell.config).values()), None)
+    return float(f"{pace.seconds:.4g}") if pace else ""
 
 
 def read_cells(
@@ -141,7 +148,7 @@ def read_cells(
             "steps": c.steps or "",
             "learning_rate": c.learning_rate,
             "seconds": round(cell.seconds(), 1),
-            "seconds_per_step": seconds_per_step.get(cell.block, {}).get(cell.loss, ""),
+            "seconds_per_step": seconds_per_step.get(cell.block, {}).get(cell.loss) or _logged_seconds(cell),
         }
         for cell, c, _ in found
     ]

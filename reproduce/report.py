@@ -14,6 +14,7 @@ from tabulate import tabulate
 import configs
 from metrics.judges import mark_biased
 from runs.atomic import atomic_write
+from runs.history import Pace
 
 from . import collect
 from .collect import RISING, Key, Results, label_of
@@ -194,14 +195,20 @@ def scores_table(results: Results, rows: list[dict], style: str) -> str:
 
 
 def costs_table(results: Results, style: str) -> str:
-    """Steps, learning rate and time of a training of each loss; seconds on this grid's machine, as busy as it was."""
+    """Steps, learning rate and time of a training of each loss; seconds on this grid's machine, as busy as it was.
+
+    A step's are the means over the trainings, and how many times those of the plain loss, L1 or MSE, beside it.
+    """
     groups: dict[tuple, list[dict]] = {}
     for training in results.trainings:
         groups.setdefault((training["network"], training["scale"], training["loss"]), []).append(training)
-    lines = []
+    lines, per_step = [], {}
+    for key, of in groups.items():
+        measured = [float(training["seconds_per_step"]) for training in of if training["seconds_per_step"]]
+        per_step[key] = mean_and_deviation(measured)[0] if measured else None
     for (network, scale, loss), of in groups.items():
         seconds, _ = mean_and_deviation(float(training["seconds"]) for training in of)
-        per_step = of[0]["seconds_per_step"]
+        own, plain = (per_step.get((network, scale, name)) for name in (loss, loss.split("+")[0]))
         lines.append(
             [
                 network,
@@ -210,10 +217,10 @@ def costs_table(results: Results, style: str) -> str:
                 str(of[0]["steps"]),
                 str(of[0]["learning_rate"]),
                 f"{seconds:.0f}",
-                f"{float(per_step):.3g}" if per_step else "",
+                str(Pace(own, own / plain if plain else None)) if own else "",
             ]
         )
-    return _table(lines, ["network", "scale", "loss", "steps", "rate", "seconds", "s/step, measured"], 3, style)
+    return _table(lines, ["network", "scale", "loss", "steps", "rate", "seconds", "s/step (x plain)"], 3, style)
 
 
 def _shown(row: dict) -> list[str]:

@@ -72,7 +72,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the result depends on, by what it is."""
+        """All that the result depends on, in words, by what it is."""
         start, config = (self.history.starts or [{}])[-1], self.config
         facts = {"folder": str(self.path)}
         for kind, paths in (("training", config.trainpath), ("validation", config.valpath)):
