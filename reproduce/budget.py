@@ -90,4 +90,5 @@ def in_equal_time(config: Config, seconds: float, least: float) -> dict:
     for name in ("step_epochs", "udl_epoch"):
         scaled[name] = max(1, round(scaled[name]))
     milestones = sorted({max(1, round(step * share)) for step in config.milestones})
+    scaled |= {"restart_every": max(1, round(config.restart_every * share))} if config.restart_every else {}
     return scaled | ({"milestones": milestones} if milestones else {})
