@@ -12,6 +12,7 @@ import configs
 import convert
 import export
 import infer
+import report
 import val
 from losses import LOSSES
 from models import SR_MODELS
@@ -23,12 +24,12 @@ COMMANDS = {
     match[1].split("   ")[0].strip(): page.name
     for page in PAGES
     for match in re.finditer(
-        r"^(?:.*(?:&& |\| ))?(?:torchrun .* |python )((?:train|val|infer|export|convert)\.py[^\n`#|]*)",
+        r"^(?:.*(?:&& |\| ))?(?:torchrun .* |python )((?:train|val|infer|export|report|convert)\.py[^\n`#|]*)",
         page.read_text(),
         re.M,
     )
 }
-PARSERS = {"val.py": val.parse, "infer.py": infer.parse, "export.py": export.parse}
+PARSERS = {"val.py": val.parse, "infer.py": infer.parse, "export.py": export.parse, "report.py": report.parse}
 
 
 def test_readme_is_short():
@@ -68,7 +69,7 @@ def test_command_lines(command, monkeypatch):
 
 
 def test_commands_are_found():
-    assert {command.split()[0] for command in COMMANDS} >= {"train.py", "val.py", "infer.py", "export.py"}
+    assert {command.split()[0] for command in COMMANDS} >= {"train.py", "val.py", "infer.py", "export.py", "report.py"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -97,6 +97,21 @@ def grid_of_four(folder):
     ]
 
 
+def test_a_step_s_time_is_the_budget_s_or_the_log_s(tmp_path):
+    """Means over the seeds, and how many times those of the plain loss; empty where nothing was measured."""
+    cells = [finish(cell(tmp_path, loss, seed=seed), {"A": [1, 2, 3]}) for loss in ("L1", "L1+TLW") for seed in (0, 1)]
+    cells.append(finish(cell(tmp_path, "L1+UDL"), {"A": [1, 2, 3]}))
+    for one, seconds in zip(cells, (0.1, 0.3, 1.1, 0.9)):
+        line = {"step": 10, "loss": {one.loss: 1.0}, "seconds_per_step": {one.loss: seconds}}
+        (one.folder / "log.jsonl").write_text(json.dumps(line) + "\n")
+    results = collect.read_cells(cells)
+    assert [row["seconds_per_step"] for row in results.trainings] == [0.1, 0.3, 1.1, 0.9, ""]
+    plain, tlw, udl = report.costs_table(results, "plain").splitlines()[-3:]
+    assert plain.endswith(" 0.2 (1x)") and tlw.endswith(" 1 (5x)") and "x)" not in udl
+    measured = collect.read_cells(cells, (), {"VDSR x2": {"L1": 0.25, "L1+TLW": 0.5, "L1+UDL": 0.3}})
+    assert [row["seconds_per_step"] for row in measured.trainings] == [0.25, 0.25, 0.5, 0.5, 0.3]
+
+
 def test_means_pairs_and_files(tmp_path):
     results = collect.read_cells(grid_of_four(tmp_path), (), {"VDSR x2": {"L1": 0.25}})
     paper = read_paper("table1")
