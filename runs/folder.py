@@ -8,6 +8,8 @@
                     step_N.pt       the last.pt of step N, with --keep-every
                     watch/          weights and SR crops at each validation, with --watch
                     val.json        written by val.py
+                    report.html     written by report.py, and at the run's end
+                    tensorboard/    with --tensorboard
                     .lock           names the process that trains here, while it does
 
 A state is the zip archive that torch.save writes; its CRC-32 of every entry is the checksum that loading verifies.
