@@ -186,7 +186,7 @@ def test_a_run_on_several_folders_with_judge_and_other(run, images, squeeze_file
     assert err == "" and f"EDSR (small, {which}) x4, protocol standard, cpu\n" in out
     header = next(line for line in out.splitlines() if line.startswith("data set"))
     assert "LPIPS-squeeze (judge)" in header and "LPIPS-alex (judge)" not in header
-    assert "LPIPS-alex" in header and "cuts (4)" in out and "others (3)" in out
+    assert "s/step (x plain)" in header and "LPIPS-alex" in header and "cuts (4)" in out and "others (3)" in out
 
     losses = ["bicubic", "L1+TLW", "L1"]
     assert list(table_of(out)) == [(dataset, "standard", loss) for dataset in ("cuts", "others") for loss in losses]
@@ -218,10 +218,12 @@ def test_a_run_on_several_folders_with_judge_and_other(run, images, squeeze_file
         assert list(row["per_image"]) == sorted(path.name for path in folder.iterdir())
         scores = {name: [image[name] for image in row["per_image"].values()] for name in names}
         assert all(row[name] == pytest.approx(np.mean(scores[name])) for name in names)
+        timed = [f"{row['seconds_per_step']:.3g} ({row['times_plain']:.3g}x)"] if loss != "bicubic" else []
         noted = which == "best" and loss != "bicubic"  # others are some of the images
         assert row["note"] == ("selected on these images" if noted else "")
         assert table_of(out)[dataset, "standard", loss] == [
             *(f"{row[name]:.4f}" for name in names),
+            *timed,
             *[row["note"]] * noted,
         ]
         if loss == "L1":
