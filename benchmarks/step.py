@@ -123,7 +123,9 @@ def followed(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
     """A list to which every step of opt adds the gradient that it follows."""
     gradients = []
     opt.register_step_pre_hook(
-        lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in opt.param_groups[0]["params"]]))
+        lambda *_: gradients.append(
+            torch.cat([p.grad.flatten() for p in opt.param_groups[0]["params"] if p.grad is not None])
+        )
     )
     return gradients
 
