@@ -160,7 +160,8 @@ def train_words(args: argparse.Namespace, model: str, scale: int, folder: Path) 
         str(args.inputs / "Set5"),
     ]
     weights = sorted(map(str, args.inputs.glob("*.pth")))
-    judge = ["--judge", "lpips-alex", "--metrics", "alex", "--judge-weights", *weights]
+    metrics = ["alex", *["squeeze"] * any("squeeze" in path for path in weights)]
+    judge = ["--judge", "lpips-alex", "--metrics", *metrics, "--judge-weights", *weights]
     return [*words, *folders, *judge, "--precision", args.precision, "--workers", "4"]
 
 

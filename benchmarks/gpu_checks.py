@@ -139,8 +139,8 @@ def train_py(folder: Path, *words: str) -> float:
 def differing(one, other, where: str = "") -> list[str]:
     """The places in which two states are not the same bit by bit."""
     if isinstance(one, dict) and isinstance(other, dict):
-        keys = sorted(one.keys() ^ other.keys(), key=str) or one.keys()
-        return [x for key in keys for x in differing(one.get(key), other.get(key), f"{where}.{key}")]
+        missing = [f"{where}.{key}" for key in one.keys() ^ other.keys()]
+        return missing or [x for key in one for x in differing(one[key], other[key], f"{where}.{key}")]
     if isinstance(one, (list, tuple)) and len(one) == len(other):
         return [x for i, (a, b) in enumerate(zip(one, other)) for x in differing(a, b, f"{where}[{i}]")]
     return [] if (torch.equal(one, other) if isinstance(one, Tensor) else one == other) else [where]
