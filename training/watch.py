@@ -42,7 +42,10 @@ def middle(length: int, scale: int) -> tuple[slice, slice, slice]:
 
 
 class Watch:
-    """The middles of the first `count` validation images. Reads them once, and raises ValueError as data does."""
+    """The middles of the first `count` validation images.
+
+    Reads them once, and raises ValueError as data does.
+    """
 
     def __init__(self, validation: PairedDataset, count: int):
         self.parts = {}
