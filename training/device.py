@@ -34,7 +34,8 @@ def setup_device(name: str | None) -> torch.device:
 def set_deterministic(deterministic: bool) -> None:
     """Have a GPU compute the same bits in every run, or as fast as it can.
 
-    To be called before its first operation. An operation that has no such algorithm raises RuntimeError, by its name, when it comes.
+    To be called before its first operation. An operation that has no such algorithm raises RuntimeError, by its name,
+    when it comes.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses matrix products
