@@ -27,7 +27,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--res-scale", type=float, metavar="X", help="EDSR's residual scaling (default: the authors' for its size)"
     )
-    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="needed for VDSR, whose weights do not tell it")
+    parser.add_argument(
+        "--scale", type=int, choices=(1, 2, 3, 4, 8), help="needed for VDSR, whose weights do not tell it"
+    )
     parser.add_argument(
         "--modelpath",
         type=configs.typed_path,
@@ -117,9 +119,11 @@ def convert(args: argparse.Namespace) -> tuple[configs.Config, dict[str, dict], 
         if config is None:
             theirs = {"judge": "lpips-vgg-unweighted", "udl_head": "tlw"} if source_of(path, None) or head else {}
             losses = losses if losses != (None,) else (loss,)
-            config = configs.Config(model=model, scale=found, model_options=options, losses=losses, **theirs)
+            own = {name: value for name, value in (options or {}).items() if name != "colours"} or None
+            theirs |= {"color": "grey"} if own != options else {}
+            config = configs.Config(model=model, scale=found, model_options=own, losses=losses, **theirs)
         configs.expect(
-            (model, found, options) == (config.model, config.scale, config.model_options),
+            (model, found, options) == (config.model, config.scale, config.network_options),
             "modelpath",
             path,
             f"{config.model} x{config.scale} like the other files, found {model} x{found}",

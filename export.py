@@ -24,6 +24,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--loss", metavar="LOSS", help="which of its networks (default: the only one)")
     parser.add_argument("--best", action="store_true", help="its best epoch (default: the last one)")
+    parser.add_argument("--checkpoint", metavar="NAME", help="what --keep-every kept of it, such as step_1000")
     formats = ("safetensors", "onnx", "spandrel", "edsr")
     parser.add_argument("--to", required=True, choices=formats, help="what it is for, see below")
     parser.add_argument("--fp16", action="store_true", help="half the size; images differ a little, said at the end")
@@ -97,7 +98,7 @@ class Source(NamedTuple):
 
     @property
     def identity(self) -> tuple[str, int, Mapping | None]:
-        return self.config.model, self.config.scale, self.config.model_options
+        return self.config.model, self.config.scale, self.config.network_options
 
 
 class Format(NamedTuple):
@@ -193,7 +194,7 @@ def read_source(run: Path, which: str, loss: str | None, half: bool) -> Source:
     about |= {name: str(state[name]) for name in ("epoch", "step", "source") if name in state}
     about |= {"precision": "fp16"} if half else {}
     net = nets[loss].float().eval().requires_grad_(False)
-    return Source(net, config, describe(config.model, config.scale, config.model_options, **about), half)
+    return Source(net, config, describe(config.model, config.scale, config.network_options, **about), half)
 
 
 @torch.no_grad()
@@ -201,7 +202,7 @@ def largest_difference(run: Run, net: nn.Module, scale: int) -> float:
     """How far the images of an exported file are from the network's, over its largest value or 1."""
     random, worst = torch.Generator().manual_seed(0), 0.0
     for size in SIZES:
-        lr = torch.rand(1, 3, *size, generator=random)
+        lr = torch.rand(1, getattr(net, "colours", 3), *size, generator=random)
         wanted, found = UnitRange(net)(lr), run(lr)
         if found.shape != wanted.shape:
             raise ValueError(f"it makes {tuple(found.shape)} of {tuple(lr.shape)}; expected {tuple(wanted.shape)}")
@@ -260,7 +261,10 @@ def main(argv: list[str] | None = None) -> None:
         run = Path(args.modelpath) if args.modelpath else newest_run_dir()
         if args.output:
             check_output(Path(args.output), to, args.overwrite)
-        source = read_source(run, "best" if args.best else "last", args.loss, args.fp16)
+        both = args.checkpoint and args.best
+        configs.expect(not both, "checkpoint", args.checkpoint, "no --best beside it")
+        which = (args.checkpoint or ("best" if args.best else "last")).removesuffix(".pt")
+        source = read_source(run, which, args.loss, args.fp16)
         path = Path(args.output) if args.output else default_output(run, source, args.to)
         check_output(path, to, args.overwrite)
         try:
@@ -278,12 +282,13 @@ def report(source: Source, to: str, path: Path, difference: float) -> None:
     edsr = defaults_of("EDSR") | dict(options or {})
     name = source.net.architecture if model.startswith(PREFIX) else model
     print(f"{name} x{scale}, {source.metadata['loss']} ({source.metadata['checkpoint']}): {path}")
+    image = f"lr: float32 (1,{1 if source.config.color == 'grey' else 3},h,w)"
     size = f"{path.stat().st_size / 10**6:.2g} MB"
     print(f"{size}, checked: run by {FORMATS[to].checked_by}, its images differ from the run's by", end=" ")
     print(f"at most {difference:.1e} of [0,1]" + (" (half precision)" if source.half else ""))
     use = {
         "safetensors": script_command("train.py", "--init", path),
-        "onnx": f"onnxruntime.InferenceSession({str(path)!r}).run(None, {{'lr': lr}})    lr: float32 (1,3,h,w)",
+        "onnx": f"onnxruntime.InferenceSession({str(path)!r}).run(None, {{'lr': lr}})    {image}",
         "spandrel": f"spandrel.ModelLoader().load_from_file({str(path)!r})",
         "edsr": f"python main.py --test_only --pre_train {shlex.quote(str(path))} --scale {scale} "
         f"--n_resblocks {edsr['blocks']} --n_feats {edsr['channels']} --res_scale 1 --rgb_range 255    (EDSR-PyTorch)",

@@ -26,6 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--loss", metavar="LOSS", help="which network of the run (default: L1+TLW, else the first)")
     parser.add_argument("--best", action="store_true", help="its best epoch (default: that, else the last one)")
     parser.add_argument("--last", action="store_true", help="its last epoch")
+    parser.add_argument("--checkpoint", metavar="NAME", help="what --keep-every kept of it, such as step_1000")
     parser.add_argument(
         "--weights", type=path, metavar="FILE", help="a network that spandrel reads, instead of a run's"
     )
@@ -119,8 +120,12 @@ class Stopped(Exception):
 
 def choose_network(args: argparse.Namespace) -> tuple[nn.Module, str]:
     """The network of the command line, and what it is in words. Raises ValueError."""
-    of_run = [name for name in ("modelpath", "loss", "best", "last") if getattr(args, name) not in (None, False)]
+    of_run = [
+        name for name in ("modelpath", "loss", "best", "last", "checkpoint") if getattr(args, name) not in (None, False)
+    ]
     configs.expect(not (args.best and args.last), "best", "--last", "one of the two")
+    both = args.checkpoint and (args.best or args.last)
+    configs.expect(not both, "checkpoint", args.checkpoint, "no --best and no --last beside it")
     if args.model is not None:
         configs.choose(args.model, ["bicubic"], "model")
         others = [*of_run, *(["weights"] if args.weights else [])]
@@ -145,9 +150,12 @@ def choose_of_run(args: argparse.Namespace) -> tuple[nn.Module, str]:
     names = list(read_settings(run).variants)
     loss = args.loss or ("L1+TLW" if "L1+TLW" in names else names[0])
     which = "last" if args.last or not args.best and not (run / f"best_{loss}.pt").exists() else "best"
+    which = args.checkpoint.removesuffix(".pt") if args.checkpoint else which
     config, nets, _ = load_networks(run, which, [loss])
     of_several = f" (of {', '.join(names)}; --loss names another)" if len(names) > 1 and not args.loss else ""
-    return nets[loss], f"{config.model} x{config.scale} of {run}, {which} epoch of {loss}{of_several}"
+    return nets[
+        loss
+    ], f"{config.model} x{config.scale} of {run}, {which}{'' if args.checkpoint else ' epoch'} of {loss}{of_several}"
 
 
 def read_weights(path: Path) -> nn.Module:
@@ -188,22 +196,26 @@ def build_enlarge(
             work = BlendedTiles(work, net.scale, tile, OVERLAP, getattr(net, "window", 1))
         return finish(SelfEnsemble(work)(lr) if ensemble else work(lr))
 
+    grey = getattr(net, "colours", 3) == 1
+
     @torch.inference_mode()
     def enlarge(samples: np.ndarray) -> np.ndarray:
         channels, most = samples.shape[2], np.iinfo(samples.dtype).max
         integers = torch.uint8 if samples.dtype == np.uint8 else torch.uint16
 
         def to_samples(sr: Tensor) -> Tensor:
-            sr = sr.float().mean(1, keepdim=True) if channels == 1 else sr.float()
+            sr = sr.float().mean(1, keepdim=True) if channels == 1 and not grey else sr.float()
             if not torch.isfinite(sr).all():
                 raise ValueError("the network's result has infinite values or none; take another --loss, or fp32")
             return sr.add(1).mul_(most / 2).round_().clamp_(0, most).to(integers)
 
         levels = (np.arange(most + 1) / most * 2 - 1).astype(np.float32)  # in float64, as the training has them
-        lr = torch.from_numpy(levels[samples]).to(device).permute(2, 0, 1)[None].expand(1, 3, -1, -1)
+        lr = torch.from_numpy(levels[samples]).to(device).permute(2, 0, 1)[None]
+        # A grey network has each channel by itself; for others grey is three equal channels.
+        lr = lr.transpose(0, 1) if grey else lr.expand(1, 3, -1, -1)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             sr = upscale(lr.contiguous(), to_samples)
-        return sr[0].permute(1, 2, 0).cpu().numpy()
+        return (sr[:, 0] if grey else sr[0]).permute(1, 2, 0).cpu().numpy()
 
     return enlarge
 

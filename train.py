@@ -10,7 +10,7 @@ Trainable Loss Weights, arXiv 2301.10575: `em_step` below is its Algorithm 1. Ex
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
@@ -29,22 +29,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from configs import Config
-from data import ImageReadError, ResumableBatchSampler, load_batches
+from data import ImageReadError, load_batches
 from losses import Target, global_batch
 from metrics.evaluate import MEMORY, evaluate
 from metrics.references import ReferenceCache
 from models.ops.tiled import TiledUpscaler
-from runs.atomic import atomic_write
 from runs.checkpoint import serialize
 from runs.folder import check_new_run, checkpoint_stamp, next_run_dir
 from runs.lock import check_unlocked
 from runs.writer import NullWriter, RunWriter
 from training import distributed, stop_signals, watch
+from training.accumulation import Parts, accumulated_em_step
 from training.device import fast_memory_format
 from training.divergence import DivergenceWatch
 from training.evaluation import evaluate_run
-from training.experiment import Experiment, add_teachers, build_experiment
-from training.figures import weight_maps
+from training.experiment import add_teachers, build_experiment
+from training.figures import draw_weights
 from training.initial import network_settings
 from training.learner import Learner
 from training.outcome import is_out_of_memory, outcome_of
@@ -71,16 +71,23 @@ def em_step(learner: Learner, lr: Tensor, target: Target, epoch: float) -> tuple
 
 
 def train_step(
-    learners: list[Learner], judge, extractors, lr: Tensor, hr: Tensor, epoch: float, precision: str
+    learners: list[Learner], judge, extractors, lr: Tensor, hr: Tensor, epoch: float, precision: str, parts: int = 1
 ) -> dict[str, tuple[Tensor | None, Tensor]]:
-    """Every learner's step on one batch, from one Target: the losses of em_step by the learners' names."""
+    """Every learner's step on one batch, from one Target: the losses of em_step by the learners' names.
+
+    parts: how many the batch is computed in, with --accumulate.
+    """
     values = {}
     # Without the cache of cast weights: the weighting network's change between its two uses in a step.
     with torch.autocast(hr.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-        target = Target.judged_by(judge, hr, lr, extractors)
+        target, batch = Target.judged_by(judge, hr, lr, extractors), Parts(parts, judge, lr, hr, extractors)
         for learner in learners:
             with learner.isolated_rng(), learner.skip_non_finite():
-                values[learner.name] = em_step(learner, lr, target, epoch)
+                if parts == 1:
+                    values[learner.name] = em_step(learner, lr, target, epoch)
+                else:
+                    values[learner.name] = accumulated_em_step(learner, batch, epoch)
+                learner.update_average()
     return values
 
 
@@ -99,12 +106,13 @@ class Trainer:
         check_unlocked(folder)
         if config.load:
             saved = configs.from_mapping(configs.read_yaml(folder / "config.yaml"))
-            notes = self.state.resume(folder)
+            notes = self.state.go_back(folder, config.checkpoint) if config.checkpoint else self.state.resume(folder)
             jump = stretched_cosine(saved, config, self.experiment.epoch_steps, self.state.step)
             for note in [*notes, *filter(None, [jump])]:
                 self.writer.notes.append(note)
                 print(note)
         else:
+            configs.expect(not config.checkpoint, "checkpoint", config.checkpoint, "--load beside it")
             check_new_run(folder, aborted=configs.is_of_a_run(folder / "config.yaml"))
         self.stamp = checkpoint_stamp(folder)  # another run's last.pt has another
         if self.state.validated:
@@ -125,7 +133,7 @@ class Trainer:
         return self.writer.folder
 
     def fit(self) -> None:
-        """Train from the present step to the end, validating after each epoch, and saving.
+        """Train from the present step to the end, validating and saving.
 
         Raises stop_signals.Stopped after a signal, FloatingPointError after too many skipped steps and ImageReadError
         if images or those who load them fail, all three with all saved; OSError if the folder cannot be written to;
@@ -140,7 +148,7 @@ class Trainer:
 
     def run_epochs(self) -> None:
         """The steps and validations that are left."""
-        state, epoch_steps, last_step = self.state, self.experiment.epoch_steps, self.experiment.last_step
+        state, e = self.state, self.experiment
         began = time.monotonic()
         batches = self.batches()
         self.waited += time.monotonic() - began  # processes that load images take a while to start
@@ -149,20 +157,22 @@ class Trainer:
         self.count_skipped()
         self.saved_step, self.saved_at = state.step, time.monotonic()
         if not state.validated:
-            self.validate((state.step - 1) // epoch_steps)
-        while state.step < last_step:
-            epoch = state.step // epoch_steps
+            self.validate()
+        while state.step < e.last_step:
             self.begin_epoch()
-            self.train_epoch(batches, epoch, min((epoch + 1) * epoch_steps, last_step))
-            self.validate(epoch)
+            self.train_until(batches, e.next_stop(state.step))
+            if not state.validated:
+                self.validate()
 
-    def train_epoch(self, batches, epoch: int, stop: int) -> None:
-        """Every learner on every batch up to step `stop`."""
+    def train_until(self, batches, stop: int) -> None:
+        """Every learner on every batch up to step `stop`, which is in this epoch."""
         config, state, e = self.config, self.state, self.experiment
         memory_format = fast_memory_format(e.device, config.precision)
         hidden = None if distributed.is_main_process() else True  # None: where there is no terminal
-        images = (stop - state.step) * config.batchsize
-        with tqdm(total=images, desc=f"epoch {epoch}", unit="image", dynamic_ncols=True, disable=hidden) as bar:
+        images = (stop - state.step) * config.images_per_step
+        with tqdm(
+            total=images, desc=f"epoch {state.step // e.epoch_steps}", unit="image", dynamic_ncols=True, disable=hidden
+        ) as bar:
             while state.step < stop:
                 batch = self.next_batch(batches)
                 lr, hr = (x.to(e.device, non_blocking=True, memory_format=memory_format) for x in batch)
@@ -172,11 +182,12 @@ class Trainer:
                     own = place_in_schedule(*place, learner.loss.restart_epoch)
                     learner.set_learning_rate(lr_at_step(learner.config, *own))
                     learner.loss.begin_step(state.step)
-                values = train_step(e.learners, e.judge, e.extractors, lr, hr, progress, config.precision)
+                step = progress, config.precision, config.accumulate
+                values = train_step(e.learners, e.judge, e.extractors, lr, hr, *step)
                 self.divergence.add({name: loss for name, (_, loss) in values.items()})
                 state.step += 1
-                state.validated = state.step < stop
-                bar.update(config.batchsize)
+                state.validated = not e.validation_is_due(state.step)
+                bar.update(config.images_per_step)
                 if state.step % config.log_every == 0 or state.step == stop:  # reading values waits for the device
                     self.report.losses(bar, values, progress, lr_at_step(config, *place_in_schedule(*place)))
                     self.check_divergence(progress)
@@ -190,12 +201,12 @@ class Trainer:
         for learner in self.experiment.learners:
             learner.begin_epoch(self.state.epoch)
 
-    def validate(self, epoch: int) -> None:
+    def validate(self) -> None:
         """Score every network, save `best` where its metric improved, then `last`. Raises what sync_ranks does."""
-        e = self.experiment
+        e, epoch = self.experiment, (self.state.step - 1) // self.experiment.epoch_steps
         for learner in e.learners:
             label = f"validation {learner.name}" if distributed.is_main_process() else ""
-            upscale = TiledUpscaler(learner.net, MEMORY)
+            upscale = TiledUpscaler(learner.result, MEMORY)
             own, unreadable = catch_unreadable(
                 evaluate,
                 upscale,
@@ -211,25 +222,17 @@ class Trainer:
                 self.report.scores(learner, epoch, scores)
             self.sync_ranks(unreadable)
         if self.watch is not None:
-            self.writer.queue(f"{watch.FOLDER}/{epoch:04}.npz", self.watch.record(e.learners, epoch))
+            name = f"step_{self.state.step}" if self.config.validate_every else f"{epoch:04}"
+            self.writer.queue(f"{watch.FOLDER}/{name}.npz", self.watch.record(e.learners, epoch))
         self.state.validated = True
         self.save()
 
     def batches(self):
         """The batches from the present step on, lr (B,3,h,w) and hr (B,3,s*h,s*w) with what was replaced in them."""
         config, e = self.config, self.experiment
-        sampler = ResumableBatchSampler(
-            len(e.patches),
-            config.batchsize,
-            config.seed,
-            self.state.step,
-            e.last_step,
-            e.repeat,
-            share=global_batch.rank_and_world_size(),
-        )
         return load_batches(
             e.patches,
-            sampler,
+            e.sampler(self.state.step, e.last_step, global_batch.rank_and_world_size()),
             substitute=config.bad_images == "skip",
             workers=config.workers,
             pinned=e.device.type == "cuda",
@@ -287,7 +290,7 @@ class Trainer:
     def abort_non_finite(self, before: bytes) -> None:
         """Save the state `before` the last step, which it repeats, and raise FloatingPointError."""
         config, e, step = self.config, self.experiment, self.state.step - 1
-        (batch,) = ResumableBatchSampler(len(e.patches), config.batchsize, config.seed, step, step + 1, e.repeat)
+        (batch,) = e.sampler(step, step + 1)
         paths = [str(e.patches.pairs.paths[e.patches.image(index)]) for _, index in batch]
         names = [learner.name for learner in e.learners if int(learner.skips[1]) > config.max_skipped]
         self.writer.queue("last.pt", before)
@@ -302,13 +305,20 @@ class Trainer:
     def save(self) -> None:
         """Write last.pt and what else is queued; the main process does, the others wait."""
         if distributed.is_main_process():
-            self.writer.queue("last.pt", serialize(self.state.state_dict()))
+            state = serialize(self.state.state_dict())
+            self.writer.queue("last.pt", state)
+            if self.state.validated and self.is_kept(self.state.step):
+                self.writer.queue(f"step_{self.state.step}.pt", state)
             self.writer.save()
         distributed.barrier()
         self.stamp, self.saved_step, self.saved_at = checkpoint_stamp(self.folder), self.state.step, time.monotonic()
 
+    def is_kept(self, step: int) -> bool:
+        """Whether --keep-every keeps the state of this step."""
+        return bool(self.config.keep_every) and step % self.config.keep_every == 0
+
     def save_is_due(self) -> bool:
-        """Whether --save-every, or --save-minutes by this process's clock, asks for a save at this step.
+        """Whether --save-every, --keep-every, or --save-minutes by this process's clock, asks for a save at this step.
 
         Not if it is saved already, nor before a validation, which saves.
         """
@@ -316,7 +326,7 @@ class Trainer:
             return False
         every, minutes = self.config.save_every, self.config.save_minutes
         late = minutes and time.monotonic() >= self.saved_at + 60 * minutes
-        return bool(late or every and self.state.step % every == 0)
+        return bool(late or every and self.state.step % every == 0 or self.is_kept(self.state.step))
 
 
 def catch_unreadable(read: Callable, *args, **kwargs) -> tuple[Any, str | None]:
@@ -373,12 +383,12 @@ def final_evaluation(trainer: Trainer) -> int:
         print(f"train.py: error: {' '.join(lost)}: no validation was finite; {remedy}", file=sys.stderr)
         return 1
     command = script_command("val.py", "--modelpath", folder, "--best")
-    weighted = {x.name: (x.net, x.loss.weighting) for x in e.learners if x.loss.weighting is not None}
+    weighted = {x.name: (x.result, x.loss.weighting) for x in e.learners if x.loss.weighting is not None}
     trainer.reference_cache = ReferenceCache()  # its memory is wanted for what follows
     with stop_signals.exit_on_signal(f"the run is complete; next: {command}"):
         try:
             if weighted:
-                draw_weights(folder / "weights.png", weighted, e)
+                draw_weights(folder / "weights.png", weighted, e.validation, e.device)
             code = 0 if evaluate_run(folder, checkpoints=["best"], device=e.device) else 1
         except (ValueError, RuntimeError, MemoryError) as error:
             if not (isinstance(error, ValueError) or is_out_of_memory(error)):
@@ -389,16 +399,6 @@ def final_evaluation(trainer: Trainer) -> int:
         print(f"note: {note}")
     print(f"next: {command} --folder DIR    (any folder of HR images)")
     return code
-
-
-def draw_weights(path: Path, weighted: Mapping, experiment: Experiment) -> None:
-    """Draw the weights on the first validation image. It is an extra: what goes wrong is one line, and no error."""
-    try:
-        lr, hr = (image[None].to(experiment.device) for image in experiment.validation[0])
-        atomic_write(path, weight_maps(weighted, lr, hr))
-        print(f"the weights, drawn: {path}")
-    except Exception as error:
-        print(f"note: {path} was not drawn ({configs.one_line(str(error)) or type(error).__name__})")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,6 +27,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--best", action="store_true", help="each loss's best epoch (default: the last one)")
     parser.add_argument("--last", action="store_true", help="the last epoch; with --best: both")
     parser.add_argument(
+        "--checkpoint", nargs="+", default=[], metavar="NAME", help="what --keep-every kept, such as step_1000"
+    )
+    parser.add_argument(
         "--folder", nargs="+", type=configs.typed_path, metavar="DIR", help="data sets (default: the run's --valpath)"
     )
     parser.add_argument(
@@ -46,7 +49,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         help="finished SR images of any method, as rows of their own; DIR or a folder in it named as the data set",
     )
-    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="of --model bicubic (default: 4); else a check")
+    parser.add_argument(
+        "--scale", type=int, choices=(1, 2, 3, 4, 8), help="of --model bicubic (default: 4); else a check"
+    )
     parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these of the run, by name or label")
     parser.add_argument(
         "--protocol", nargs="+", choices=configs.names("protocol"), help="one or more (default: the run's)"
@@ -140,7 +145,7 @@ def choose_run(args: argparse.Namespace) -> Path | None:
         if args.model is not None:
             configs.choose(args.model, [*SR_MODELS, "bicubic"], "model")
         return Path(args.modelpath) if args.modelpath else newest_run_dir()
-    given = [flag for flag in ("modelpath", "best", "last", "losses", "ensemble") if getattr(args, flag)]
+    given = [flag for flag in ("modelpath", "best", "last", "checkpoint", "losses", "ensemble") if getattr(args, flag)]
     given += ["precision"] * (args.precision != "fp32")
     configs.expect(not given, "model", "bicubic", f"no {', '.join(map(configs.flag_of, given))} beside it")
     return None
@@ -162,7 +167,11 @@ def main(argv: list[str] | None = None) -> None:
         try:
             written = evaluate_run(
                 choose_run(args),
-                checkpoints=["best"] * args.best + ["last"] * (args.last or not args.best),
+                checkpoints=[
+                    *["best"] * args.best,
+                    *["last"] * (args.last or not (args.best or args.checkpoint)),
+                    *dict.fromkeys(name.removesuffix(".pt") for name in args.checkpoint),
+                ],
                 model=args.model,
                 scale=args.scale,
                 losses=args.losses,

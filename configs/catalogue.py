@@ -57,7 +57,7 @@ def _keys(file: str, name: str) -> list[str]:
 
 
 def model_options(model: str) -> dict[str, object]:
-    """The options of a network with their defaults: {"channels": 64, "blocks": 16}."""
+    """The options of a network with their defaults: {"channels": 64, "blocks": 16}; `colours` is --color."""
     file, table = TABLES["model"]
     entries = _value(file, table)
     entry: Any = dict(zip(names("model"), entries.values))[model]
@@ -70,7 +70,8 @@ def model_options(model: str) -> dict[str, object]:
     arguments = next(node for node in body if getattr(node, "name", "") == "__init__").args
     positional = arguments.args[-len(arguments.defaults) :] if arguments.defaults else []
     pairs = [*zip(positional, arguments.defaults), *zip(arguments.kwonlyargs, arguments.kw_defaults)]
-    return {argument.arg: _evaluated(default) for argument, default in pairs if default is not None} | given
+    found = {argument.arg: _evaluated(default) for argument, default in pairs if default is not None} | given
+    return {name: value for name, value in found.items() if name != "colours"}
 
 
 def shown_options(options: dict[str, object]) -> str:

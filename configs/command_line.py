@@ -133,10 +133,19 @@ def load(
 
 
 def _with_folder(values: dict) -> dict:
-    """The values with "load: DIR" as "load: true" and "modelpath: DIR". Raises ValueError if they name two folders."""
+    """The values with "load: DIR" as "load: true" and "modelpath: DIR". Raises ValueError if they name two folders.
+
+    "load: DIR/step_1000.pt" is "checkpoint: step_1000" too.
+    """
     folder = values.get("load")
     if not isinstance(folder, str):
         return values
+    if folder.endswith(".pt"):
+        folder, name = os.path.split(folder)
+        folder, name = folder or ".", name.removesuffix(".pt")
+        if values.get("checkpoint", name).removesuffix(".pt") != name:
+            raise ValueError(f"--load {folder}/{name}.pt: --checkpoint names another; leave one out")
+        values = values | {"checkpoint": name}
     other = values.get("modelpath", folder)
     if other != folder:
         raise ValueError(f"--load {folder}: --modelpath {other} names another folder; leave one out")

@@ -42,6 +42,7 @@ RESUMABLE = {
     "auto_resume",
     "modelpath",
     "milestones",
+    "restart_every",
     "extractor_weights",
     "save_every",
     "save_minutes",
@@ -49,6 +50,11 @@ RESUMABLE = {
     "max_skipped",
     "on_divergence",
     "warmup",
+    "weight_decay",
+    "ema",
+    "validate_every",
+    "keep_every",
+    "checkpoint",
     "trainpath",
     "lrpath",
     "lr_template",
@@ -85,7 +91,12 @@ class Config:
         names="model",
         group="what is trained, on what, and where to",
     )
-    scale: int = setting(4, "super-resolution factor", (2, 3, 4), bounds=_from(2, 4))
+    scale: int = setting(
+        4,
+        "super-resolution factor; 1 restores images (--lrpath and --vallrpath); 1 and 8: EDSR, RCAN, VDSR",
+        (1, 2, 3, 4, 8),
+        bounds=_from(1, 8),
+    )
     losses: tuple[str, ...] = setting(
         ("L1+TLW", "MSE+TLW", "L1", "MSE"),
         "losses to train with, one network each; with settings of its own 'L1+TLW[weights=uniform,label=NAME]'",
@@ -102,12 +113,23 @@ class Config:
         None, "HR pixels of a random square patch; default: whole images, as in the paper", bounds=_from(1, 65536)
     )
     batchsize: int = setting(1, "images per batch", bounds=_from(1, 65536))
-    learning_rate: float = setting(1e-4, "Adam's learning rate", bounds=_above(0, 1000))
+    accumulate: int = setting(
+        1,
+        "batches before a step of the optimizers, the step of one batch as large as all of them; but BatchNorm, as in "
+        "TLW's weighting network, sees one at a time",
+        bounds=_from(1, 65536),
+    )
+    learning_rate: float = setting(1e-4, "the optimizer's learning rate", bounds=_above(0, 1000))
     endepoch: int = setting(100, "number of the epoch to stop before", bounds=_from(1, 2**32 - 1))
     steps: int | None = setting(None, "stop after this many steps instead of at --endepoch", bounds=_STEPS)
     device: str | None = setting(None, "cpu, cuda, cuda:1; default: what the machine has")
     modelpath: str | None = setting(None, "the run's folder; default: checkpoints/MODEL_xSCALE_NUMBER", path="DIR")
-    load: bool = setting(False, "go on with a run from where it stopped: with DIR, else --modelpath, else the newest")
+    load: bool = setting(
+        False, "go on with a run from where it stopped: with DIR (or DIR/step_N.pt), else --modelpath, else the newest"
+    )
+    checkpoint: str | None = setting(
+        None, "with --load: what --keep-every kept, such as step_1000, to go back to; default: go on from the last"
+    )
     auto_resume: bool = setting(False, "go on with the run in --modelpath if there is one, else begin it")
     # data
     lrpath: tuple[str, ...] = setting(
@@ -143,11 +165,18 @@ class Config:
         None, "what `best` is chosen by: PSNR-Y, SSIM-Y or one of --metrics, as LPIPS-alex; default: the first of those"
     )
     protocol: str = setting("paper", "evaluation protocol", ("paper", "standard", "table2"))
+    validate_every: int | None = setting(
+        None, "steps from one validation to the next; default: after each epoch", bounds=_STEPS
+    )
     vallrpath: tuple[str, ...] = setting((), "folders of LR validation images; default: made from HR", path="DIR")
     # network
-    model_options: dict | None = setting(
-        None, "options of the network, from those above, such as blocks=4 channels=32", group="network"
+    color: str = setting(
+        "rgb",
+        "images and networks: RGB, or grey, the luminance of RGB; judges see grey as three equal channels",
+        ("rgb", "grey"),
+        group="network",
     )
+    model_options: dict | None = setting(None, "options of the network, from those above, such as blocks=4 channels=32")
     init: str = setting(
         "pytorch",
         "first weights: pytorch, paper (N(0, 0.02^2)), or those of a run or a file of weights",
@@ -158,14 +187,28 @@ class Config:
     init_weighting: bool = setting(False, "begin from its weighting network too")
     # optimisation
     schedule: str = setting(
-        "constant", "learning rate over the run", ("constant", "step", "milestones", "cosine"), group="optimisation"
+        "constant",
+        "learning rate over the run; restarts: cosine after cosine, each from the full rate to 0",
+        ("constant", "step", "milestones", "cosine", "restarts"),
+        group="optimisation",
     )
     step_epochs: int = setting(50, "schedule step: epochs between two drops", bounds=_from(1, 2**32 - 1))
     step_gamma: float = setting(0.5, "schedules step and milestones: factor of each drop", bounds=_above(0, 1))
     milestones: tuple[int, ...] = setting(
         (), "schedule milestones: steps from which the rate has dropped once more", bounds=_STEPS
     )
+    restart_every: int | None = setting(None, "schedule restarts: steps of each cosine", bounds=_STEPS)
+    optimizer: str = setting("adam", "of the SR network and of what learns beside it", ("adam", "adamw"))
     betas: tuple[float, ...] = setting((0.5, 0.999), "Adam's betas", bounds=Bounds(least=0, below=1))
+    weight_decay: float | None = setting(
+        None, "the optimizer's; default: PyTorch's, 0 of adam and 0.01 of adamw", bounds=_from(0, 1000)
+    )
+    ema: float | None = setting(
+        None,
+        "decay of an exponential moving average of the SR network, such as 0.999; the average is what is validated, "
+        "saved and used afterwards; default: none",
+        bounds=_SHARE,
+    )
     warmup: int = setting(0, "first steps, over which the learning rate rises linearly; 0: none", bounds=_EPOCHS)
     clip_grad: float | None = setting(
         None, "largest norm of a gradient, beyond which it is scaled down; default: none", bounds=_above(0, 10**12)
@@ -265,6 +308,11 @@ class Config:
     save_minutes: float = setting(
         10.0, "minutes between two saves, besides those after epochs; 0: those alone", bounds=_FACTOR
     )
+    keep_every: int | None = setting(
+        None,
+        "steps from one checkpoint that is kept, step_N.pt, to the next; default: none but last and best",
+        bounds=_STEPS,
+    )
     log_every: int = setting(10, "steps between two lines of the log", bounds=_from(1, 10**6))
     watch: int = setting(
         0, "validation images of which each validation keeps a part, and the weights in it", bounds=_from(0, 16)
@@ -276,12 +324,18 @@ class Config:
             for number in value if isinstance(value, (tuple, list)) else [value]:
                 fits = bounds is None or value is None or number in bounds
                 expect(fits, field.name, shown(value), f"{value_kind(field)} {bounds}")
+        own = "colours" in (self.model_options or {})
+        expect(not own, "model_options", "colours", "--color grey, which the images are then, too")
+        most = 65536 // self.batchsize
+        expect(self.accumulate <= most, "accumulate", self.accumulate, f"up to {most} batches of {self.batchsize}")
         named = len(set(self.dp_extractors)) == len(self.dp_extractors) in (1, 2)
         expect(named, "dp_extractors", " ".join(self.dp_extractors), "one feature extractor, or two different ones")
         rising = list(self.milestones) == sorted(set(self.milestones))
         expect(rising, "milestones", shown(self.milestones), "numbers of steps, each above the one before")
         given = self.schedule != "milestones" or len(self.milestones) > 0
         expect(given, "schedule", self.schedule, "--milestones beside it")
+        given = self.schedule != "restarts" or self.restart_every is not None
+        expect(given, "schedule", self.schedule, "--restart-every beside it")
         expect(self.k_end >= self.k_start, "k_end", self.k_end, f"a value from k_start={self.k_start} to below 1")
         expect(self.endepoch > self.startepoch, "endepoch", self.endepoch, f"more than startepoch={self.startepoch}")
         expect(len(self.betas) == 2, "betas", shown(self.betas), "two values from 0 to below 1")
@@ -299,6 +353,16 @@ class Config:
         if self.patch is not None and self.patch % self.scale:
             near = max(self.patch - self.patch % self.scale, self.scale)
             raise ValueError(f"patch={self.patch} is not divisible by scale={self.scale}; use {near}")
+
+    @property
+    def network_options(self) -> dict | None:
+        """The options of the network, those that follow from other settings too."""
+        return {**(self.model_options or {}), "colours": 1} if self.color == "grey" else self.model_options
+
+    @property
+    def images_per_step(self) -> int:
+        """The images that one step of the optimizers is of."""
+        return self.batchsize * self.accumulate
 
     @property
     def variants(self) -> dict[str, Variant]:

@@ -10,6 +10,7 @@ ALIASES: dict[str, str] = {
     "patch_size": "patch",
     "resume": "load",
     "lpips": "metrics",
+    "colour": "color",
 }
 
 _DEVICE = "--device cuda:0"

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from .config import Config
 
 # What a loss may have of its own: its optimizer's settings, and those of the terms that its name consists of.
-OPTIMIZER = ("learning_rate", "betas", "schedule", "step_epochs", "step_gamma", "milestones", "clip_grad", "warmup")
+OPTIMIZER = ("learning_rate", "betas", "schedule", "step_epochs", "step_gamma", "milestones", "clip_grad", "warmup",
+             "optimizer", "weight_decay", "ema", "restart_every")  # fmt: skip
 TERMS = {
     "TLW": ("weights", "wc", "samples", "eps", "k_start", "k_end", "k_epochs", "m_step", "e_every", "reuse_mu",
             "weighting_scale", "weighting_channels"),

@@ -3,7 +3,7 @@
 from .cache import ImageCache
 from .datasets import ImageReadError, PairedDataset, make_pair
 from .degradations import DEGRADATIONS
-from .images import list_images, read_rgb
+from .images import list_images, read_rgb, to_grey
 from .imresize import imresize
 from .loader import ResumableBatchSampler, load_batches
 from .partners import match_sr
@@ -22,4 +22,5 @@ __all__ = [
     "make_pair",
     "match_sr",
     "read_rgb",
+    "to_grey",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .cache import CachedImage, ImageCache
-from .images import checksum, estimate_bytes, passed_over, read_rgb
+from .images import GreyImage, checksum, estimate_bytes, passed_over, read_rgb, to_grey
 from .imresize import imresize
 from .partners import Folders, find_lr_among_hr, match, rooted, unique_names
 from .progress import show_progress
@@ -30,7 +30,8 @@ _AROUND = 32
 def make_pair(rgb: np.ndarray, scale: int, multiple: int, round_lr: bool = False) -> tuple[Tensor, Tensor]:
     """One HR image and its bicubic downscaling.
 
-    rgb: uint8 (H,W,3), cropped at the bottom and right to multiples of `multiple`, itself a multiple of scale.
+    rgb: uint8 (H,W,3), or grey (H,W,1), cropped at the bottom and right to multiples of `multiple`, itself a multiple
+        of scale.
     round_lr: clip LR to the valid range and round it to 8 bits; otherwise it may leave the range by a little.
     Returns lr (3,H/scale,W/scale) and hr (3,H,W), float32 in [-1,1], computed in float64 and cast last.
 
@@ -59,6 +60,7 @@ class PairedDataset(Dataset):
         cache: where the decoded images of a set beyond `cache.beyond` bytes are kept on the disk instead, so that
             no start reads again what an earlier one has read.
         degradation: makes the LR of a part from HR, as in `data.degradations`, where `crop` is given random numbers.
+        grey: images are their luminance, (1,h,w) and (1,scale*h,scale*w), and arrays (h,w,1); LR is made of that.
         bad_images: "stop" or "skip", what to do with an image that is unreadable, damaged, too small, without an LR
             partner or with one that is unreadable or of the wrong size.
 
@@ -84,12 +86,13 @@ class PairedDataset(Dataset):
         degradation: Callable | None = None,
         progress: bool = True,
         bad_images: str = "stop",
+        grey: bool = False,
     ) -> None:
         _check_multiple(scale, multiple)
         if bad_images not in ("stop", "skip"):
             raise ValueError(f"bad_images={bad_images}; expected stop or skip")
         self.scale, self.multiple, self.round_lr, self._stop = scale, multiple, round_lr, bad_images == "stop"
-        self.degradation = degradation
+        self.degradation, self.grey = degradation, grey
         folders = [folders] if isinstance(folders, str | Path) else list(folders)
         files = rooted(folders)
         self.paths = list(files)
@@ -190,7 +193,7 @@ class PairedDataset(Dataset):
             return error
         if len(pixels) < len(images) or self._memory_left <= 0:
             return images, None
-        lr, hr = self._cropped_pair(*pixels)
+        lr, hr = self._cropped_pair(*map(to_grey, pixels) if self.grey else pixels)
         return images, (self._downscaled(hr) if lr is None and self.degradation is None else lr, hr)
 
     def _read(self, file: Path) -> tuple[CachedImage, np.ndarray | None]:
@@ -270,7 +273,10 @@ class PairedDataset(Dataset):
     def _load(self, index: int, rows: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray]:
         """LR, uint8 (h,w,3), if it has a file of its own, and HR, uint8 (H,W,3), both cropped."""
         parts = (rows, (rows[0] // self.scale, rows[1] // self.scale))  # that will be looked at, of HR and of LR
-        return self._cropped_pair(*map(self._pixels, self._files(self.paths[index]), parts))
+        lr, hr = self._cropped_pair(*map(self._pixels, self._files(self.paths[index]), parts))
+        if not self.grey:
+            return lr, hr
+        return None if lr is None else GreyImage(lr), GreyImage(hr)  # of large images, a small part is looked at
 
     def _pixels(self, file: Path, rows: tuple[int, int]) -> np.ndarray:
         """The pixels of a file as they were at construction, from the disk or decoded again."""

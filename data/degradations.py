@@ -30,11 +30,11 @@ def blur_noise_jpeg(
     """The degraded LR of a part of an image, a function of its arguments and nothing else.
 
     Args:
-        hr: the whole image, uint8 (H,W,3).
+        hr: the whole image, uint8 (H,W,3) or grey (H,W,1).
         start, size: the part's (top, left) and (height, width) in HR pixels, multiples of scale.
         random: decides the strengths and the noise.
 
-    Returns uint8 (height/scale, width/scale, 3). Blur and downscaling see what lies around the part.
+    Returns uint8 (height/scale, width/scale, 3 or 1). Blur and downscaling see what lies around the part.
     """
     sigma, noise = random.uniform(*BLUR), random.uniform(*NOISE)
     quality, channels = int(random.integers(QUALITY[0], QUALITY[1] + 1)), 1 if random.random() < GREY_NOISE else 3
@@ -46,10 +46,11 @@ def blur_noise_jpeg(
         part = gaussian_filter1d(part, sigma, axis, mode="reflect", truncate=_TRUNCATE)
     top, left, height, width = (x // scale for x in (*before, *size))
     lr = imresize(part, scale)[top : top + height, left : left + width]
-    lr = lr + random.normal(0, noise, (height, width, channels))
+    lr = lr + random.normal(0, noise, (height, width, min(channels, hr.shape[2])))
     file = BytesIO()
-    Image.fromarray(np.rint(lr).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file).convert("RGB"))
+    levels = np.rint(lr).clip(0, 255).astype(np.uint8)
+    Image.fromarray(levels if levels.shape[2] == 3 else levels[..., 0]).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file).convert("RGB"))[..., : levels.shape[2]]
 
 
 # By the names of --degradation; bicubic is what `data.make_pair` does.

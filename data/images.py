@@ -137,6 +137,25 @@ def read_rgb(path: str | Path) -> np.ndarray:
     return read_with(_decode, path)
 
 
+def to_grey(rgb: np.ndarray) -> np.ndarray:
+    """The luminance of uint8 RGB (H,W,3): uint8 (H,W,1), as Pillow and OpenCV have it (ITU-R BT.601, 0 to 255).
+
+    What is grey keeps its levels.
+    """
+    weights = np.array([19595, 38470, 7471], np.uint32)  # of 2^16
+    return ((rgb @ weights + 0x8000) >> 16).astype(np.uint8)[..., None]
+
+
+class GreyImage:
+    """An RGB image (H,W,3) of which each part that is asked for is grey; shape is (H,W,1)."""
+
+    def __init__(self, rgb: np.ndarray) -> None:
+        self.rgb, self.shape = rgb, (*rgb.shape[:2], 1)
+
+    def __getitem__(self, window: tuple) -> np.ndarray:
+        return to_grey(self.rgb[window])
+
+
 def read_with(decode: Callable[[bytes], T], path: str | Path) -> T:
     """decode(the file's bytes); whatever that raises becomes the ValueError that `read_rgb` tells of."""
     try:

@@ -200,7 +200,7 @@ def next_command(args: argparse.Namespace) -> str:
     here = not script.exists() or os.path.realpath("train.py") == str(script)
     words = ["train.py" if here else str(script), "--trainpath", *([args.output] if args.output else args.input)]
     words += ["--lrpath", args.lr_output] if args.lr_output else []
-    words += ["--scale", str(args.scale)] if args.scale in (2, 3, 4) else []
+    words += ["--scale", str(args.scale)] if args.scale in (2, 3, 4, 8) else []
     patch = min(args.size, 192) if args.output and args.size else 192
     return f"python {shlex.join(words)} --patch {patch} --batchsize 16 --valpath DIR"
 

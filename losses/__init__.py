@@ -36,6 +36,11 @@ __all__ = [
 ]
 
 
+def colours_of(net) -> int:
+    """Channels of an SR network's images: 3, or 1 if they are grey."""
+    return getattr(net, "colours", 3)
+
+
 def _l1(settings, net) -> PixelLoss:
     return PixelLoss(absolute_error)
 
@@ -48,7 +53,7 @@ def _tlw(pixel: str, settings, net) -> TLW:
     k = partial(k_schedule, k_start=settings.k_start, k_end=settings.k_end, k_epochs=settings.k_epochs)
     names = ("samples", "eps", "m_step", "weights", "wc", "e_every", "reuse_mu", "weighting_scale",
              "weighting_channels")  # fmt: skip
-    return TLW(pixel, k=k, **{name: getattr(settings, name) for name in names})
+    return TLW(pixel, k=k, **{name: getattr(settings, name) for name in names}, colours=colours_of(net))
 
 
 def _udl(settings, net) -> UDL:
@@ -61,7 +66,7 @@ def _udl(settings, net) -> UDL:
         raise ValueError(
             "--losses L1+UDL: its head reads the network's features, which one of spandrel does not give; leave it out"
         )
-    head = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, head=settings.udl_head)
+    head = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, settings.udl_head, net.colours)
     return UDL(net, head, settings.udl_epoch, settings.udl_plus_one, settings.udl_minimum, settings.udl_restart)
 
 
@@ -70,11 +75,11 @@ def _pspl(pixel: str, settings, net) -> PSPL:
     return PSPL(pixel, **{name: getattr(settings, f"pspl_{setting}") for name, setting in names.items()})
 
 
-def _discriminator(settings) -> VGGDiscriminator:
+def _discriminator(settings, net) -> VGGDiscriminator:
     if settings.patch is None:
         raise ValueError("--patch: the discriminator takes patches of one size, not whole images; add --patch 128")
     try:
-        discriminator = VGGDiscriminator(size=settings.patch)
+        discriminator = VGGDiscriminator(size=settings.patch, colours=colours_of(net))
     except ValueError as error:
         raise ValueError(f"--patch {settings.patch}: {error}") from None
     if settings.batchsize == 1 and settings.patch == 32:
@@ -90,7 +95,7 @@ def _generator(pixel, settings, net, gan: bool) -> WeightedSum:
         Term(DualPerceptual(settings.dp_extractors, settings.dp_mu, settings.dp_dynamic), start_epoch=start),
     ]
     if gan:
-        terms.append(Term(Adversarial(_discriminator(settings), settings.gan), settings.gan_weight, start))
+        terms.append(Term(Adversarial(_discriminator(settings, net), settings.gan), settings.gan_weight, start))
     return WeightedSum(*terms)
 
 

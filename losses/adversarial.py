@@ -63,6 +63,7 @@ class Adversarial(Loss):
     def __init__(self, discriminator: nn.Module, kind: str = "vanilla"):
         super().__init__(discriminator)
         self.relativistic = {"vanilla": False, "ragan": True}[kind]
+        self.of_whole_batch = ("gan=ragan",) if self.relativistic else ()
 
     def logits(self, images: Tensor) -> Tensor:
         return self.helper(images).to(images.dtype)  # under autocast the discriminator's are bf16

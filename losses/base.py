@@ -19,11 +19,14 @@ class Loss(nn.Module):
         Whatever else has parameters here learns together with the SR network: see `joint_parameters`.
     needs_judge: True if it calls target.distance.
     extractors: the names of the feature extractors that it calls in target.features, such as "vgg19:conv5_4".
+    of_whole_batch: its settings, such as "wc=normalised", by which it is no mean of a loss of each sample: it takes the
+        batch as a whole, and cannot accumulate gradients over parts of it. BatchNorm does not count.
     restart_epoch: the epoch in which the SR network gets a new optimizer and the learning rate's schedule begins again.
     """
 
     needs_judge: bool = False
     extractors: tuple[str, ...] = ()
+    of_whole_batch: tuple[str, ...] = ()
     restart_epoch: int | None = None
 
     def __init__(self, helper: nn.Module | None = None):

@@ -10,20 +10,20 @@ STAGES = 5  # each halves the image
 
 
 class VGGDiscriminator(nn.Sequential):
-    """Images (B,3,size,size), RGB in [-1,1] -> logits (B,1), high for images that look real.
+    """Images (B,colours,size,size), in [-1,1] -> logits (B,1), high for images that look real.
 
     size is a multiple of 32. In train mode, size 32 takes no batch of one image: its last BatchNorm sees one value per
     channel and image. Raises ValueError for another size, of the network or of an image.
     """
 
-    def __init__(self, channels: int = 64, size: int = 128) -> None:
+    def __init__(self, channels: int = 64, size: int = 128, colours: int = 3) -> None:
         step = 2**STAGES
         if size < step or size % step:
             nearest = max(step, round(size / step) * step)
             raise ValueError(f"size={size} of the discriminator is not a multiple of {step}; use {nearest}")
         super().__init__()
         self.size = size
-        before = 3
+        before = colours
         for i in range(STAGES):
             width = channels * min(2**i, 8)
             # BatchNorm would undo a bias; the first convolution has none after it.

@@ -27,6 +27,7 @@ class DualPerceptual(Loss):
     def __init__(self, extractors: tuple[str, ...], mu: float = 0.5, dynamic: bool = True, eps: float = 1e-6):
         super().__init__()
         self.extractors, self.mu, self.dynamic, self.eps = extractors, mu, dynamic, eps
+        self.of_whole_batch = ("dp_dynamic=true",) if dynamic and len(extractors) > 1 else ()
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
         first, *second = (target.features[name](sr).mean() for name in self.extractors)

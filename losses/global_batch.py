@@ -1,8 +1,12 @@
 """Noise, means, minima and BatchNorm's statistics of a batch that several processes share.
 
 Each process of a torch.distributed group has equally many samples, in the order of ranks. In a single process
-everything here is torch's own; in several, each gets its part of what a single one would compute.
+everything here is torch's own; in several, each gets its part of what a single one would compute. A process may compute
+its samples in equal parts, one after the other (`part`): noise, but no mean, is then that of all of them.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -15,12 +19,33 @@ def rank_and_world_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
 
 
+_part: tuple[int, int, Iterator[Tensor], list[Tensor]] = 0, 1, iter(()), []  # as in `part`; noise that is there, drawn
+
+
+@contextmanager
+def part(number: int, count: int, noise: list[Tensor]) -> Iterator[None]:
+    """Have samples be part `number` of the `count` equal ones of this process's batch.
+
+    noise: empty before the first part, and the same list for all: what global_rand draws for all of them.
+    """
+    global _part
+    before, _part = _part, (number, count, iter([*noise]), noise)
+    try:
+        yield
+    finally:
+        _part = before
+
+
 def global_rand(*shape: int, batch_dim: int = 0, device=None) -> Tensor:
     """torch.rand of this shape: this process's part of what all processes draw for the global batch."""
     rank, world_size = rank_and_world_size()
+    number, parts, found, drawn = _part
     count = shape[batch_dim]
-    noise = torch.rand(*shape[:batch_dim], world_size * count, *shape[batch_dim + 1 :], device=device)
-    return noise.narrow(batch_dim, rank * count, count)
+    noise = next(found, None)
+    if noise is None:
+        noise = torch.rand(*shape[:batch_dim], world_size * parts * count, *shape[batch_dim + 1 :], device=device)
+        drawn += [noise] * (parts > 1)
+    return noise.narrow(batch_dim, (rank * parts + number) * count, count)
 
 
 class _Sum(torch.autograd.Function):

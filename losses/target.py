@@ -15,6 +15,8 @@ Distance = Callable[[Tensor], Tensor]  # images (...,B,3,H,W) in [-1,1] -> dista
 class Target(NamedTuple):
     """Reference images and the distances to them, shared by all losses and samples of an iteration.
 
+    Images may be grey, (...,1,H,W): judge and extractors then see three equal channels.
+
     hr: (B,3,H,W) in [-1,1].
     distance: the judge's distance to hr, None without a judge. The judges of this project compute hr's features once
         (`judge.with_reference(hr)`), at the first call: not every step has one.
@@ -46,8 +48,8 @@ class Target(NamedTuple):
             return cls(hr, _at_first_call(judge, hr), lr, features)
 
         def distance(images: Tensor) -> Tensor:
-            reference = hr.expand_as(images).flatten(0, -4)
-            return judge(images.flatten(0, -4), reference).reshape(images.shape[:-3])
+            reference = as_rgb(hr.expand_as(images)).flatten(0, -4)
+            return judge(as_rgb(images).flatten(0, -4), reference).reshape(images.shape[:-3])
 
         return cls(hr, distance, lr, features)
 
@@ -58,6 +60,11 @@ def _at_first_call(judge, hr: Tensor) -> Distance:
     @cache
     def distance() -> Distance:
         with torch.enable_grad():  # the first call may need no gradient, and a later one does
-            return judge.with_reference(hr)
+            return judge.with_reference(as_rgb(hr))
 
-    return lambda images: distance()(images)
+    return lambda images: distance()(as_rgb(images))
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """Images (...,3,H,W) as they are; grey ones (...,1,H,W) with three equal channels."""
+    return images.expand(*images.shape[:-3], 3, -1, -1) if images.shape[-3] == 1 else images

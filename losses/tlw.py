@@ -158,22 +158,24 @@ class TLW(Loss):
         reuse_mu: bool = False,
         weighting_scale: int = 1,
         weighting_channels: int = 64,
+        colours: int = 3,
     ):
-        super().__init__(None if weights == "uniform" else WeightingNet(weighting_channels, weighting_scale))
+        super().__init__(None if weights == "uniform" else WeightingNet(weighting_channels, weighting_scale, colours))
         self.weigh, self.m_step = WEIGH[pixel], M_STEPS[m_step]
         self.samples, self.eps, self.k = samples, eps, k
         self.move = MAPS["learned" if weights == "uniform" else weights]
         self.wc, self.e_every, self.reuse_mu = wc, e_every, reuse_mu
         self.needs_judge = self.helper is not None or wc != "one"
+        self.of_whole_batch = ("wc=normalised",) if wc == "normalised" else ()
         self.e_step_is_due = True
-        self.mu: Tensor | None = None  # the E-step's, until the M-step takes it
+        self.mu: list[Tensor] = []  # the E-step's, of each part of a batch, until the M-step takes it
 
     @property
     def weighting(self) -> WeightingNet | None:
         return self.helper
 
     def begin_step(self, step: int) -> None:
-        self.e_step_is_due = (step + 1) % self.e_every == 0
+        self.e_step_is_due, self.mu = (step + 1) % self.e_every == 0, []
 
     def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor | None:
         """E-step: the mean of -log WC(w), one w ~ MVB(g_phi(hr, sr)) per image; sr (B,3,H,W) is a constant.
@@ -184,7 +186,7 @@ class TLW(Loss):
             return None
         sr = sr.detach()
         mu = self.helper(target.hr, sr, self.k(math.floor(epoch)))
-        self.mu = mu.detach() if self.reuse_mu else None
+        self.mu += [mu.detach()] * self.reuse_mu
         w = relaxed_bernoulli(mu, global_batch.global_rand(*mu.shape, device=mu.device))
         return -weight_criterion(w, sr, target, self.eps).log().mean()
 
@@ -199,8 +201,7 @@ class TLW(Loss):
         """T samples of the M-step's weights (T,B,3,H,W); uniform weights, all the same, are (1,1,1,1,1)."""
         if self.helper is None:
             return hr.new_full((1, 1, 1, 1, 1), k)
-        mu, self.mu = self.mu, None
-        mu = self.move(self.helper(hr, sr, k) if mu is None else mu, k)
+        mu = self.move(self.mu.pop(0) if self.mu else self.helper(hr, sr, k), k)
         return relaxed_bernoulli(mu, global_batch.global_rand(self.samples, *mu.shape, batch_dim=1, device=mu.device))
 
     def criterion(self, w: Tensor, sr: Tensor, target: Target) -> Tensor:

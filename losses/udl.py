@@ -65,6 +65,7 @@ class UDL(Loss):
         super().__init__()
         self.restart_epoch = second if restart else None
         self.minimum = {"image": image_minimum, "batch": batch_minimum}[minimum]
+        self.of_whole_batch = ("udl_minimum=batch",) if minimum == "batch" else ()
         self.head = head
         # There from the beginning, so that all states of a run have the same names.
         self.frozen = nn.ModuleDict({"net": copy.deepcopy(net), "head": copy.deepcopy(head)})

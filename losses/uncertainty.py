@@ -6,18 +6,19 @@ pixel of sr is. Its layers are numbered like the `u_estimator` of the TLW author
 
 from torch import Tensor, nn
 
-# Output channels, the last ELU's alpha and what is added to it: as UDL's authors have it, and as the TLW authors do.
-HEADS = {"authors": (3, 1.0, 0.0), "tlw": (1, 0.1, 0.1)}
+# Output channels (None: as many as the images), the last ELU's alpha and what is added to it: as UDL's authors have it,
+# and as the TLW authors do.
+HEADS = {"authors": (None, 1.0, 0.0), "tlw": (1, 0.1, 0.1)}
 
 
 class UncertaintyHead(nn.Sequential):
     """Features (B,in_channels,h,w) -> s = log-variance (B,3 or 1,scale*h,scale*w).
 
     scale: from the features to HR size, the network's scale / feature_scale. head="authors": s > -1, one map per colour
-    channel. head="tlw": s > 0, one map for all. Raises ValueError for another head.
+    channel, of which there are `colours`. head="tlw": s > 0, one map for all. Raises ValueError for another head.
     """
 
-    def __init__(self, in_channels: int, scale: int, head: str = "authors") -> None:
+    def __init__(self, in_channels: int, scale: int, head: str = "authors", colours: int = 3) -> None:
         if head not in HEADS:
             raise ValueError(f"head={head!r} is not known; use {' or '.join(HEADS)}")
         out_channels, alpha, offset = HEADS[head]
@@ -27,7 +28,7 @@ class UncertaintyHead(nn.Sequential):
             nn.ELU(),
             nn.Conv2d(in_channels, in_channels, 3, padding=1),
             nn.ELU(),
-            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.Conv2d(in_channels, out_channels or colours, 3, padding=1),
             nn.ELU(alpha),
         )
         self.offset = offset

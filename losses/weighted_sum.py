@@ -28,6 +28,7 @@ class WeightedSum(Loss):
         self.losses = nn.ModuleList(term.loss for term in terms)
         self.needs_judge = any(term.loss.needs_judge for term in terms)
         self.extractors = tuple(dict.fromkeys(name for term in terms for name in term.loss.extractors))
+        self.of_whole_batch = tuple(setting for term in terms for setting in term.loss.of_whole_batch)
         self.terms = terms
 
     @property

@@ -43,17 +43,19 @@ class WeightingNet(nn.Module):
     channel: the means of the multivariate Bernoulli distribution of weights. 160,387 parameters.
     receptive_radius: how many pixels (of pixel-unshuffled images) away logits see; in eval mode no others matter.
 
+    colours: channels of the images, 3 or 1.
+
     scale 2: not the paper's. The same layers at half the resolution, on pixel-unshuffled images, a third of the
     multiplications: 24 channels in, 12 out, which a pixel shuffle spreads before the sigmoid.
     """
 
     receptive_radius = 7  # 3 + 2 + 1 + 1
 
-    def __init__(self, channels: int = 64, scale: int = 1):
+    def __init__(self, channels: int = 64, scale: int = 1, colours: int = 3):
         super().__init__()
         self.scale = scale
         self.conv = nn.Sequential(
-            nn.Conv2d(6 * scale**2, channels, 7, padding=3),
+            nn.Conv2d(2 * colours * scale**2, channels, 7, padding=3),
             nn.BatchNorm2d(channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 5, padding=2),
@@ -62,7 +64,7 @@ class WeightingNet(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.BatchNorm2d(channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels, 3 * scale**2, 3, padding=1),
+            nn.Conv2d(channels, colours * scale**2, 3, padding=1),
         )
 
     def logits(self, images: Tensor) -> Tensor:

@@ -17,7 +17,12 @@ _STRIP = 1 << 15  # pixels of a strip: its maps take 256 KB each
 
 
 def luma(x: Tensor) -> Tensor:
-    """RGB (B,3,H,W) in [-1,1] -> Y (B,1,H,W) in [16,235], float64; values are not clamped."""
+    """RGB (B,3,H,W) in [-1,1] -> Y (B,1,H,W) in [16,235], float64; values are not clamped.
+
+    Grey (B,1,H,W) is its own Y, in [0,255], as in the field's tables.
+    """
+    if x.shape[1] == 1:
+        return x.double().add(1).mul_(127.5)
     red, green, blue = x.double().add(1).div_(2).split(1, dim=1)
     return 16 + 65.481 * red + 128.553 * green + 24.966 * blue
 
@@ -34,7 +39,7 @@ def quantize(x: Tensor) -> Tensor:
 
 
 def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
-    """PSNR in dB on luma, peak 255, of RGB images (B,3,H,W) in [-1,1]; (B,) float64, inf if equal.
+    """PSNR in dB on luma, peak 255, of images (B,3 or 1,H,W) in [-1,1]; (B,) float64, inf if equal.
 
     shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
     Raises ValueError if the shapes differ or shave leaves nothing.
@@ -65,7 +70,7 @@ class Fidelity:
 
     def __init__(self, hr: Tensor, shave: int = 0, rgb: bool = False) -> None:
         self.shape, self.shave = hr.shape, shave
-        self.planes, self.strip = (_luma_and_rgb, _STRIP // 4) if rgb else (luma, _STRIP)
+        self.planes, self.strip = (_luma_and_rgb, _STRIP // 4) if rgb and hr.shape[1] == 3 else (luma, _STRIP)
         hr, _ = _shaved(hr, hr, shave, smallest=WINDOW)
         self.inside = hr.shape
         self.strips = []
@@ -115,7 +120,7 @@ def _strips(x: Tensor, pixels: int, overlap: int = 0) -> list[Tensor]:
 
 
 def _shaved(sr: Tensor, hr: Tensor, shave: int, smallest: int) -> tuple[Tensor, Tensor]:
-    if sr.shape != hr.shape or sr.ndim != 4 or sr.shape[1] != 3:
+    if sr.shape != hr.shape or sr.ndim != 4 or sr.shape[1] not in (1, 3):
         raise ValueError(f"sr {tuple(sr.shape)} and hr {tuple(hr.shape)} do not match; pass two (B,3,H,W) of one size")
     if shave < 0:
         raise ValueError(f"shave={shave} is negative; use 0 or more")

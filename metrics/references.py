@@ -30,8 +30,13 @@ class Reference(NamedTuple):
     def scores(self, sr: Tensor) -> dict[str, Tensor]:
         """The values (1,) of sr (1,3,H,W) by metric."""
         scores = self.fidelity(sr)
-        inside = without_border(sr, self.border)
+        inside = as_rgb(without_border(sr, self.border))
         return scores | {name: distance(inside) for name, distance in self.distances.items()}
+
+
+def as_rgb(image: Tensor) -> Tensor:
+    """An RGB image (B,3,H,W) as it is; a grey one (B,1,H,W) with three equal channels, which metrics take."""
+    return image.expand(-1, 3, -1, -1)
 
 
 def without_border(image: Tensor, border: int) -> Tensor:
@@ -51,7 +56,7 @@ def prepare(
         border: pixels at each side that the metrics leave out.
     """
     lr, hr = (image[None].to(device) for image in (lr, hr))
-    inside = without_border(hr, border)
+    inside = as_rgb(without_border(hr, border))
     distances = {name: metric.with_reference(inside) for name, metric in metrics.items()}
     return Reference(lr, Fidelity(hr, shave, rgb), distances, border)
 

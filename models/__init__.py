@@ -1,6 +1,6 @@
 """The super-resolution networks by name.
 
-All map lr (B,3,h,w) -> sr (B,3,s*h,s*w), RGB in [-1,1], not clamped.
+All map lr (B,3,h,w) -> sr (B,3,s*h,s*w), RGB in [-1,1], not clamped; with colours=1, (B,1,h,w) -> (B,1,s*h,s*w).
 """
 
 import inspect
@@ -100,6 +100,8 @@ def build_network(
     read.
     """
     if name.startswith(PREFIX):
+        if (options or {}).get("colours") == 1:
+            raise ValueError(f"--color grey: a network of ours; {name} is one of spandrel's, for RGB")
         if options:
             raise ValueError(f"--model-options {dict(options)}: the file says what network it is; leave them out")
         try:
@@ -109,6 +111,9 @@ def build_network(
     if name not in SR_MODELS:
         raise ValueError(f"unknown model {name!r}; one of: {', '.join(SR_MODELS)}")
     options = options or {}
+    _check_scale(name, scale)
+    if "colours" in options and "colours" not in option_defaults(name):
+        raise ValueError(f"--color grey: {name} has no option `colours`; give it one, see models/base.py")
     check_options(name, options)
     try:
         with warnings.catch_warnings():
@@ -121,6 +126,21 @@ def build_network(
         if options:
             raise ValueError(f"--model-options {options}: {name} cannot be built with them ({reason})") from None
         raise ValueError(f"{name} cannot be built ({reason}); mend SR_MODELS[{name!r}]") from error
+
+
+def scales_of(name: str) -> tuple[int, ...]:
+    """The scales of SR_MODELS[name]; none if it does not say."""
+    entry: Any = SR_MODELS[name]
+    return getattr(getattr(entry, "func", entry), "scales", ())
+
+
+def _check_scale(name: str, scale: int) -> None:
+    """Raise ValueError if the network does not come in this scale."""
+    scales = scales_of(name)
+    if scales and scale not in scales:
+        others = " ".join(other for other in SR_MODELS if scale in scales_of(other))
+        remedy = f"; networks for x{scale}: {others}" if others else ""
+        raise ValueError(f"--scale {scale}: {name} comes in {', '.join(map(str, scales))}{remedy}")
 
 
 def _check_size(name: str, scale: int, options: Mapping) -> None:

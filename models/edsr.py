@@ -37,18 +37,26 @@ class EDSR(SRNetwork):
     padding: see models/padding.py.
     """
 
+    scales = (1, 2, 3, 4, 8)
     padding: Tensor
 
     def __init__(
-        self, scale: int, channels: int = 64, blocks: int = 16, res_scale: float = 1.0, padding: str = "grey"
+        self,
+        scale: int,
+        channels: int = 64,
+        blocks: int = 16,
+        res_scale: float = 1.0,
+        padding: str = "grey",
+        colours: int = 3,
     ) -> None:
-        super().__init__(scale, feature_channels=channels, receptive_radius=2 * blocks + 4)
-        self.register_buffer("padding", padding_colour(padding), persistent=False)
-        self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1))
+        super().__init__(scale, feature_channels=channels, receptive_radius=2 * blocks + 4, colours=colours)
+        self.register_buffer("padding", padding_colour(padding, colours), persistent=False)
+        self.head = nn.Sequential(nn.Conv2d(colours, channels, 3, padding=1))
         self.body = nn.Sequential(
             *(ResBlock(channels, res_scale) for _ in range(blocks)), nn.Conv2d(channels, channels, 3, padding=1)
         )
-        self.tail = nn.Sequential(PixelShuffleUpsampler(channels, STEPS[scale]), nn.Conv2d(channels, 3, 3, padding=1))
+        upsampler = PixelShuffleUpsampler(channels, STEPS[scale])
+        self.tail = nn.Sequential(upsampler, nn.Conv2d(channels, colours, 3, padding=1))
 
     def forward_features(self, lr: Tensor) -> Tensor:
         x = self.head(lr - self.padding)

@@ -73,9 +73,13 @@ def describe(model: str, scale: int, options: Mapping | None, **about: str) -> d
         "network": name,
         "scale": str(scale),
         "options": json.dumps(dict(options or {})),
-        "images": "RGB in [0,1], (B,3,H,W)",
+        "images": "grey in [0,1], (B,1,H,W)" if _is_grey(options) else "RGB in [0,1], (B,3,H,W)",
         **about,
     }
+
+
+def _is_grey(options: Mapping | None) -> bool:
+    return (options or {}).get("colours", 3) == 1
 
 
 def to_safetensors(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -136,7 +140,7 @@ def to_onnx(network: nn.Module, metadata: Mapping[str, str], half: bool = False)
         try:
             torch.onnx.export(
                 UnitRange(network.half() if half else network),
-                (torch.rand(1, 3, 24, 20),),
+                (torch.rand(1, getattr(network, "colours", 3), 24, 20),),
                 file,
                 dynamo=False,
                 opset_version=OPSET,
@@ -167,6 +171,8 @@ def to_edsr(model: str, scale: int, options: Mapping | None, state_dict: Mapping
     """Our EDSR -> the EDSR authors' layout (RGB, 0-255), res_scale 1. Raises ValueError for others."""
     if model != "EDSR":
         raise ValueError(f"the EDSR authors' code has no {model}; use --to onnx or --to safetensors")
+    if _is_grey(options):
+        raise ValueError("the EDSR authors' layout is of RGB, this network of grey; use --to onnx or --to safetensors")
     folded = dict(state_dict)
     for name in state_dict:  # the factor of a block's residual is that of its last convolution
         if re.fullmatch(r"body\.\d+\.body\.2\.(weight|bias)", name):
@@ -187,7 +193,7 @@ def run_edsr(weights: Mapping[str, Tensor], lr: Tensor) -> Tensor:
     for i in range(blocks):
         y = y + conv(F.relu(conv(y, f"body.{i}.body.0")), f"body.{i}.body.2")
     x = x + conv(y, f"body.{blocks}")
-    for step in range(count(weights, r"tail\.0\.(\d+)\.") // 2 + 1):
+    for step in range((count(weights, r"tail\.0\.(\d+)\.") + 1) // 2):
         x = conv(x, f"tail.0.{2 * step}")
         x = F.pixel_shuffle(x, math.isqrt(x.shape[1] // len(weights["head.0.weight"])))
     return conv(conv(x, "tail.1"), "add_mean")
@@ -201,11 +207,13 @@ def to_spandrel(model: str, scale: int, options: Mapping | None, state_dict: Map
     others = "use --to onnx or --to safetensors"
     if model.startswith("spandrel:"):
         return {name.removeprefix("spandrel."): value for name, value in state_dict.items()}
+    if _is_grey(options):
+        raise ValueError(f"for spandrel the network is of RGB, this one of grey; {others}")
     chosen = defaults_of(model) | dict(options or {})
     if model == "RCAN":
-        if scale == 4 and chosen["upsample"] != "two-step":
+        if scale in (4, 8) and chosen["upsample"] != "two-step":
             raise ValueError(
-                "spandrel's RCAN x4 upsamples in two steps, this one in one; "
+                f"spandrel's RCAN x{scale} upsamples in {scale.bit_length() - 1} steps, this one in one; "
                 "train with --model-options upsample=two-step (--init takes all but the upsampler from here), "
                 f"or {others}"
             )

@@ -228,8 +228,9 @@ class HAT(SRNetwork):
         mlp_ratio: float = 2.0,
         drop_path: float = 0.1,
         channels: int = 64,
+        colours: int = 3,
     ) -> None:
-        super().__init__(scale, feature_channels=channels)
+        super().__init__(scale, feature_channels=channels, colours=colours)
         for option, value, most in (("window", window, 64), ("overlap_ratio", overlap_ratio, 1)):
             if value > most:  # the attention of a window of side m takes m^4 numbers
                 raise ValueError(f"{option}={value} is beyond {most}; use {most} or less")
@@ -244,11 +245,11 @@ class HAT(SRNetwork):
                 "choose them so that int(window * overlap_ratio) is even"
             )
         self.window = window
-        self.register_buffer("mean", padding_colour("mean"))
+        self.register_buffer("mean", padding_colour("mean", colours))
         self.register_buffer("relative_position_index_SA", self_attention_index(window))
         self.register_buffer("relative_position_index_OCA", overlapping_attention_index(window, key_window))
 
-        self.conv_first = nn.Conv2d(3, embed, 3, padding=1)
+        self.conv_first = nn.Conv2d(colours, embed, 3, padding=1)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(embed)})
         last = max(sum(depths) - 1, 1)
         drop_paths = (drop_path * i / last for i in range(sum(depths)))  # deeper blocks are dropped more often
@@ -274,7 +275,7 @@ class HAT(SRNetwork):
         self.conv_after_body = nn.Conv2d(embed, embed, 3, padding=1)
         self.conv_before_upsample = nn.Sequential(nn.Conv2d(embed, channels, 3, padding=1), nn.LeakyReLU(inplace=True))
         self.upsample = PixelShuffleUpsampler(channels, STEPS[scale])
-        self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
+        self.conv_last = nn.Conv2d(channels, colours, 3, padding=1)
 
         for name, parameter in self.named_parameters():
             if name.endswith("bias_table"):

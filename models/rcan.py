@@ -3,7 +3,8 @@
 Zhang et al., "Image Super-Resolution Using Very Deep Residual Channel Attention Networks", ECCV 2018, arXiv 1807.02758.
 
 Without mean shift and with a single PixelShuffle(scale), as in the TLW paper (arXiv 2301.10575). The RCAN authors'
-own x4 network upsamples in two steps of x2: upsample=two-step. Parameter names are those of the RCAN authors' release.
+own x4 network upsamples in two steps of x2, their x8 in three: upsample=two-step. Parameter names are those of the
+RCAN authors' release.
 """
 
 from torch import Tensor, nn
@@ -65,8 +66,7 @@ class RCAN(SRNetwork):
     padding: see models/padding.py.
     """
 
-    padding: Tensor
-
+    scales = (1, 2, 3, 4, 8)
     padding: Tensor
 
     def __init__(
@@ -78,19 +78,20 @@ class RCAN(SRNetwork):
         reduction: int = 16,
         upsample: str = "one-step",
         padding: str = "grey",
+        colours: int = 3,
     ) -> None:
-        super().__init__(scale, feature_channels=channels)
-        steps = {"one-step": (scale,), "two-step": STEPS[scale]}
+        super().__init__(scale, feature_channels=channels, colours=colours)
+        steps = {"one-step": (scale,) * (scale > 1), "two-step": STEPS[scale]}
         if upsample not in steps:
             raise ValueError(f"upsample={upsample!r} is not known; use {' or '.join(steps)}")
-        self.register_buffer("padding", padding_colour(padding), persistent=False)
-        self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1))
+        self.register_buffer("padding", padding_colour(padding, colours), persistent=False)
+        self.head = nn.Sequential(nn.Conv2d(colours, channels, 3, padding=1))
         self.body = nn.Sequential(
             *(ResidualGroup(channels, blocks, reduction) for _ in range(groups)),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
         self.tail = nn.Sequential(
-            PixelShuffleUpsampler(channels, steps[upsample]), nn.Conv2d(channels, 3, 3, padding=1)
+            PixelShuffleUpsampler(channels, steps[upsample]), nn.Conv2d(channels, colours, 3, padding=1)
         )
 
     def forward_features(self, lr: Tensor) -> Tensor:

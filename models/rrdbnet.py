@@ -60,17 +60,23 @@ class RRDBNet(SRNetwork):
     padding: Tensor
 
     def __init__(
-        self, scale: int, channels: int = 64, blocks: int = 23, growth: int = 32, padding: str = "grey"
+        self,
+        scale: int,
+        channels: int = 64,
+        blocks: int = 23,
+        growth: int = 32,
+        padding: str = "grey",
+        colours: int = 3,
     ) -> None:
-        super().__init__(scale, feature_channels=channels, receptive_radius=15 * blocks + 4)
-        self.register_buffer("padding", padding_colour(padding), persistent=False)
-        self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
+        super().__init__(scale, feature_channels=channels, receptive_radius=15 * blocks + 4, colours=colours)
+        self.register_buffer("padding", padding_colour(padding, colours), persistent=False)
+        self.conv_first = nn.Conv2d(colours, channels, 3, padding=1)
         self.body = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
         for i, _ in enumerate(STEPS[scale], start=1):
             self.add_module(f"conv_up{i}", nn.Conv2d(channels, channels, 3, padding=1))
         self.conv_hr = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
+        self.conv_last = nn.Conv2d(channels, colours, 3, padding=1)
 
     def forward_features(self, lr: Tensor) -> Tensor:
         x = self.conv_first(lr - self.padding)

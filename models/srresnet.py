@@ -52,17 +52,23 @@ class SRResNet(SRNetwork):
     padding: Tensor
 
     def __init__(
-        self, scale: int, channels: int = 64, blocks: int = 16, bilinear_skip: bool = True, padding: str = "grey"
+        self,
+        scale: int,
+        channels: int = 64,
+        blocks: int = 16,
+        bilinear_skip: bool = True,
+        padding: str = "grey",
+        colours: int = 3,
     ) -> None:
-        super().__init__(scale, feature_channels=channels, receptive_radius=2 * blocks + 3)
+        super().__init__(scale, feature_channels=channels, receptive_radius=2 * blocks + 3, colours=colours)
         self.bilinear_skip = bilinear_skip
-        self.register_buffer("padding", padding_colour(padding), persistent=False)
-        self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
+        self.register_buffer("padding", padding_colour(padding, colours), persistent=False)
+        self.conv_first = nn.Conv2d(colours, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)))
         for i, factor in enumerate(STEPS[scale], start=1):
             self.add_module(f"upconv{i}", nn.Conv2d(channels, factor**2 * channels, 3, padding=1))
         self.conv_hr = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_last = nn.Conv2d(channels, 3, 3, padding=1)
+        self.conv_last = nn.Conv2d(channels, colours, 3, padding=1)
         init_small(layer for layer in self.modules() if isinstance(layer, nn.Conv2d))
 
     def forward_features(self, lr: Tensor) -> Tensor:

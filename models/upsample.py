@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # The factors by which most published networks reach a scale: x4 in two steps of x2.
-STEPS = {2: (2,), 3: (3,), 4: (2, 2)}
+STEPS: dict[int, tuple[int, ...]] = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 
 
 def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:

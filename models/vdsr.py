@@ -15,17 +15,21 @@ from .base import SRNetwork
 class VDSR(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped."""
 
-    def __init__(self, scale: int, channels: int = 64, blocks: int = 10) -> None:
+    scales = (1, 2, 3, 4, 8)
+
+    def __init__(self, scale: int, channels: int = 64, blocks: int = 10, colours: int = 3) -> None:
         radius = -(-(blocks + 2) // scale) + 2
-        super().__init__(scale, feature_channels=channels, feature_scale=scale, receptive_radius=radius)
-        self.head = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.ReLU(inplace=True))
+        super().__init__(
+            scale, feature_channels=channels, feature_scale=scale, receptive_radius=radius, colours=colours
+        )
+        self.head = nn.Sequential(nn.Conv2d(colours, channels, 3, padding=1, bias=False), nn.ReLU(inplace=True))
         self.body = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.ReLU(inplace=True))
                 for _ in range(blocks)
             )
         )
-        self.tail = nn.Conv2d(channels, 3, 3, padding=1, bias=False)
+        self.tail = nn.Conv2d(channels, colours, 3, padding=1, bias=False)
 
     def bicubic(self, lr: Tensor) -> Tensor:
         """lr (B,3,h,w) -> (B,3,s*h,s*w), the image that the network corrects."""

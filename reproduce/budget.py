@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from configs import Config
-from data import ResumableBatchSampler, load_batches
+from data import load_batches
 from runs.atomic import atomic_write
 from train import train_step
 from training.experiment import add_teachers, build_experiment
@@ -30,8 +30,7 @@ def measure(config: Config) -> dict[str, float]:
     e = build_experiment(replace(config, modelpath=None, load=False))
     add_teachers(e)
     steps = BLOCK * (ROUNDS + 1) * len(e.learners)
-    sampler = ResumableBatchSampler(len(e.patches), config.batchsize, config.seed, 0, steps, e.repeat)
-    loader, epoch = load_batches(e.patches, sampler), float(config.startepoch)
+    loader, epoch = load_batches(e.patches, e.sampler(0, steps)), float(config.startepoch)
     blocks: dict[str, list[float]] = {loss: [] for loss in config.losses}
     bar = tqdm(total=steps, desc=f"{config.model} x{config.scale}: seconds per step", unit="step", disable=None)
     for number in range(ROUNDS + 1):
@@ -42,7 +41,7 @@ def measure(config: Config) -> dict[str, float]:
                 lr, hr, _ = next(loader)
                 lr, hr = lr.to(e.device), hr.to(e.device)
                 learner.loss.begin_step(step)
-                train_step([learner], judge, e.extractors, lr, hr, epoch, config.precision)
+                train_step([learner], judge, e.extractors, lr, hr, epoch, config.precision, config.accumulate)
             blocks[loss].append((now(e.device) - began) / BLOCK)
             bar.update(BLOCK)
     bar.close()
@@ -91,4 +90,5 @@ def in_equal_time(config: Config, seconds: float, least: float) -> dict:
     for name in ("step_epochs", "udl_epoch"):
         scaled[name] = max(1, round(scaled[name]))
     milestones = sorted({max(1, round(step * share)) for step in config.milestones})
+    scaled |= {"restart_every": max(1, round(config.restart_every * share))} if config.restart_every else {}
     return scaled | ({"milestones": milestones} if milestones else {})

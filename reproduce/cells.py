@@ -33,6 +33,8 @@ PATIENCE = 60  # seconds that a training may take to finish its step and save; S
 PLACEMENT = {
     "modelpath",
     "load",
+    "checkpoint",
+    "keep_every",
     "device",
     "workers",
     "judge_memory",

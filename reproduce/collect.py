@@ -37,6 +37,7 @@ OWN = {
     "learning_rate",
     "steps",
     "milestones",
+    "restart_every",
     "step_epochs",
     "k_epochs",
     "udl_epoch",

@@ -36,7 +36,7 @@ from .cluster import Jobs
 from .papers import Paper
 from .running import cores, exit_if_failed, run_all, threads_of_a_job
 
-OURS = {"model", "scale", "seed", "modelpath", "load"}  # settings that the grid gives each cell
+OURS = {"model", "scale", "seed", "modelpath", "load", "checkpoint"}  # settings that the grid gives each cell
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def add_cell_flags(parser, preset: Preset, seeds: int, seeds_help: str) -> None:
         nargs="+",
         type=int,
         default=list(preset.scales),
-        choices=(2, 3, 4),
+        choices=(2, 3, 4, 8),
         help=f"(default: {' '.join(map(str, preset.scales))})",
     )
     parser.add_argument(
@@ -150,7 +150,7 @@ def as_words(settings: dict) -> list[str]:
 
 def shared_words(args) -> list[str]:
     """The flags of train.py that all cells have."""
-    names = {field.name for field in fields(Config)}
+    names = {field.name for field in fields(Config)} - OURS  # --checkpoint is the report's
     given = as_words({name: value for name, value in vars(args).items() if name in names})
     return [*(["--config", args.config] if args.config else []), *given]
 

@@ -99,6 +99,19 @@ def load_last(run: Path) -> tuple[dict, Path, str | None]:
         raise ValueError(f"{wrong}; nor can the one before: {error}; begin again in another folder") from None
 
 
+def load_kept(run: Path, name: str) -> tuple[dict, Path]:
+    """Load a run's checkpoint by its name, such as step_1000: its state and its file.
+
+    Raises ValueError.
+    """
+    path = run / f"{name.removesuffix('.pt')}.pt"
+    kept = sorted((path.stem for path in run.glob("step_*.pt")), key=lambda stem: (len(stem), stem))
+    known = path.stem in [*kept, "last", "previous"]
+    expected = f"one of {', '.join(kept)}" if kept else f"last, for {run} keeps no other; see --keep-every"
+    configs.expect(known, "checkpoint", name, expected)
+    return load_checkpoint(path), path
+
+
 def learner_states(state: dict, path: Path) -> dict[str, dict]:
     """The states by loss in the state of a last.pt, read from path. Raises ValueError if there are none."""
     states = state.get("learners")
@@ -190,6 +203,12 @@ def check_counts(state: dict, source: str) -> None:
     expect(isinstance(skips, list) and len(skips) == 2 and all(map(is_count, skips)), source, "counts of skipped steps")
 
 
+def check_average(learning: object, source: str) -> None:
+    """Raise ValueError unless `learning` is None, or a network and the count of its averaged steps."""
+    fits = learning is None or isinstance(learning, dict) and learning.keys() == {"network", "averaged"}
+    expect(fits and (learning is None or is_count(learning["averaged"])), source, "what its average is of")
+
+
 def check_progress(state: dict, source: str) -> None:
     """Raise ValueError unless a run's place, which is in its last.pt beside its learners, is one."""
     expect(is_count(state["step"]), source, f"step {state['step']!r}")
@@ -224,10 +243,13 @@ def read_settings(run: Path) -> configs.Config:
 def load_states(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, dict]]:
     """Read a run: its settings, and its learners' states by loss (all, or those named), unchecked.
 
-    which: "best" (each loss's epoch of the lowest LPIPS) or "last". Raises ValueError.
+    which: "best" (each loss's epoch of the lowest LPIPS), "last", or one that --keep-every kept, such as "step_1000".
+    Raises ValueError.
     """
     config = read_settings(run)
     states, last = {}, {}
+    if which not in ("best", "last"):
+        last = learner_states(*load_kept(run, which))
     if which == "last":
         state, path, wrong = load_last(run)
         last = learner_states(state, path)
@@ -235,8 +257,8 @@ def load_states(run: Path, which: str, losses=None) -> tuple[configs.Config, dic
             print(f"{wrong}; {path.name} of step {state.get('step')} is used instead")
     names = list(config.variants)
     for loss in [configs.choose(loss, names, f"loss in {run}") for loss in losses or names]:
-        if which == "last" and loss not in last:
-            raise ValueError(f"{run / 'last.pt'}: holds no network of {loss}; add --best")
+        if which != "best" and loss not in last:
+            raise ValueError(f"{run / which}.pt: holds no network of {loss}; add --best")
         states[loss] = load_checkpoint(run / f"best_{loss}.pt") if which == "best" else last[loss]
     return config, states
 
@@ -252,8 +274,9 @@ def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, d
     nets, judges = {}, []
     for loss, state in states.items():
         weights = state.get(SR_NETWORK)
-        net = build_network(config.model, config.scale, config.model_options, weights if is_state(weights) else None)
-        load_network(net, state, f"{run} ({which}, {loss})", model_id(config.model, config.scale, config.model_options))
+        network = config.model, config.scale, config.network_options
+        net = build_network(*network, weights if is_state(weights) else None)
+        load_network(net, state, f"{run} ({which}, {loss})", model_id(*network))
         nets[loss] = net
         judges += [judge for judge in state.get("judges", ()) if judge not in judges]
     return config, nets, judges

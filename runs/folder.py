@@ -5,6 +5,7 @@
                     last.pt         all that is needed to resume
                     previous.pt     the last.pt before that
                     best_LOSS.pt    the networks of one loss at their best epoch
+                    step_N.pt       the last.pt of step N, with --keep-every
                     watch/          weights and SR crops at each validation, with --watch
                     val.json        written by val.py
                     .lock           names the process that trains here, while it does

@@ -51,7 +51,9 @@ class RunWriter:
 
     def write_settings(self, config: Config, step: int, validated: bool) -> None:
         """Write config.yaml; drop the log beyond `step` if the run resumes there. Raises OSError."""
-        settings = configs.absolute_paths(replace(config, load=False, auto_resume=False, modelpath=None))
+        settings = configs.absolute_paths(
+            replace(config, load=False, checkpoint=None, auto_resume=False, modelpath=None)
+        )
         atomic_write(self.folder / "config.yaml", configs.to_yaml(settings))
         trim_log(self.folder / "log.jsonl", step if config.load else -1, validated)
 

@@ -125,7 +125,11 @@ def test_the_names_are_those_of_the_dictionaries():
 @pytest.mark.parametrize("name", SR_MODELS)
 def test_the_options_are_those_of_the_constructors(name):
     parameters = inspect.signature(SR_MODELS[name]).parameters.values()
-    assert catalogue.model_options(name) == {p.name: p.default for p in parameters if p.name != "scale"}
+    assert catalogue.model_options(name) == {
+        p.name: p.default
+        for p in parameters
+        if p.name not in ("scale", "colours")  # which are --scale and --color
+    }
 
 
 def test_a_new_network_is_one_file_and_one_line(tmp_path, monkeypatch):
@@ -231,7 +235,7 @@ def test_what_to_type_instead(capsys, typed, words):
     [
         ("--input imgs", "did you mean --folder DIR (images to measure on)?"),
         ("--resume x", "did you mean --modelpath DIR (the run's folder)?"),
-        ("--checkpoint x", "did you mean --modelpath DIR (the run's folder)?"),
+        ("--ckpt x", "did you mean --modelpath DIR (the run's folder)?"),
         ("--gpu 0", "did you mean --device cuda:0?"),
         ("--epochs 3", "unknown argument --epochs; see --help"),
         ("--batch-size 3", "unknown argument --batch-size; see --help"),

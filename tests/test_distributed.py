@@ -33,7 +33,7 @@ from training.learner import build_learners
 
 ROOT = Path(__file__).parents[1]
 CHEAP = "L1+TLW[weights=shuffled,wc=normalised,samples=2,e_every=2,reuse_mu=true,weighting_scale=2,label=cheap]"
-NAMES = ["L1+TLW", "L1+UDL", "L1+DP", "L1+DP+GAN", CHEAP]
+NAMES = ["L1+TLW", "L1+UDL", "L1+DP", "L1+DP+GAN", CHEAP, "L1[ema=0.5,label=average]"]
 
 
 # --- processes ---
@@ -72,6 +72,12 @@ def smooth_main(argv: list[str], rank: int = -1, call: int = 0, happens=None) ->
     nn.ReLU = nn.SiLU
     losses.VGGDiscriminator = partial(VGGDiscriminator, channels=4)
     train.main(argv)
+
+
+def main_without_batch_norm(argv: list[str]) -> None:
+    """smooth_main of networks without BatchNorm."""
+    nn.BatchNorm2d = lambda channels: nn.Identity()
+    smooth_main(argv)
 
 
 def start(count: int, work, *args) -> list:
@@ -217,6 +223,15 @@ def test_two_processes_give_what_one_gives(args, alone, together, monkeypatch):
             began = dict(module.named_parameters())
             moved = [(last[learner.name][part][key] - value).abs().max() for key, value in began.items()]
             assert not moved or max(moved) > 1e-4, (learner.name, part)  # by far more than the tolerance
+
+
+def test_two_processes_accumulate_what_one_has_in_a_batch(args, workplace):
+    few = ["L1", "L1+TLW", "L1+TLW[weights=shuffled,e_every=2,reuse_mu=true,label=cheap]"]
+    args = [*args, "--losses", *few, "--endepoch", "1", "--repeat", "8"]
+    assert codes(start(1, main_without_batch_norm, [*args, "--batchsize", "8", "--modelpath", "one"])) == [0]
+    parts = ["--batchsize", "4", "--accumulate", "2", "--modelpath", "two"]
+    assert codes(start(2, main_without_batch_norm, [*args, *parts])) == [0, 0]
+    assert_close(Path("one"), Path("two"))
 
 
 def whole_batch_parts(path: str) -> None:

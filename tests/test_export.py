@@ -11,7 +11,7 @@ from safetensors import safe_open
 import configs
 import convert
 import export
-from models import build_network, model_id
+from models import build_network, model_id, scales_of
 from models.export import UnitRange, checksum, from_safetensors, to_onnx
 from runs.checkpoint import SR_NETWORK, load_networks, save_checkpoint
 from runs.weights_file import read_weights_file
@@ -87,10 +87,12 @@ CONVOLUTIONAL = [
 ]
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize(("model", "options"), CONVOLUTIONAL, ids=[model for model, _ in CONVOLUTIONAL])
 def test_onnx_by_onnxruntime(model, options, scale):
     ort = pytest.importorskip("onnxruntime")
+    if scale not in scales_of(model):
+        pytest.skip(f"{model} does not come in x{scale}")
     net = network(model, scale, options)
     session = ort.InferenceSession(to_onnx(net, {"network": model}))
     for size in ((1, 3, 24, 40), (1, 3, 5, 3), (1, 3, 40, 17)):  # the export's own image is another still
@@ -118,6 +120,7 @@ SPANDREL = {
     "RCAN x2": ("RCAN", 2, RCAN),
     "RCAN x3": ("RCAN", 3, RCAN | {"padding": "black"}),
     "RCAN x4 in two steps": ("RCAN", 4, RCAN | {"upsample": "two-step"}),
+    "RCAN x8 in three steps": ("RCAN", 8, RCAN | {"upsample": "two-step"}),
     "HAT x2": ("HAT", 2, HAT),
     "HAT x3": ("HAT", 3, HAT),
     "HAT-TLW x4": ("HAT-TLW", 4, TLW_HAT),
@@ -194,6 +197,16 @@ def test_edsr_carries_metadata(run_of):
     state = torch.load(exported(run, "edsr"), weights_only=True)
     assert state._metadata[""]["network"] == "EDSR" and state._metadata[""]["checksum"] == checksum(net.state_dict())
     assert {name.split(".")[0] for name in state} == {"sub_mean", "head", "body", "tail", "add_mean"}
+
+
+@pytest.mark.parametrize("scale", [1, 8])
+@pytest.mark.parametrize("to", ["edsr", "onnx", "safetensors"])
+def test_edsr_x1_and_x8(run_of, to, scale, capsys):
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    run, _ = run_of("EDSR", scale, SMALL)
+    exported(run, to)
+    assert f"EDSR x{scale}, L1+TLW (best)" in capsys.readouterr().out
 
 
 def converted_mean(net):

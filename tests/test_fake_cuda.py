@@ -50,7 +50,7 @@ TLW_SETTINGS = [
 SETTINGS = [
     *(f"L1+TLW[{setting}]" for setting in TLW_SETTINGS),
     *("L1+UDL[udl_minimum=batch]", "L1+UDL[udl_head=tlw]", "L1+PSPL[pspl_ssim=authors]", "L1+DP+GAN[gan=ragan]"),
-    *("L1+DP[dp_dynamic=false]", "L1+TLW[clip_grad=1]", "L1[clip_grad=1]"),
+    *("L1+DP[dp_dynamic=false]", "L1+TLW[clip_grad=1]", "L1[clip_grad=1]", "L1+TLW[optimizer=adamw]"),
 ]
 
 

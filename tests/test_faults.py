@@ -94,7 +94,10 @@ def test_a_signal_before_the_training_and_after_it(args, images, number, stopped
         said = stopped_within(where, number, lambda: train.main(args))
         assert said == f"\nstopped by {name}; nothing was begun, nor written\n" and not list(Path().iterdir())
     train.main([*args, "--modelpath", "run", "--endepoch", "1"])
-    for where in ("train.weight_maps", "training.evaluation.load_networks"):  # the picture of the weights, the table
+    for where in (
+        "training.figures.weight_maps",
+        "training.evaluation.load_networks",
+    ):  # the picture of the weights, the table
         said = stopped_within(where, number, lambda: train.main(["--load", "--modelpath", "run"]))
         command = f"python {val.__file__} --modelpath run --best"
         assert said.endswith(f"\nstopped by {name}; the run is complete; next: {command}\n")

@@ -83,7 +83,7 @@ def test_a_picture_that_fails_costs_one_line(tiny_args, workplace, monkeypatch, 
     def fail(*of):
         raise error
 
-    monkeypatch.setattr(train, "weight_maps", fail)
+    monkeypatch.setattr(figures, "weight_maps", fail)
     train.main([*tiny_args, "--losses", "L1+TLW", "--modelpath", "run"])
     out, err = capsys.readouterr()
     assert err == "" and "note: run/weights.png was not drawn (" in out

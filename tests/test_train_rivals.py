@@ -119,7 +119,7 @@ def test_udls_head_learns_with_the_network_in_stage_1_alone(args):
     assert learner.helper_opt is None
     states, validate = [], run.validate
     before = snapshot(learner.loss)
-    run.validate = lambda epoch: (states.append(snapshot(learner.loss)), validate(epoch))
+    run.validate = lambda: (states.append(snapshot(learner.loss)), validate())
     run.fit()
     names = {name for name in before if name.startswith("head.")}
     assert {name for name in before if not torch.equal(before[name], states[0][name])} == names

@@ -78,7 +78,7 @@ def test_large_images_are_cut():
     ((lr, hr, _),) = kept.parts.values()
     assert hr.shape == (1, 3, 192, 192) and lr.shape == (1, 3, 80, 80)
     net, loss = Bicubic(4), LOSSES["L1"](None, None)
-    learner = SimpleNamespace(name="L1", net=net, loss=loss, device=torch.device("cpu"))
+    learner = SimpleNamespace(name="L1", result=net, loss=loss, device=torch.device("cpu"))
     found = np.load(io.BytesIO(kept.record([learner], 0)))
     hr, sr = (found[f"coffee/{key}"].astype(float) for key in ("hr", "L1/sr"))
     assert sr.shape == (192, 192, 3) and np.abs(hr - sr).mean() < 8 < np.abs(hr - np.roll(sr, 16, 0)).mean()

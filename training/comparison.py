@@ -61,7 +61,7 @@ class ImageFiles:
         self.folder, self.failed = folder, False
 
     def save(self, dataset: str, images: EvaluationSet, index: int, protocol: str, method: Method, sr: Tensor) -> None:
-        """Write sr (1,3,H,W) in [-1,1]. After a failure, which is said, nothing more is written."""
+        """Write sr (1,3,H,W) in [-1,1], 3 or 1 channels. After a failure, which is said, no more."""
         if self.failed:
             return
         parts = [dataset, *[protocol] * (len(images.protocols) > 1), " ".join(filter(None, method))]
@@ -71,7 +71,8 @@ class ImageFiles:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             levels = sr[0].double().add(1).mul(127.5).round().to(torch.uint8)
-            Image.fromarray(levels.permute(1, 2, 0).cpu().numpy()).save(aside, format="PNG", compress_level=3)
+            levels = levels.permute(1, 2, 0) if len(levels) == 3 else levels[0]
+            Image.fromarray(levels.cpu().numpy()).save(aside, format="PNG", compress_level=3)
             aside.replace(path)
         except OSError as error:
             self.failed = True

@@ -103,13 +103,14 @@ def read_sets(
     bad_images: str,
     sr_folders: Mapping[str, str],
     lr_template: str | None = None,
+    grey: bool = False,
 ) -> tuple[dict[str, EvaluationSet], dict[str, dict[str, FinishedImages]]]:
     """The data sets by short names, and for each the finished images by their names. Raises ValueError."""
     configs.expect(len(folders) > 0, "folder", "", "one or more folders of HR images")
     configs.expect(len(lr_folders) in (0, len(folders)), "lrfolder", " ".join(lr_folders), "one for each data set")
     sets, finished = {}, {}
     for (name, folder), lr_folder in zip(label_folders(folders).items(), lr_folders or [None] * len(folders)):
-        images = EvaluationSet(folder, scale, protocols, lr_folder, bad_images, lr_template)
+        images = EvaluationSet(folder, scale, protocols, lr_folder, bad_images, lr_template, grey)
         sets[name] = images
         finished[name] = {own: FinishedImages(own, place, images) for own, place in sr_folders.items()}
         for found in finished[name].values():
@@ -187,7 +188,10 @@ def evaluate_run(
     protocols, sr_folders = protocols or ["paper"], sr_folders or {}
     taken = [name for name in sr_folders if name in {"bicubic", *(method.loss for method in nets)}]
     configs.expect(not taken, "sr_folder", " ".join(taken), "a name that no other row has")
-    sets, finished = read_sets(folders or (), lr_folders or (), scale, protocols, bad_images, sr_folders, lr_template)
+    grey = config is not None and config.color == "grey"
+    sets, finished = read_sets(
+        folders or (), lr_folders or (), scale, protocols, bad_images, sr_folders, lr_template, grey
+    )
     chosen = choose_metrics(device, judges, metrics, weights, bgr, memory)
     for images in sets.values():
         images.check_sizes(chosen, skip_small, shave_lpips)
@@ -214,7 +218,7 @@ def evaluate_run(
         scores = score(images, methods[name], chosen, device, name, precision, rgb, shave_lpips, show)
         best = selected_on(run, config, images) if "best" in checkpoints else ""
         rows += rows_of(name, images, scores, best, finished[name])
-    in_bf16 = ", networks in bf16" if precision == "bf16" else ""
+    in_bf16 = (", on grey images" if grey else "") + (", networks in bf16" if precision == "bf16" else "")
     print(f"{title} x{scale}, protocol {' '.join(protocols)}, {device}{in_bf16}\n{table(rows, judges)}")
     written = [files is None or not files.failed]
     if save_images and written[0]:

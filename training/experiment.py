@@ -1,5 +1,6 @@
 """An experiment: networks, data and metrics, built from a run's settings."""
 
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -69,6 +70,22 @@ class Experiment:
         images = f"{len(self.validation)} images of checksum {checksum:08x}"
         return [self.best_by, self.config.protocol, images]
 
+    def validation_is_due(self, step: int) -> bool:
+        """True if the networks are validated at this step: of each --validate-every or epoch, and the last."""
+        return step == self.last_step or step % (self.config.validate_every or self.epoch_steps) == 0
+
+    def next_stop(self, step: int) -> int:
+        """The first step beyond `step` that ends an epoch or the run, or has a validation."""
+        intervals = (self.epoch_steps, self.config.validate_every or self.epoch_steps)
+        return min(*((step // n + 1) * n for n in intervals), self.last_step)
+
+    def sampler(self, first_step: int, last_step: int, share: tuple[int, int] = (0, 1)) -> ResumableBatchSampler:
+        """The batches of these steps."""
+        config = self.config
+        return ResumableBatchSampler(
+            len(self.patches), config.images_per_step, config.seed, first_step, last_step, self.repeat, share
+        )
+
 
 def build_experiment(config: Config) -> Experiment:
     """Build the networks and the data of a run. Raises ValueError for wrong input; writes nothing."""
@@ -89,6 +106,7 @@ def build_experiment(config: Config) -> Experiment:
     losses = [learner.loss for learner in learners]
     metric_names, notes = choose_metrics(config, losses)
     notes += begun_from + unused_weights(config, losses, metric_names)
+    notes += not_accumulated(config, learners)
     cache = image_cache(config)
     patches, left_out = build_patches(config, cache)
     with says_where(config, "valpath", "vallrpath"):
@@ -100,9 +118,10 @@ def build_experiment(config: Config) -> Experiment:
             config.lr_template,
             cache,
             distributed.is_main_process(),
+            config.color == "grey",
         )
     repeat = config.repeat or patches.draws_to_cover
-    epoch_steps = ResumableBatchSampler(len(patches), config.batchsize, 0, repeat=repeat).steps_per_epoch
+    epoch_steps = ResumableBatchSampler(len(patches), config.images_per_step, 0, repeat=repeat).steps_per_epoch
     first_step, last_step = first_and_last_step(config, epoch_steps)
     return Experiment(
         config,
@@ -119,6 +138,13 @@ def build_experiment(config: Config) -> Experiment:
         notes,
         metric_names,
     )
+
+
+def not_accumulated(config: Config, learners: list[Learner]) -> list[str]:
+    """A line on the losses in which --accumulate differs from a larger batch."""
+    names = [learner.name for learner in learners if learner.batch_norms] if config.accumulate > 1 else []
+    size, whole = config.batchsize, config.images_per_step
+    return [f"accumulate: BatchNorm sees {size} images at a time, not {whole}: {' '.join(names)}"] if names else []
 
 
 def image_cache(config: Config) -> ImageCache | None:
@@ -177,7 +203,10 @@ def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[Patc
     configs.expect(config.patch or not config.tiles, "tiles", "alone", "--patch beside it, the size of the tiles")
     alone = config.degradation == "bicubic" or not config.lrpath
     configs.expect(alone, "degradation", config.degradation, "no --lrpath beside it, for that is LR already")
-    multiple = config.scale if config.patch else PROTOCOLS[config.protocol].multiple or PROTOCOLS["paper"].multiple
+    given = config.scale > 1 or config.lrpath or config.degradation != "bicubic"
+    configs.expect(bool(given), "scale", 1, "--lrpath beside it, the images to restore, or a --degradation")
+    whole = PROTOCOLS[config.protocol].multiple or math.lcm(PROTOCOLS["paper"].multiple, config.scale)
+    multiple = config.scale if config.patch else whole
     with says_where(config, "trainpath", "lrpath"):
         pairs = PairedDataset(
             config.trainpath,
@@ -189,11 +218,13 @@ def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[Patc
             degradation=DEGRADATIONS[config.degradation],
             progress=distributed.is_main_process(),
             bad_images=config.bad_images,
+            grey=config.color == "grey",
         )
     patches = PatchDataset(pairs, config.patch, config.augment, config.seed, config.skip_small, config.tiles)
     shapes = {size[::turn] for size in pairs.sizes for turn in ((1, -1) if config.augment else (1,))}
-    if config.patch is None and config.batchsize > 1 and len(shapes) > 1:
-        raise ValueError(f"--batchsize {config.batchsize}: images of different sizes; add --patch or take 1")
+    if config.patch is None and config.images_per_step > 1 and len(shapes) > 1:
+        name = "batchsize" if config.batchsize > 1 else "accumulate"
+        raise ValueError(f"--{name} {getattr(config, name)}: images of different sizes; add --patch or take 1")
     return patches, list(pairs.skipped.values())
 
 

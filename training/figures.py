@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import configs
 from losses.weighting import WeightingNet, fixed_sum
 from metrics.evaluate import MEMORY
 from models.ops.tiled import TiledUpscaler, tiles
+from runs.atomic import atomic_write
 
 TILE = 1 << 16  # pixels at a time: about 50 MiB of the weighting network's activations
 LONGEST = 768  # pixels of a drawn image's longer side; larger ones are averaged down
@@ -80,12 +83,27 @@ def weight_maps(nets: Mapping[str, tuple[nn.Module, WeightingNet]], lr: Tensor, 
             ax.set_title(title, fontsize=10)
             ax.axis("off")
         for ax, image in zip(row, (hr, sr)):
-            ax.imshow(_shown(image) / 2 + 0.5)
+            ax.imshow(_shown(image.expand(-1, 3, -1, -1)) / 2 + 0.5)
         row[2].imshow(_shown((hr - sr).abs_().mean(dim=1, keepdim=True)), cmap="magma")
         row[3].imshow(_shown(hr.mean(dim=1, keepdim=True)), cmap="gray")
         shown = row[3].imshow(_shown(weight), cmap="inferno", vmin=0, vmax=1, alpha=0.8)
         figure.colorbar(shown, ax=row[3], fraction=0.05)
     return _png(figure)
+
+
+def draw_weights(path: Path, weighted: Mapping, validation: Sequence, device: torch.device) -> None:
+    """Draw the weights on the first validation image.
+
+    It is an extra: what goes wrong is one line, and no error.
+
+    weighted: as in `weight_maps`; validation: pairs of lr (3,h,w) and hr (3,s*h,s*w).
+    """
+    try:
+        lr, hr = (image[None].to(device) for image in validation[0])
+        atomic_write(path, weight_maps(weighted, lr, hr))
+        print(f"the weights, drawn: {path}")
+    except Exception as error:
+        print(f"note: {path} was not drawn ({configs.one_line(str(error)) or type(error).__name__})")
 
 
 class Crops(NamedTuple):
@@ -119,7 +137,9 @@ def side_by_side(rows: Sequence[Crops]) -> bytes:
         for ax in line:
             ax.set(xticks=[], yticks=[], frame_on=False)
         for ax, (name, image) in zip(line, row.images.items()):
-            ax.imshow((image.permute(1, 2, 0).cpu() / 2 + 0.5).clamp(0, 1).numpy(), interpolation="nearest")
+            ax.imshow(
+                (image.expand(3, -1, -1).permute(1, 2, 0).cpu() / 2 + 0.5).clamp(0, 1).numpy(), interpolation="nearest"
+            )
             ax.set_title(name.replace("[", "\n["), fontsize=9)
             ax.set_xlabel(row.captions.get(name, ""), fontsize=8)
         line[0].set_xlabel(row.title, fontsize=8)

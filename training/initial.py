@@ -19,6 +19,7 @@ from runs.weights_file import import_file, read_spandrel_file, read_weights_file
 
 # The first convolutions of the networks whose padding can be chosen, and what groups of parameters are called in notes.
 FIRST = {"EDSR": "head.0", "RCAN": "head.0", "RRDBNet": "conv_first", "SRResNet": "conv_first"}
+KEPT = re.compile(r"step_\d+")  # what --keep-every keeps
 UPSAMPLER = re.compile(r"(spandrel\.)?(tail\.0|upsample|upsampler|upconv\d|conv_up\d)\.")
 
 
@@ -70,6 +71,8 @@ def _run_of(path: Path, loss: str | None, best: bool) -> tuple[Path | None, str,
         return None, "", None
     if path.name in ("last.pt", "previous.pt"):
         return path.parent, "last", loss
+    if KEPT.fullmatch(path.stem):
+        return path.parent, path.stem, loss
     if not (path.stem.startswith("best_") and loss in (None, path.stem.removeprefix("best_"))):
         return None, "", None
     return path.parent, "best", path.stem.removeprefix("best_")
@@ -87,7 +90,7 @@ def _of_run(run: Path, which: str, loss: str | None) -> Initial:
         f"{run} ({which}, {name})",
         config.model,
         config.scale,
-        dict(config.model_options or {}),
+        dict(config.network_options or {}),
         state[SR_NETWORK],
         state.get("loss"),
     )
@@ -123,6 +126,8 @@ def network_settings(values: Mapping) -> dict:
             return _scale_of(model, values)
         found = {"model": initial.model, "scale": initial.scale}
         options = values.get("model_options") or {}
+        if initial.options.pop("colours", 3) == 1:
+            found["color"] = "grey"
         if isinstance(options, dict) and (initial.options or options):
             found["model_options"] = {**initial.options, **options}
         return {k: v for k, v in found.items() if v is not None and (k not in values or k == "model_options")}
@@ -149,7 +154,7 @@ def begin_from(net: nn.Module, config: Config) -> tuple[Initial, str]:
         raise ValueError(f"--init {config.init}: is of {initial.model}; expected {config.model}, as --model says")
     weights = dict(initial.weights)
     if config.model in FIRST:
-        chosen = [(o or {}).get("padding", "grey") for o in (initial.options, config.model_options)]
+        chosen = [(o or {}).get("padding", "grey") for o in (initial.options, config.network_options)]
         first = FIRST[config.model]
         if chosen[0] != chosen[1] and {f"{first}.weight", f"{first}.bias"} <= weights.keys():
             weights[f"{first}.bias"] = shift_padding(

@@ -3,12 +3,14 @@
 import copy
 import math
 import zlib
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import configs
 from configs import Config, Variant
@@ -18,6 +20,7 @@ from models.spandrel_network import PREFIX
 from runs.checkpoint import (
     SR_NETWORK,
     adam_state,
+    check_average,
     check_counts,
     check_rng_states,
     check_weights,
@@ -39,7 +42,7 @@ class Learner:
     def __init__(self, name: str, net: nn.Module, loss: Loss, variant: Variant, device: torch.device):
         self.name, self.device = name, device
         self.config = config = variant.config
-        self.model_id = model_id(config.model, config.scale, config.model_options)
+        self.model_id = model_id(config.model, config.scale, config.network_options)
         self.judges = [config.judge] * loss.needs_judge + [*loss.extractors]
         layout = fast_memory_format(device, config.precision)
         net, loss = (global_batch.convert_global_batch_norm(part, device) for part in (net, loss))
@@ -56,9 +59,10 @@ class Learner:
             lambda sr, target, epoch: self.loss.helper_loss(sr, target, epoch),
             lambda sr, target, epoch: self.loss.helper_parameters(epoch),
         )
-        adam = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
-        self.opt = torch.optim.Adam([*self.net.parameters(), *loss.joint_parameters()], **adam)
-        self.helper_opt = torch.optim.Adam(loss.helper.parameters(), **adam) if loss.helper is not None else None
+        self.opt = build_optimizer([*self.net.parameters(), *loss.joint_parameters()], config)
+        self.helper_opt = build_optimizer(loss.helper.parameters(), config) if loss.helper is not None else None
+        average = None if config.ema is None else get_ema_multi_avg_fn(config.ema)
+        self.ema = AveragedModel(self.net, multi_avg_fn=average) if average is not None else None
         self.clip_grad = config.clip_grad
         self.best = math.inf  # lowest validation score so far, by --best-by; that of PSNR and SSIM is negative
         self.found_inf = torch.zeros((), device=device)  # 1: something in this step is not finite
@@ -66,6 +70,16 @@ class Learner:
         # From the loss's name, not its place in the run: alone or among others, it draws the same numbers.
         seed = zlib.crc32(f"{config.seed} {name}".encode())
         self.rng_states = {kind: torch.Generator(kind).manual_seed(seed).get_state() for kind in {"cpu", device.type}}
+
+    @property
+    def result(self) -> nn.Module:
+        """The SR network that is validated and saved: the average of --ema, else the one that learns."""
+        return self.net if self.ema is None else self.ema.module
+
+    def update_average(self) -> None:
+        """Take the SR network of this step into the average, if there is one."""
+        if self.ema is not None:
+            self.ema.update_parameters(self.net)
 
     @contextmanager
     def isolated_rng(self):
@@ -85,7 +99,8 @@ class Learner:
         """Undo the step inside if a loss or gradient is not finite, and count it.
 
         The optimizers skip by themselves (see _guard). What has changed before is restored here: the helper, which
-        learns before the SR network's loss is known, and BatchNorm's statistics. Never waits for the device.
+        learns before the SR network's loss is known, BatchNorm's statistics and the average of --ema. Never waits for
+        the device.
         """
         self.found_inf = torch.zeros_like(self.found_inf)
         before = {id(x): x.detach().clone() for x in self._changed_by_a_step()}
@@ -97,9 +112,15 @@ class Learner:
             total, row = self.skips
             self.skips = torch.stack([total + self.found_inf, (row + self.found_inf) * self.found_inf])
 
+    @property
+    def batch_norms(self) -> list[_BatchNorm]:
+        """The BatchNorm layers of all that learns here."""
+        return [m for part in (self.net, self.loss) for m in part.modules() if isinstance(m, _BatchNorm)]
+
     def _changed_by_a_step(self) -> list[Tensor]:
-        norms = [m for part in (self.net, self.loss) for m in part.modules() if isinstance(m, _BatchNorm)]
-        tensors = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        tensors = [buffer for norm in self.batch_norms for buffer in norm.buffers(recurse=False)]
+        if self.ema is not None:
+            tensors += self.ema.module.parameters()
         if self.helper_opt:
             tensors += self.loss.helper.parameters()
             tensors += [x for moments in self.helper_opt.state.values() for x in moments.values()]
@@ -107,16 +128,30 @@ class Learner:
 
     def backward_and_step(self, opt: torch.optim.Optimizer, loss: Tensor) -> Tensor:
         """Take one step of opt down the gradient of loss; return the global batch's loss, on its device."""
-        if loss.ndim:
-            raise ValueError(f"{self.name} gives a loss of shape {tuple(loss.shape)}; expected a scalar, as of .mean()")
+        return self.accumulate_and_step(opt, [loss], 1)
+
+    def accumulate_and_step(self, opt: torch.optim.Optimizer, losses: Iterable[Tensor], count: int) -> Tensor:
+        """Take one step of opt down the gradient of the mean of `count` losses.
+
+        The graph of each is freed before the next is made.
+
+        Returns the global batch's loss, on its device.
+        """
         opt.zero_grad(set_to_none=True)
-        with torch.autocast(loss.device.type, enabled=False):  # backward keeps the forward's types by itself
-            loss.backward()
-            loss = global_batch.all_reduce_mean(loss.detach())
-            self._guard(opt, loss)
+        mean = torch.zeros((), device=self.device)
+        for loss in losses:
+            if loss.ndim:
+                shape = tuple(loss.shape)
+                raise ValueError(f"{self.name} gives a loss of shape {shape}; expected a scalar, as of .mean()")
+            with torch.autocast(loss.device.type, enabled=False):  # backward keeps the forward's types by itself
+                (loss / count if count > 1 else loss).backward()
+                mean = mean + loss.detach() / count
+        with torch.autocast(mean.device.type, enabled=False):
+            mean = global_batch.all_reduce_mean(mean)
+            self._guard(opt, mean)
             opt.step()
         opt.zero_grad(set_to_none=True)  # else every network's gradients would be held through the others' steps
-        return loss
+        return mean
 
     def _guard(self, opt: torch.optim.Optimizer, loss: Tensor) -> None:
         """Clip the gradients that opt is about to follow; unless they and the loss are finite, have it skip."""
@@ -142,12 +177,14 @@ class Learner:
 
     def model_state(self) -> dict:
         """The learner's weights, its network's identity, and the judges and extractors it learned from."""
-        weights = {SR_NETWORK: self.net.state_dict(), "loss": self.loss.state_dict()}
+        weights = {SR_NETWORK: self.result.state_dict(), "loss": self.loss.state_dict()}
         return weights | {"model_id": self.model_id, "judges": self.judges}
 
     def state_dict(self) -> dict:
         """All that is needed to resume; load_state_dict takes it back."""
+        learning = {"network": self.net.state_dict(), "averaged": int(self.ema.n_averaged)} if self.ema else None
         return self.model_state() | {
+            "learning": learning,  # beside the average that stands in its place
             "opt": self.opt.state_dict(),
             "helper_opt": self.helper_opt.state_dict() if self.helper_opt else None,
             "rng_states": self.rng_states,
@@ -162,7 +199,15 @@ class Learner:
         """
         check_counts(state, source)
         check_rng_states(state["rng_states"], self.rng_states, source)
+        learning = state.get("learning")  # None without an average
+        check_average(learning, source)
         load_network(self.net, state, source, self.model_id)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state[SR_NETWORK])
+            self.ema.n_averaged.fill_(learning["averaged"] if learning else 0)
+        if learning:
+            check_weights(self.net, learning["network"], source, self.model_id)
+            self.net.load_state_dict(learning["network"])
         check_weights(self.loss, state["loss"], source, f"the loss {self.name}")
         self.loss.load_state_dict(state["loss"])
         self.opt.load_state_dict(adam_state(self.opt, state["opt"], source))
@@ -172,6 +217,13 @@ class Learner:
         self.skips = torch.tensor(state["skips"], dtype=torch.float32, device=self.device)
         # A run that moves to another kind of device begins that device's stream.
         self.rng_states |= {kind: stream for kind, stream in state["rng_states"].items() if kind in self.rng_states}
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: Config) -> torch.optim.Adam:
+    """The optimizer of these parameters, as the settings say."""
+    decay = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return optimizer(parameters, lr=config.learning_rate, betas=config.betas, fused=True, **decay)
 
 
 def build_learners(config: Config, device: torch.device, notes: list[str] | None = None) -> list[Learner]:
@@ -197,6 +249,8 @@ def build_learners(config: Config, device: torch.device, notes: list[str] | None
     for name, variant in variants.items():
         torch.manual_seed(config.seed)
         loss = build_loss(variant.loss, variant.config, net)
+        whole = f"1 with {name}, whose {' '.join(loss.of_whole_batch)} takes the batch as a whole"
+        configs.expect(config.accumulate == 1 or not loss.of_whole_batch, "accumulate", config.accumulate, whole)
         if config.init == "paper":
             init_paper(loss)
         if initial is not None and config.init_weighting and loss.weighting is not None:
@@ -213,7 +267,7 @@ def _build_first_network(config: Config) -> nn.Module:
     """The SR network that all learners start with, before --init's weights. Raises ValueError."""
     if not config.model.startswith(PREFIX):
         configs.choose(config.model, SR_MODELS, "model")
-        net = build_network(config.model, config.scale, config.model_options)
+        net = build_network(config.model, config.scale, config.network_options)
         if config.init == "paper":
             init_paper(net)
         return net
@@ -223,6 +277,6 @@ def _build_first_network(config: Config) -> nn.Module:
         weights = next(iter(states.values()), {}).get(SR_NETWORK)
     else:
         weights = read_spandrel_file(config.model)
-    net = build_network(config.model, config.scale, config.model_options, weights if is_state(weights) else None)
+    net = build_network(config.model, config.scale, config.network_options, weights if is_state(weights) else None)
     net.freeze_unused()
     return net

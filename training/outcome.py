@@ -38,7 +38,7 @@ def outcome_of(error: BaseException, step: int) -> Outcome | None:
         return Outcome(1, "another process of this run was lost")
     if is_out_of_memory(error):
         reason = (str(error) or "out of memory").splitlines()[0]
-        return Outcome(1, f"{reason}; take --patch, a smaller one, or less --batchsize")
+        return Outcome(1, f"{reason}; take --patch, a smaller one, or less --batchsize (and --accumulate 2)")
     if isinstance(error, RunFolderError):
         return Outcome(2, str(error))
     if isinstance(error, (FloatingPointError, ImageReadError)):

@@ -87,7 +87,8 @@ class Reporter:
         shown = "  ".join(f"{name} {score:.4f}" for name, score in means.items())
         shown += "".join(f"  ({name}: {n} infinite, not in the mean)" for name, n in count_infinite(scores).items())
         width = max(len(each.name) for each in self.experiment.learners) + 2
-        print(f"  epoch {epoch}  {learner.name:{width}}{shown}{'  best' if better else ''}")
+        when = f"step {self.state.step}" if self.experiment.config.validate_every else f"epoch {epoch}"
+        print(f"  {when}  {learner.name:{width}}{shown}{'  best' if better else ''}")
         self.writer.log(step=self.state.step, epoch=epoch, validation=learner.name, **means)
 
     def summary(self) -> list[str]:

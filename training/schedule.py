@@ -19,11 +19,13 @@ def place_in_schedule(
 
 def lr_at_step(config: Config, epoch: int, step: int, total_steps: int) -> float:
     """The learning rate in `epoch` and at `step` of total_steps, counted from the schedule's begin."""
+    period = config.restart_every or total_steps
     factor = {
         "constant": 1.0,
         "step": config.step_gamma ** (epoch // config.step_epochs),
         "milestones": config.step_gamma ** sum(step >= milestone for milestone in config.milestones),
         "cosine": (1 + math.cos(math.pi * (step / total_steps))) / 2,
+        "restarts": (1 + math.cos(math.pi * (step % period / period))) / 2,  # SGDR, Loshchilov and Hutter, ICLR 2017
     }
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     return config.learning_rate * warm * factor[config.schedule]

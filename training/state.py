@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import configs
-from runs.checkpoint import check_progress, learner_states, load_last
+from runs.checkpoint import check_progress, learner_states, load_checkpoint, load_kept, load_last
 
 from .experiment import Experiment
 
@@ -40,6 +40,21 @@ class TrainingState:
         notes = self.load_state_dict(state, path)
         if wrong:
             notes.append(f"{wrong}; resumed from {path.name}, step {self.step}")
+        return notes
+
+    def go_back(self, folder: Path, name: str) -> list[str]:
+        """Load a checkpoint that the run has kept; return notes as `resume` does. Raises ValueError.
+
+        A `best` network of a later step is not of the run that goes on from here: it stays until the next validation.
+        """
+        state, path = load_kept(folder, name)
+        notes = self.load_state_dict(state, path)
+        notes.append(f"goes back to {path.name}: what the folder holds of later steps is written over")
+        for learner in self.experiment.learners:
+            best = folder / f"best_{learner.name}.pt"
+            if best.exists() and load_checkpoint(best).get("step", 0) > self.step:
+                learner.best = math.inf
+                notes.append(f"{best.name} is of a later step: best begins anew")
         return notes
 
     def load_state_dict(self, state: dict, path: Path) -> list[str]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import ImageCache, PairedDataset, make_pair, match_sr, read_rgb
+import configs
+from data import ImageCache, PairedDataset, make_pair, match_sr, read_rgb, to_grey
 from metrics.base import PerceptualMetric
 from metrics.evaluate import MEMORY, PROTOCOLS, build_metrics, check_scale, finish, least_size, too_small
 from metrics.references import prepare
@@ -29,9 +30,14 @@ def read_validation_set(
     lr_template: str | None = None,
     cache: ImageCache | None = None,
     progress: bool = True,
+    grey: bool = False,
 ) -> PairedDataset:
-    """Read the images of folders with the LR of the protocol, or of lr_folders. Raises ValueError."""
+    """Read the images of folders, or their luminance, with the LR of the protocol, or of lr_folders.
+
+    Raises ValueError.
+    """
     check_scale(protocol, scale)
+    configs.expect(scale > 1 or bool(lr_folders), "scale", scale, "--vallrpath beside it, the images to restore")
     p = PROTOCOLS[protocol]
     return PairedDataset(
         folders,
@@ -42,6 +48,7 @@ def read_validation_set(
         round_lr=p.eight_bit,
         cache=cache,
         progress=progress,
+        grey=grey,
     )
 
 
@@ -56,6 +63,7 @@ def metrics_on(
 class EvaluationSet:
     """A folder of images that is evaluated under several protocols, each image read once for all of them.
 
+    grey: they are their luminance, (1,h,w) and (1,s*h,s*w).
     paths, names: of the images in use, by index; left_out: a line for each of the others; notes: about the folders.
     Raises ValueError as PairedDataset does, and for a protocol that does not suit the scale.
     """
@@ -68,9 +76,13 @@ class EvaluationSet:
         lr_folder: str | None = None,
         bad_images: str = "stop",
         lr_template: str | None = None,
+        grey: bool = False,
     ):
         for protocol in protocols:
             check_scale(protocol, scale)
+        configs.expect(
+            scale > 1 or lr_folder is not None, "scale", scale, "--lrfolder beside it, the images to restore"
+        )
         self.folder, self.lr_folder, self.scale, self.protocols = folder, lr_folder, scale, tuple(protocols)
         self._pairs = PairedDataset(
             [folder],
@@ -80,7 +92,9 @@ class EvaluationSet:
             lr_template=lr_template,
             round_lr=True,
             bad_images=bad_images,
+            grey=grey,
         )
+        self.grey = grey
         self._used = list(range(len(self._pairs)))
         self.left_out = list(self._pairs.skipped.values())
         self.notes = self._pairs.notes
@@ -191,8 +205,9 @@ class FinishedImages:
 
     def __call__(self, index: int, lr: Tensor) -> Tensor:
         height, width = (x * self.images.scale for x in lr.shape[-2:])
-        rgb = read_rgb(self.paths[self.images.paths[index]])[:height, :width]
-        return (torch.from_numpy(rgb).permute(2, 0, 1)[None].to(lr.device).double() / 255 * 2 - 1).float()
+        levels = read_rgb(self.paths[self.images.paths[index]])[:height, :width]
+        levels = to_grey(levels) if self.images.grey else levels
+        return (torch.from_numpy(levels).permute(2, 0, 1)[None].to(lr.device).double() / 255 * 2 - 1).float()
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """Pictures over the epochs: at each validation, parts of images and of the weights in them.
 
-    RUN/watch/0007.npz      of epoch 7, uint8 arrays by their keys, 0 to 255 for 0 to 1:
+    RUN/watch/0007.npz      of epoch 7 (step_7.npz: of step 7), uint8 arrays by their keys, 0 to 255 for 0 to 1:
         IMAGE/hr            (h,w,3), the middle of an image
         IMAGE/LOSS/sr       (h,w,3), as the network of that loss makes it
         IMAGE/LOSS/weights  (h,w), the mean over the channels of the loss's weights, if it has a weighting network
@@ -25,6 +25,11 @@ from .learner import Learner
 SIDE = 192  # HR pixels of the part, at most
 MARGIN = 16  # LR pixels around it that the SR networks see too
 FOLDER = "watch"
+
+
+def pixels(image: Tensor) -> np.ndarray:
+    """image (3 or 1,H,W) in [-1,1] -> uint8 (H,W,3)."""
+    return levels(image / 2 + 0.5).repeat(3 // len(image), axis=0).transpose(1, 2, 0)
 
 
 def levels(image: Tensor) -> np.ndarray:
@@ -62,11 +67,11 @@ class Watch:
         """The file of this epoch."""
         found = {}
         for name, (lr, hr, own) in self.parts.items():
-            found[f"{name}/hr"] = levels(hr[0] / 2 + 0.5).transpose(1, 2, 0)
+            found[f"{name}/hr"] = pixels(hr[0])
             for learner in learners:
                 on_device = hr.to(learner.device)
-                sr = TiledUpscaler(learner.net, 1 << 30)(lr.to(learner.device))[own].float().clamp_(-1, 1)
-                found[f"{name}/{learner.name}/sr"] = levels(sr[0] / 2 + 0.5).transpose(1, 2, 0)
+                sr = TiledUpscaler(learner.result, 1 << 30)(lr.to(learner.device))[own].float().clamp_(-1, 1)
+                found[f"{name}/{learner.name}/sr"] = pixels(sr[0])
                 if learner.loss.weighting is not None:
                     k = learner.loss.log_scalars(None, epoch)["k"]
                     weights = weights_of(learner.loss.weighting, on_device, sr, k)

@@ -120,7 +120,7 @@ class BlendedTiles:
     def __call__(self, lr: Tensor) -> Tensor:
         s, (height, width) = self.scale, lr.shape[2:]
         rows, columns = self.cuts(height), self.cuts(width)
-        sr = lr.new_zeros(lr.shape[0], 3, s * height, s * width, dtype=torch.float32)
+        sr = lr.new_zeros(*lr.shape[:2], s * height, s * width, dtype=torch.float32)
         for top, bottom, down in rows:
             band = sr.new_zeros(*sr.shape[:2], s * (bottom - top), s * width)
             for left, right, across in columns:
@@ -160,7 +160,7 @@ _COSTS: WeakKeyDictionary[nn.Module, dict[bool, tuple[float, float, float]]] = W
 def costs(net: Any, like: Tensor) -> tuple[float, float, float]:
     """Bytes per pixel of lr that net, its body and its head take.
 
-    like: a tensor of lr's dtype on net's device.
+    like: a tensor of lr's dtype and channels on net's device.
 
     Of a network without stages, 0 for the last two. Counted once for each network, with and without
     autocast, on a small image.
@@ -175,7 +175,7 @@ def costs(net: Any, like: Tensor) -> tuple[float, float, float]:
             out = work(*inputs)
         return _SAFETY * widest.most / SAMPLE**2, out
 
-    lr = like.new_zeros(1, 3, SAMPLE, SAMPLE)
+    lr = like.new_zeros(1, like.shape[1], SAMPLE, SAMPLE)
     whole, body, tail = count(net, lr)[0], 0.0, 0.0
     if has_stages(net):
         body, features = count(net.forward_body, lr)

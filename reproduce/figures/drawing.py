@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+import configs
 from configs import Config
 from data import list_images, make_pair, read_rgb
 from losses import build_loss
@@ -71,6 +72,7 @@ def read_run(path: Path, best: bool = False, losses=None) -> Run:
     """The run in path, or these losses of it. Raises ValueError."""
     which = "best" if best else "last"
     config, nets, judges = load_networks(path, which, losses)
+    configs.expect(config.color == "rgb", "modelpath", path, "a run of RGB images, for this one is of grey")
     _, states = load_states(path, which, losses)
     weightings = {}
     for name, state in states.items():

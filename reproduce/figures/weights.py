@@ -90,15 +90,15 @@ def add_epochs_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_watched(run: Path) -> dict[int, dict[str, np.ndarray]]:
-    """What a run has kept, by epoch. Raises ValueError."""
-    paths = sorted((run / FOLDER).glob("*.npz"))
+    """What a run has kept, by epoch, or by step with --validate-every. Raises ValueError."""
+    paths = sorted((run / FOLDER).glob("step_*.npz")) or sorted((run / FOLDER).glob("*.npz"))
     if not paths:
         raise ValueError(f"--modelpath {run}: no {FOLDER}/*.npz there; train with --watch 1")
     found = {}
     for path in paths:
         try:
             with np.load(path) as file:
-                found[int(path.stem)] = dict(file)
+                found[int(path.stem.removeprefix("step_"))] = dict(file)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: cannot be read ({error}); remove it") from None
     return found
@@ -120,7 +120,7 @@ def draw_epochs(args: argparse.Namespace) -> Drawn:
     """Fig. 5: the weights above, the SR image below, of epochs from the first to the last."""
     configs.expect(args.columns > 1, "columns", args.columns, "2 or more")
     kept = read_watched(args.modelpath)
-    first = kept[min(kept)]
+    first, unit = kept[min(kept)], "step" if any((args.modelpath / FOLDER).glob("step_*.npz")) else "epoch"
     images = list(dict.fromkeys(key.split("/")[0] for key in first))
     image = configs.choose(args.image or images[0], images, "watched image")
     losses = [key.split("/")[1] for key in first if key.startswith(f"{image}/") and key.endswith("/weights")]
@@ -136,7 +136,7 @@ def draw_epochs(args: argparse.Namespace) -> Drawn:
         hr, sr = (of(epoch, key).permute(2, 0, 1) for key in ("hr", f"{loss}/sr"))
         numbers = describe(of(epoch, f"{loss}/weights"), hr, sr)
         k = float(kept[epoch][f"{image}/{loss}/k"])
-        rows.append({"epoch": epoch, "k": round(k, 4)} | {name: round(x, 4) for name, x in numbers.items()})
+        rows.append({unit: epoch, "k": round(k, 4)} | {name: round(x, 4) for name, x in numbers.items()})
     chosen = [epochs[i] for i in np.unique(np.linspace(0, len(epochs) - 1, args.columns).round().astype(int))]
     hr = of(chosen[0], "hr")
     figure = Figure((1.55 * (len(chosen) + 1), 3.7), layout="constrained")
@@ -144,9 +144,15 @@ def draw_epochs(args: argparse.Namespace) -> Drawn:
     show(axes[0, 0], hr.permute(2, 0, 1)[None] * 2 - 1, f"{image}, {loss}")
     axes[1, 0].axis("off")
     for (above, below), epoch in zip(axes.T[1:], chosen):
-        row = next(row for row in rows if row["epoch"] == epoch)
+        row = next(row for row in rows if row[unit] == epoch)
         show(
-            above, of(epoch, f"{loss}/weights"), f"epoch {epoch}", f"k = {row['k']:.2f}", cmap="inferno", vmin=0, vmax=1
+            above,
+            of(epoch, f"{loss}/weights"),
+            f"{unit} {epoch}",
+            f"k = {row['k']:.2f}",
+            cmap="inferno",
+            vmin=0,
+            vmax=1,
         )
         show(below, of(epoch, f"{loss}/sr").permute(2, 0, 1)[None] * 2 - 1)
     axes[0, 1].set_ylabel("weights", fontsize=9)

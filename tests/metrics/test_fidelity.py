@@ -100,4 +100,4 @@ def test_shapes_must_agree():
     with pytest.raises(ValueError, match="do not match"):
         psnr_y(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
     with pytest.raises(ValueError, match="do not match"):
-        ssim_y(torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16))
+        ssim_y(torch.zeros(1, 2, 16, 16), torch.zeros(1, 2, 16, 16))

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from losses.weighting import WeightingNet
-from models import SR_MODELS, init_paper
+from models import SR_MODELS, build_network, init_paper, scales_of
+from models.ops.tiled import TiledUpscaler
 from models.released import (
     from_published_hat,
     from_released_tlw,
@@ -124,9 +125,52 @@ def test_rcan_equals_spandrel(scale):
 @pytest.mark.parametrize("scale", [1, 5, 8])
 @pytest.mark.parametrize("name", SR_MODELS)
 def test_other_scales_are_refused(name, scale):
-    model = name.removesuffix("-TLW")
-    with pytest.raises(ValueError, match=rf"^scale={scale} is not supported by {model}; use 2, 3 or 4$"):
+    if scale in scales_of(name):
+        return
+    numbers = "1, 2, 3, 4 or 8" if name in ("EDSR", "RCAN", "VDSR") else "2, 3 or 4"
+    with pytest.raises(
+        ValueError, match=rf"^scale={scale} is not supported by {name.removesuffix('-TLW')}; use {numbers}$"
+    ):
         SR_MODELS[name](scale=scale)
+    others = "" if scale == 5 else f"; networks for x{scale}: EDSR RCAN VDSR"
+    with pytest.raises(ValueError, match=f"^--scale {scale}: {name} comes in {numbers.replace(' or', ',')}{others}$"):
+        build_network(name, scale)
+
+
+@pytest.mark.parametrize("scale", [1, 8])
+@pytest.mark.parametrize("name", ["EDSR", "RCAN", "VDSR"])
+@torch.no_grad()
+def test_scales_1_and_8(name, scale):
+    """Whole and in tiles; and the size of the upsampler."""
+    net, lr = small(name, scale), torch.rand(1, 3, 40, 41) * 2 - 1
+    sr, features = net.forward_with_features(lr)
+    assert sr.shape == (1, 3, 40 * scale, 41 * scale) and features.shape[1] == net.feature_channels
+    memory = 6_000_000 if net.receptive_radius is None else 400_000
+    tiled = TiledUpscaler(net, memory * scale**2 // 8)(lr)
+    torch.testing.assert_close(tiled, sr, rtol=0, atol=1e-5)
+    upsamplers = [
+        conv for key, conv in net.named_modules() if key.startswith("tail.0.") and isinstance(conv, nn.Conv2d)
+    ]
+    assert len(upsamplers) == {"EDSR": 3, "RCAN": 1, "VDSR": 0}[name] * (scale == 8)
+
+
+@torch.no_grad()
+def test_rcan_x8_equals_spandrel():
+    """The RCAN authors' x8, in three steps of x2."""
+    architectures = pytest.importorskip("spandrel.architectures.RCAN")
+    torch.manual_seed(0)
+    net = SR_MODELS["RCAN"](scale=8, upsample="two-step", **SMALL["RCAN"]).eval()
+    theirs = architectures.RCAN(scale=8, n_resgroups=2, n_resblocks=2, n_feats=16, reduction=2, norm=False).eval()
+    theirs.load_state_dict(net.state_dict())
+    lr = torch.rand(2, 3, 9, 7) * 2 - 1
+    torch.testing.assert_close(net(lr), theirs(lr.clone()), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_vdsr_x1_corrects_its_input():
+    net, lr = small("VDSR", 1), torch.rand(1, 3, 6, 5)
+    net.tail.weight.zero_()
+    assert torch.equal(net(lr), lr)
 
 
 def test_init_paper_distributions():

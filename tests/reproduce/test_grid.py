@@ -381,7 +381,7 @@ def test_seconds_per_step(args, monkeypatch):
     """On a false clock: in turn, medians without the first block, a judge for those who ask, E-steps when due."""
     clock, turns = [0.0], []
 
-    def step(learners, judge, extractors, lr, hr, epoch, precision):
+    def step(learners, judge, extractors, lr, hr, epoch, precision, parts):
         (learner,) = learners
         assert (judge is None) == (learner.name == "L1") and hr.shape == (2, 3, 32, 32)
         costs = {"L1": 1, "L1+TLW[e_every=4]": 6 if getattr(learner.loss, "e_step_is_due", False) else 2}
