@@ -51,13 +51,13 @@ def seconds_by_part(
 
         for learner in learners:
             patch(learner.forward_with_features, "compute", "SR forward")
-            patch(learner, "check", "finite check, clipping")
+            patch(learner, "_guard", "finite check, clipping")
             if learner.loss.helper is not None:
                 patch(learner.loss.helper, "forward", "weighting network forward")
                 patch(learner.helper_opt, "step", "Adam")
             patch(learner.opt, "step", "Adam")
-        patch(judge, "features", "judge, reference")
-        patch(judge, "distance", "judge forward")
+        patch(judge, "with_reference", "judge, reference")
+        patch(judge, "compare", "judge forward")
         for learner in learners:
             if learner.loss.helper is not None:
                 patch(learner.loss, "helper_loss", "E-step's samples and mixtures")

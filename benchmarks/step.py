@@ -11,8 +11,10 @@ convolutions and matrix products, a multiply-add being two.
 
 import argparse
 import copy
+import json
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from unittest import mock
 
@@ -121,7 +123,9 @@ def followed(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
     """A list to which every step of opt adds the gradient that it follows."""
     gradients = []
     opt.register_step_pre_hook(
-        lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in opt.param_groups[0]["params"]]))
+        lambda *_: gradients.append(
+            torch.cat([p.grad.flatten() for p in opt.param_groups[0]["params"] if p.grad is not None])
+        )
     )
     return gradients
 
@@ -153,6 +157,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--times", type=int, default=5, help="iterations of each that are timed (default: 5)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the numbers, as JSON too")
     return parser.parse_args(argv)
 
 
@@ -204,7 +209,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     speed = operations["project"] / median(taken["project"])
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    for name, peak in peaks(setup.device, dtype).items():
+    highest = peaks(setup.device, dtype)
+    for name, peak in highest.items():
         print(
             f"peak of a {name}, {str(dtype).removeprefix('torch.')}: {peak / 1e9:.0f} GFLOP/s; the project's "
             f"iteration reaches {speed / peak:.0%} of it"
@@ -218,6 +224,11 @@ def main(argv: list[str] | None = None) -> None:
             floatfmt=".3f",
         )
     )
+    if args.json:
+        numbers = {"machine": title(setup.device), "apart": apart, "times as fast": ratio, "memory": share}
+        numbers |= {"of a convolution's peak": speed / highest["convolution"], "peaks": highest, "parts": parts}
+        numbers |= {"seconds": taken, "MiB": memory, "operations": operations}
+        args.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 if __name__ == "__main__":

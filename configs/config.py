@@ -29,6 +29,7 @@ RESUMABLE = {
     "judge_weights",
     "judge_memory",
     "compile",
+    "deterministic",
     "bad_images",
     "valpath",
     "vallrpath",
@@ -223,6 +224,9 @@ class Config:
     seed: int = setting(0, "seed of first weights, batches and samples", bounds=_EPOCHS)
     precision: str = setting("fp32", "arithmetic of the networks", ("fp32", "bf16"))
     compile: bool = setting(False, "have torch.compile translate the networks that learn, at the run's beginning")
+    deterministic: bool = setting(
+        False, "the same bits in every run on a GPU, by its slower algorithms; on CPUs they are so in any case"
+    )
     # judge and TLW
     judge_weights: tuple[str, ...] = setting(
         (), "local backbone files of judge and LPIPS, in any order", path="FILE", group="judge and TLW"

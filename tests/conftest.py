@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._device import DeviceContext, _device_constructors
 from torchvision.models import alexnet, squeezenet1_1
 
 import train
@@ -26,6 +27,40 @@ CUTS = {
     "motorcycle": (200, 300, 64, 48),
     "rocket": (80, 300, 60, 60),
 }
+
+
+LIBRARIES = ("losses", "metrics", "models")  # whose tests --device is for
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help=f"of the tests in {', '.join(LIBRARIES)}, such as cuda")
+
+
+class OnDevice(DeviceContext):
+    """New tensors are on a device unless another is named; numbers of a CPU's generator are moved there."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.Tensor.numpy:
+            return func(args[0].cpu())
+        if func in _device_constructors() and kwargs.get("generator") is not None:
+            return func(*args, **kwargs).to(self.device)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@pytest.fixture(autouse=True)
+def on_device(request, monkeypatch):
+    """Have the tests of the libraries compute on --device, in fp32 without TF32."""
+    device = torch.device(request.config.getoption("--device"))
+    if device.type == "cpu" or request.path.parent.name not in LIBRARIES:
+        yield
+        return
+    from_numpy, autocast = torch.from_numpy, torch.autocast
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch, "from_numpy", lambda array: from_numpy(array).to(device))
+    monkeypatch.setattr(torch, "autocast", lambda _, *args, **options: autocast(device.type, *args, **options))
+    with OnDevice(device):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "training": LIBRARIES | {"runs"},
     **dict.fromkeys(COMMANDS, LIBRARIES | {"runs", "training"}),
     "reproduce": LIBRARIES | {"runs", "training"} | COMMANDS,
-    "benchmarks": LIBRARIES | {"runs", "training"} | COMMANDS,
+    "benchmarks": LIBRARIES | {"runs", "training", "reproduce"} | COMMANDS,
 }
 
 

@@ -1,9 +1,19 @@
 """The benchmarks' own claims: that they compare the same computation, and that they run."""
 
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from benchmarks import data, infer, judges, step, tiles
+from benchmarks import data, gpu, infer, judges, step, tiles
+from benchmarks.gpu_checks import differing
+from benchmarks.parts import seconds_by_part
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("which", [["--judge", "alex"], ["--judge", "squeeze", "--model", "VDSR", "--batchsize", "2"]])
@@ -54,3 +64,103 @@ def test_patches_of_a_set_beyond_memory(tmp_path, capsys, monkeypatch):
         and "s, 0 decoded\npatch 48" in out
     )
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_where_the_time_goes():
+    setup = step.Setup(step.parse("--judge alex --model VDSR --size 48 --device cpu".split()))
+    parts = seconds_by_part(*setup.project("fp32"), setup.device, times=1)
+    assert {"backward", "SR forward", "judge forward", "judge, reference", "Adam"} <= parts.keys()
+    assert all(taken > 0 for taken in parts.values())
+
+
+# --- benchmarks.gpu ---
+
+# Counts its calls in a file; asked to stop, it goes on from there the next time, as train.py does.
+SLOW = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+calls = pathlib.Path(sys.argv[1])
+calls.write_text(calls.read_text() + "." if calls.exists() else ".")
+time.sleep(60 if len(calls.read_text()) == 1 else 0)
+"""
+
+
+def test_gpu_runs_a_step_and_keeps_what_came_of_it(tmp_path, capsys):
+    words = ["--device", "cpu", "--smoke", "--out", str(tmp_path)]
+    gpu.main([*words, "--step", "hat"])
+    found = json.loads((tmp_path / "hat.json").read_text())
+    assert (
+        found["state"] == "done"
+        and found["numbers"]["windows"] == 256
+        and "gradient" in (tmp_path / "hat.txt").read_text()
+    )
+    gpu.main([*words, "--list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:2] == ["hat", "done"] for line in lines)
+    assert any(line.split()[:3] == ["tests", "to", "do"] for line in lines)
+    with pytest.raises(SystemExit) as end:
+        gpu.main([*words, "--step", "nothing"])
+    assert end.value.code == 2
+
+
+def test_gpu_goes_on_where_it_ended(tmp_path, monkeypatch, capsys):
+    slow = [sys.executable, "-c", SLOW, str(tmp_path / "calls")]
+    numbers = [sys.executable, "-c", "import sys; open(sys.argv[1], 'w').write('{\"n\": 3}')", "{json}"]
+    steps = [
+        gpu.Step("first", [numbers], lambda found: f"n is {found['n']}"),
+        gpu.Step("wrong", [[sys.executable, "-c", "raise SystemExit(3)"], slow]),
+        gpu.Step("slices", [slow], in_slices=True),
+    ]
+    monkeypatch.setattr(gpu, "steps_of", lambda args: steps)
+    monkeypatch.setattr(gpu, "SPARE", 1)
+    words = ["--smoke", "--device", "cpu", "--out", str(tmp_path), "--minutes", "0.1"]
+    states = []
+    for _ in range(3):
+        with pytest.raises(SystemExit, match="failed: wrong"):
+            gpu.main(words)
+        states.append({step.name: json.loads((tmp_path / f"{step.name}.json").read_text())["state"] for step in steps})
+    assert states[0] == {"first": "done", "wrong": "failed", "slices": "stopped"}
+    assert states[1] == states[2] == {"first": "done", "wrong": "failed", "slices": "done"}
+    assert (tmp_path / "calls").read_text() == ".." and capsys.readouterr().out.count("first ...") == 1
+    monkeypatch.setattr(
+        gpu, "steps_of", lambda args: [gpu.Step("whole", [[sys.executable, "-c", SLOW, str(tmp_path / "again")]])]
+    )
+    with pytest.raises(SystemExit, match="failed: whole"):  # it had a whole slice
+        gpu.main(words)
+
+
+def test_gpu_prepares_what_is_copied(tmp_path, images, alex_file, monkeypatch, capsys):
+    for name in gpu.INPUTS:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(images)
+    words = [
+        "--prepare",
+        "--inputs",
+        str(tmp_path / "inputs"),
+        "--data",
+        str(tmp_path / "data"),
+        "--weights",
+        str(alex_file),
+    ]
+    gpu.main(words)
+    assert {path.name for path in (tmp_path / "inputs").iterdir()} == {*gpu.INPUTS, alex_file.name}
+    monkeypatch.setattr(gpu, "MOST_MIB", 0.001)
+    with pytest.raises(SystemExit):
+        gpu.main(words)
+    assert "at most 0.001 MiB" in capsys.readouterr().err
+
+
+def test_gpu_commands_in_the_docs():
+    text = (ROOT / "docs/performance.md").read_text()
+    commands = re.findall(r"^python -m benchmarks\.gpu([^\n]*)", text, re.M)
+    assert len(commands) > 2
+    names = [step.name for step in gpu.steps_of(gpu.parse([]))]
+    for command in commands:
+        assert set(gpu.parse(shlex.split(command)).step or ()) <= set(names)
+
+
+def test_states_that_differ():
+    one = {"a": [torch.zeros(2), 1], "b": None}
+    assert differing(one, {"a": [torch.zeros(2), 1], "b": None}) == []
+    assert differing(one, {"a": [torch.tensor([0, 1e-9]), 1], "b": None}) == [".a[0]"]
+    assert differing(one, {"a": [torch.zeros(2), 1]}) == [".b"]

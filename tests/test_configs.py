@@ -86,6 +86,7 @@ OTHER = {
     "seed": 12,
     "precision": "bf16",
     "compile": True,
+    "deterministic": True,
     "device": "cpu",
     "modelpath": "m",
     "load": True,

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -574,3 +575,19 @@ def test_backward_and_optimizers_run_outside_autocast(tiny_args, workplace, monk
     )
     trained(tiny_args, "--precision", "bf16", "--steps", "1")
     assert seen and not any(seen)
+
+
+def test_deterministic_algorithms_are_asked_for_before_the_first_step_and_not_kept(
+    tiny_args, workplace, at_step, monkeypatch
+):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen = []
+    for more in (["--deterministic"], []):
+        at_step(
+            1,
+            lambda: seen.append(
+                (torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+            ),
+        )
+        trained(tiny_args, "--steps", "1", "--modelpath", "-".join(["run", *more]), *more)
+    assert [on for on, _ in seen] == [True, False] and seen[0][1] == ":4096:8"

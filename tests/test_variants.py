@@ -63,8 +63,9 @@ def test_each_setting_is_of_the_run_or_of_a_loss():
         "judge", "judge_weights", "judge_memory",
         "extractor_weights", "trainpath", "lrpath", "valpath", "vallrpath", "patch", "bad_images", "skip_small",
         "augment", "repeat", "batchsize", "workers", "max_skipped", "startepoch", "endepoch", "steps", "seed",
-        "precision", "compile", "device", "modelpath", "load", "save_every", "save_minutes", "metrics", "protocol",
-        "log_every", "watch", "tensorboard", "color", "accumulate", "validate_every", "keep_every", "checkpoint", "best_by", "on_divergence", "auto_resume", "cache", "cache_size",
+        "precision", "compile", "deterministic", "device", "modelpath", "load", "save_every", "save_minutes", "metrics",
+        "protocol", "log_every", "watch", "tensorboard", "color", "accumulate", "validate_every", "keep_every", "checkpoint",
+        "best_by", "on_divergence", "auto_resume", "cache", "cache_size",
         "lr_template", "degradation", "tiles",
     }  # fmt: skip
     assert not own & of_run and own | of_run == {field.name for field in dataclasses.fields(Config)}

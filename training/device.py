@@ -1,5 +1,7 @@
 """The device of a run, and the memory formats in which networks are fastest on it."""
 
+import os
+
 import torch
 from torch import nn
 
@@ -27,6 +29,17 @@ def setup_device(name: str | None) -> torch.device:
     if device.type == "cpu":
         malloc.retain_freed_memory()
     return device
+
+
+def set_deterministic(deterministic: bool) -> None:
+    """Have a GPU compute the same bits in every run, or as fast as it can.
+
+    To be called before its first operation. An operation that has no such algorithm raises RuntimeError, by its name,
+    when it comes.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses matrix products
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def fast_memory_format(device: torch.device, precision: str) -> torch.memory_format:

@@ -22,7 +22,7 @@ from metrics.judges import JUDGES, MEMORY, METRICS, build_judge, metric_of, word
 
 from . import distributed
 from .board import check_tensorboard
-from .device import check_compile, place_frozen, setup_device
+from .device import check_compile, place_frozen, set_deterministic, setup_device
 from .learner import Learner, build_learners
 from .schedule import first_and_last_step
 from .validation import metrics_on, read_validation_set
@@ -90,6 +90,7 @@ class Experiment:
 
 def build_experiment(config: Config) -> Experiment:
     """Build the networks and the data of a run. Raises ValueError for wrong input; writes nothing."""
+    set_deterministic(config.deterministic)
     device = distributed.local_device(setup_device(config.device))
     world_size = distributed.get_world_size()
     configs.expect(

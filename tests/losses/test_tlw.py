@@ -213,7 +213,7 @@ IMAGES = {
 @pytest.mark.parametrize("images", IMAGES)
 @pytest.mark.parametrize("value", [0.0, 0.7, 1.0])
 def test_weight_criterion_is_positive_and_finite(images, value):
-    hr, sr = IMAGES[images]
+    hr, sr = (x.to(torch.get_default_device()) for x in IMAGES[images])
     w = torch.full_like(hr, value, requires_grad=True)
     wc = weight_criterion(w, sr, Target.judged_by(pixel_judge, hr))
     assert (wc > 0).all() and wc.isfinite().all()
@@ -225,7 +225,7 @@ def test_weight_criterion_is_positive_and_finite(images, value):
 @pytest.mark.parametrize("m_step", ["paper", "released"])
 @pytest.mark.parametrize("pixel", ["L1", "MSE"])
 def test_losses_and_gradients_are_finite(images, m_step, pixel):
-    hr, sr = IMAGES[images]
+    hr, sr = (x.to(torch.get_default_device()) for x in IMAGES[images])
     sr = sr.clone().requires_grad_()
     tlw = TLW(pixel, m_step=m_step).double()
     target = Target.judged_by(pixel_judge, hr)

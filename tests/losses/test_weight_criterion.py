@@ -53,7 +53,7 @@ CUSTOM = {
 
 @cache
 def judge_of(name: str, files: tuple[str, ...]):
-    return CUSTOM[name] if name in CUSTOM else JUDGES[name](weights=files)
+    return CUSTOM[name] if name in CUSTOM else JUDGES[name](weights=files).to(torch.get_default_device())
 
 
 OURS = ["tiny", "ms-ssim", "lpips-alex", "lpips-squeeze", "lpips-alex-unweighted", "lpips-squeeze-unweighted"]
@@ -65,7 +65,8 @@ OURS = ["tiny", "ms-ssim", "lpips-alex", "lpips-squeeze", "lpips-alex-unweighted
 def test_wc_and_its_gradient_are_finite(name, precision, alex_file, squeeze_file):
     """w straight, and drawn from mu, whose extremes the sampler moves off 0 and 1."""
     judge = judge_of(name, (str(alex_file), str(squeeze_file)))
-    for number, (label, (hr, sr)) in enumerate(IMAGES.items()):
+    for number, (label, images) in enumerate(IMAGES.items()):
+        hr, sr = (x.to(torch.get_default_device()) for x in images)
         uniform = noise(10 + number, *hr.shape) / 2 + 0.5
         values = torch.stack([torch.zeros_like(hr), torch.ones_like(hr), uniform])
         for eps, far_eps in EPSILONS if name in CUSTOM and name != "half" else EPSILONS[:1]:  # half has no 1e8
@@ -85,7 +86,7 @@ def test_wc_and_its_gradient_are_finite(name, precision, alex_file, squeeze_file
 @pytest.mark.parametrize("m_step", ["paper", "released"])
 def test_a_judge_that_returns_no_number_makes_a_loss_that_is_none(what, m_step):
     """In either mixture of either image, so that the step is skipped; and never a WC of 0."""
-    hr, sr = (torch.cat([x, x.flip(-1)]) for x in IMAGES["random"])
+    hr, sr = (torch.cat([x, x.flip(-1)]).to(torch.get_default_device()) for x in IMAGES["random"])
     tlw = TLW(m_step=m_step)
     for place in range(4):
         spoil = torch.zeros(4, dtype=torch.bool)
