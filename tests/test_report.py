@@ -292,6 +292,14 @@ def test_curves_take_the_colours_of_the_page():
     assert "time of its own steps (h)" in draw({0: [(0, 1.0), (40_000, 2.0)]}, True)
 
 
+def test_what_is_scheduled_is_drawn_as_it_is():
+    """k's steps stay steps, and a cosine that ends near 0 does not take ten decades."""
+    cosine = [(i, 1e-3 * (1 + np.cos(np.pi * i / 100)) / 2 + 1e-9) for i in range(101)]
+    logarithmic, plain = draw({0: cosine}, False), draw({0: cosine}, False, noisy=False)
+    assert "stroke-width: 0.7" in logarithmic and ">0.0002<" not in logarithmic
+    assert "stroke-width: 0.7" not in plain and ">0.0002<" in plain
+
+
 def test_long_curves_are_thinned_to_means():
     curve = [(i, float(i % 2)) for i in range(1000)]
     found = thinned(curve, 100)

@@ -49,10 +49,11 @@ def unit_of(seconds: float) -> tuple[str, float]:
     return ("min", 60) if seconds <= UP_TO_AN_HOUR else ("h", 3600)
 
 
-def draw(series: Mapping[int, Curve], over_time: bool) -> str:
+def draw(series: Mapping[int, Curve], over_time: bool, noisy: bool = True) -> str:
     """Draw curves as an SVG element, by the numbers that their styles go by.
 
-    over_time: their x is seconds, not steps.
+    over_time: their x is seconds, not steps. noisy: long ones get a running mean, and those over decades a logarithmic
+    axis; else they are drawn as they are.
     """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib  # here, for it takes a second
@@ -72,12 +73,12 @@ def draw(series: Mapping[int, Curve], over_time: bool) -> str:
             colour, line = style_of(number)
             points = [(x / seconds, y) for x, y in thinned(curve)]
             values += [y for _, y in points]
-            if len(points) >= ROUGH:
+            if noisy and len(points) >= ROUGH:
                 ax.plot(*zip(*points), color=colour, linestyle=line, linewidth=0.7, alpha=0.35)
                 points = running_mean(points)
             mark = "o" if len(points) < 25 else None
             ax.plot(*(zip(*points) if points else ((), ())), color=colour, linestyle=line, marker=mark, markersize=3)
-        if values and min(values) > 0 and max(values) > 20 * min(values):
+        if noisy and values and min(values) > 0 and max(values) > 20 * min(values):
             ax.set_yscale("log")
         ax.set_xlabel(f"time of its own steps ({unit})" if over_time else "steps")
         ax.grid(linewidth=0.5)

@@ -29,6 +29,7 @@ from .samples import Sample, data_uri, make_samples, merged, png_uri, read_watch
 TEMPLATE = Path(__file__).with_name("page.html")
 IMAGES = 3  # that are made if the run has watched none
 MAPS_OF = 4  # watched images of which weights are shown
+SCHEDULED = {"k", "learning rate"}  # what is set, not measured
 PER_ROW = {"loss", "files", "note", "infinite", "per_image", "seconds_per_step", "times_plain"}
 
 
@@ -251,8 +252,8 @@ def panels_of(runs: Sequence[Run]) -> dict[str, list]:
         panels.append(
             {
                 "title": f"{quantity} ({better} is better)" if quantity in scores else quantity,
-                "steps": draw(found[quantity], over_time=False),
-                "time": draw(over_time, over_time=True) if over_time else "",
+                "steps": draw(found[quantity], over_time=False, noisy=quantity not in SCHEDULED),
+                "time": draw(over_time, over_time=True, noisy=quantity not in SCHEDULED) if over_time else "",
             }
         )
     return {"panels": panels, "legend": legend(labels)}

@@ -24,7 +24,8 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "lpips")
 def start_entry(experiment: Experiment) -> dict:
     """The line of the log that describes a start."""
     e, cuda = experiment, experiment.device.type == "cuda"
-    cpu = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    cpu = f"{platform.machine()} CPU ({capability}), {threads} thread{'s' * (threads > 1)}"
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "command": command_line(),
