@@ -42,6 +42,7 @@ import io
 import json
 import os
 import shlex
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
@@ -147,7 +148,8 @@ def load_spandrel(path: Path) -> Run:
         import spandrel
     except ImportError:
         raise ValueError("the file is checked by spandrel, which is not installed; pip install spandrel") from None
-    found = spandrel.ModelLoader().load_from_state_dict(load_file(path)).eval()
+    with warnings.catch_warnings(action="ignore"):  # torch's, of what its networks call
+        found = spandrel.ModelLoader().load_from_state_dict(load_file(path)).eval()
     padded = [found.size_requirements.get_padding(w, h) for h, w in SIZES]
     if any(map(any, padded)):  # its own call pads, and clamps
         return lambda lr: found(lr.clone())

@@ -5,6 +5,7 @@ dict; so a checkpoint of ours, which holds them all, is enough to build the netw
 """
 
 import copy
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -83,7 +84,8 @@ def describe(weights: Mapping[str, Tensor]):
         raise ValueError("needs spandrel, which is not installed; pip install spandrel") from None
     weights = {name.removeprefix("spandrel."): value for name, value in weights.items()}
     try:
-        found = spandrel.ModelLoader().load_from_state_dict(spandrel.canonicalize_state_dict(weights))
+        with warnings.catch_warnings(action="ignore"):  # torch's, of what its networks call
+            found = spandrel.ModelLoader().load_from_state_dict(spandrel.canonicalize_state_dict(weights))
     except spandrel.UnsupportedModelError:
         names = ", ".join(list(weights)[:3]) or "nothing"
         raise ValueError(f"spandrel does not know the network (its first entries: {names})") from None
