@@ -46,6 +46,25 @@ def test_infer_is_the_plain_loop(images, tmp_path, monkeypatch):
         infer.check_same(tmp_path / "loop", tmp_path / "sr")
 
 
+def test_infer_is_compared_by_median_and_fastest(images, monkeypatch, capsys):
+    def in_turn(works, times, device):
+        for build, *args in works.values():
+            build(*args)()
+        return {
+            name: sorted(seconds) for name, seconds in zip(works, ([8.0, 9.0, 13.0], [4.0, 6.0, 6.0], [2.0, 3.0, 4.0]))
+        }
+
+    monkeypatch.setattr(infer, "turns_apart", in_turn)
+    infer.main(["--folder", str(images), "--model-options", "channels=8", "blocks=1", "--threads", "1"])
+    *_, loop, fast, ours = capsys.readouterr().out.splitlines()
+    numbers = [[line.split()[i] for i in (-7, -5, -4, -2)] for line in (loop, fast, ours)]
+    assert numbers == [
+        ["9.00", "1.00", "8.00", "1.00"],
+        ["6.00", "1.50", "4.00", "2.00"],
+        ["3.00", "3.00", "2.00", "4.00"],
+    ]
+
+
 def test_tiles_cost(images, tmp_path, capsys):
     infer.write_run(tmp_path / "run", "RCAN", 2, {"channels": 8, "groups": 1, "blocks": 1, "reduction": 4})
     tiles.main(["--modelpath", str(tmp_path / "run"), "--folder", str(images), "--tile", "65", "--device", "cpu"])
