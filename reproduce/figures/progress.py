@@ -87,7 +87,8 @@ def draw(args: argparse.Namespace) -> Drawn:
         axes[2].set_xlim(least - 0.5 * width, most + 3 * width)
         for ax in axes:
             ax.grid(alpha=0.3)
-        axes[0].legend(fontsize=8, loc="lower right")
+    labels = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels())))
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=min(4, len(labels)), fontsize=9)
     rows = [{"block": block, "loss": loss} | row for (block, loss), of in curves.items() for row in of]
     return Drawn(figure, rows)
 
