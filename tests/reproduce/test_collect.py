@@ -159,6 +159,11 @@ def test_the_tables_again_from_the_files(tmp_path, capsys):
     report.main([str(tmp_path / "out"), "--compare", "L1", "L1+TLW", "--checkpoint", "last", "--null", "L1"])
     shown = capsys.readouterr().out
     assert "L1 against L1+TLW" in shown and "gain (last)" in shown and "L1 against itself" in shown
+    report.main([str(tmp_path / "out"), "--brief", "--checkpoint", "last"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[1:9:2] == ["loss", "against", "network", "PSNR-Y"] and lines[2].startswith(
+        "| `L1+TLW` | `L1`"
+    )
     for words, expected in ((["--compare", "L1", "L2"], "one of: L1+TLW, L1"), (["--null", "L1+TLW"], "two seeds")):
         with pytest.raises(SystemExit):
             report.main([str(tmp_path / "out"), *words])
