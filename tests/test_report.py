@@ -216,6 +216,18 @@ def test_several_runs(run):
     assert legend == ["run: L1+TLW", "run: L1", "other: L1+TLW", "other: L1"]
 
 
+def test_of_several_runs_it_is_said_which_networks_these_are(run):
+    """One watched its images, those of the other are made now."""
+    shutil.copytree("run", "other")
+    shutil.rmtree("other/watch")
+    text = made("run", "other", "--images", 1, name="report.html")
+    (about,) = re.findall(r'"about": "(.*?)"', html.unescape(text).encode().decode("unicode_escape"))
+    assert about == (
+        "run: the middle of the image, by the networks of epoch 2. "
+        "other: the middle of the image, by each loss's best network."
+    )
+
+
 def test_notes_and_damaged_lines(run):
     with open("run/log.jsonl", "a") as file:
         file.write('{"step": 3, "note": "something <script>alert(1)</script>"}\n{"step": 4, "left_out": "a.png"}\nhalf')

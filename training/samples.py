@@ -130,11 +130,13 @@ def merged(samples: Sequence[tuple[str, Sample]]) -> list[Sample]:
 
 def _merged(group: Sequence[tuple[str, Sample]]) -> Sample:
     shared = {BICUBIC_NAME, REFERENCE}
+    _, first = group[0]
     images = {name: image for _, sample in group for name, image in sample.images.items() if name == BICUBIC_NAME}
     for run, sample in group:
         images |= {f"{run}: {name}": image for name, image in sample.images.items() if name not in shared}
-    _, first = group[0]
-    about = " ".join(dict.fromkeys(sample.about for _, sample in group))
+    abouts = {run: sample.about for run, sample in group}
+    alike = len(set(abouts.values())) == 1
+    about = first.about if alike else " ".join(f"{run}: {text[0].lower()}{text[1:]}" for run, text in abouts.items())
     weights = {f"{run}: {loss}": maps for run, sample in group for loss, maps in sample.weights.items()}
     return Sample(first.name, about, images | {REFERENCE: first.images[REFERENCE]}, weights)
 
