@@ -40,6 +40,18 @@ def test_table_1_has_its_numbers(images):
         assert table1.PRESET.paper.number(*place, "PSNR-Y", cell.config.protocol)
 
 
+@pytest.mark.parametrize("config", [None, "own"])
+def test_a_papers_validation_images_are_not_those_of_its_table(config, images, tmp_path, monkeypatch):
+    """Set5 of configs/table2.yaml, which its table reports: training images are held out instead."""
+    monkeypatch.chdir(ROOT)
+    argv = ["--trainpath", str(images), "--folder", "datasets/Set5", "--out", str(tmp_path)]
+    if config:
+        (tmp_path / "own.yaml").write_text("valpath: [mine]")
+        argv += ["--config", str(tmp_path / "own.yaml")]
+    valpaths = {cell.config.valpath for cell in grid.make_cells(grid.parse(argv, table2.PRESET))}
+    assert valpaths == {("mine",) if config else (str(tmp_path / "images/val" / images.name),)}
+
+
 @pytest.mark.parametrize("table", dp.TABLES)
 def test_tables_of_the_dual_perceptual_loss(table, images, monkeypatch):
     made = []
