@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import val
 from reproduce import collect, dp, grid, table1, table2
 from reproduce.figures.__main__ import FIGURES, parse
 from reproduce.grid import Preset
@@ -96,6 +97,14 @@ def test_documented_commands(program, flags, monkeypatch):
     else:
         args = grid.parse(argv, {"table1": table1, "table2": table2}[program].PRESET)
         assert args.bgr and len(args.folder) == 5 and args.seeds == 6
+
+
+def test_table_1_as_it_was_printed():
+    """One command of val.py for the five data sets, in the table's order, with its LPIPS."""
+    page = (ROOT / "docs/evaluation.md").read_text().partition("## Table I, as it was printed")[2]
+    args = val.parse(shlex.split(re.search(r"python val\.py ((?:.*\\\n)*.*)", page)[1].replace("\\\n", " ")))
+    assert [path.rpartition("/")[2] for path in args.folder] == ["Urban100", "Set5", "Set14", "BSDS100", "Manga109"]
+    assert args.bgr and args.best and args.protocol == ["paper"] and args.metrics == ["vgg"]
 
 
 def test_every_figure_is_documented():
