@@ -206,10 +206,11 @@ def read_rates(args) -> Callable[[str, int, str], list[str]]:
 def split_images(args, config: Config, out: Path) -> dict[str, dict]:
     """Training and held-out images by the names of their settings; none if validation images are given.
 
-    Those of a preset's file are not: a paper chose its best networks on images that it reports.
+    Those of a preset's file are not: a paper chose its best networks on images that it reports. With --collect none
+    either, for nothing is trained.
     """
     of_file = args.config != getattr(args, "presets_config", None) and config.valpath != Config().valpath
-    if "valpath" in vars(args) or of_file:
+    if "valpath" in vars(args) or of_file or getattr(args, "collect", False):
         return {}
     configs.expect(not config.lrpath, "lrpath", " ".join(config.lrpath), "--valpath and --vallrpath beside it")
     configs.expect(0 < args.holdout < 1, "holdout", args.holdout, "a share above 0 and below 1")

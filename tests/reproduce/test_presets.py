@@ -53,6 +53,12 @@ def test_a_papers_validation_images_are_not_those_of_its_table(config, images, t
     assert valpaths == {("mine",) if config else (str(tmp_path / "images/val" / images.name),)}
 
 
+def test_a_table_is_collected_without_the_training_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    argv = ["--collect", "--trainpath", "nowhere", "--folder", "datasets/Set5", "--out", str(tmp_path)]
+    assert len(grid.make_cells(grid.parse(argv, table2.PRESET))) == 9
+
+
 @pytest.mark.parametrize("table", dp.TABLES)
 def test_tables_of_the_dual_perceptual_loss(table, images, monkeypatch):
     made = []
