@@ -115,7 +115,7 @@ def hot(images, workplace):
     """L1 at a learning rate that is far too high, beside MSE at a good one."""
     return [
         *("--model", "EDSR", "--model-options", "blocks=4", "channels=16", "--judge", "tiny", "--device", "cpu"),
-        *("--losses", "L1[learning_rate=0.02,label=hot]", "MSE", "--trainpath", str(images), "--valpath", str(images)),
+        *("--losses", "L1[learning_rate=0.1,label=hot]", "MSE", "--trainpath", str(images), "--valpath", str(images)),
         *("--patch", "32", "--batchsize", "4", "--repeat", "80", "--steps", "60", "--modelpath", "run"),
     ]
 
