@@ -134,6 +134,7 @@ def parse(argv: list[str] | None, preset: Preset = Preset()):
     report.add_flags(parser)
     parser.add_argument("--collect", action="store_true", help="only make the tables of the cells that are finished")
     add_settings(parser, OURS)
+    parser.set_defaults(presets_config=preset.config)
     return parser.parse_args(argv)
 
 
@@ -203,8 +204,13 @@ def read_rates(args) -> Callable[[str, int, str], list[str]]:
 
 
 def split_images(args, config: Config, out: Path) -> dict[str, dict]:
-    """Training and held-out images by the names of their settings; none if validation images are given."""
-    if "valpath" in vars(args) or config.valpath != Config().valpath:
+    """Training and held-out images by the names of their settings; none if validation images are given.
+
+    Those of a preset's file are not: a paper chose its best networks on images that it reports. With --collect none
+    either, for nothing is trained.
+    """
+    of_file = args.config != getattr(args, "presets_config", None) and config.valpath != Config().valpath
+    if "valpath" in vars(args) or of_file or getattr(args, "collect", False):
         return {}
     configs.expect(not config.lrpath, "lrpath", " ".join(config.lrpath), "--valpath and --vallrpath beside it")
     configs.expect(0 < args.holdout < 1, "holdout", args.holdout, "a share above 0 and below 1")

@@ -79,7 +79,8 @@ def draw(args: argparse.Namespace) -> Drawn:
         show(line[0], whole, name)
         line[0].set_frame_on(False)
         corner = left + before, top + above
-        line[0].add_patch(Rectangle(corner, *side, fill=False, edgecolor="red", linewidth=1.5))
+        for colour, width in (("white", 3.5), ("red", 1.5)):  # seen on red, too
+            line[0].add_patch(Rectangle(corner, *side, fill=False, edgecolor=colour, linewidth=width))
         show(line[1], hr[box], "reference", f"PSNR-Y, {mark_biased(metric.name, judges)},\nof the image (of the crop)")
         for ax, (loss, image) in zip(line[2:], sr.items()):
             numbers = {

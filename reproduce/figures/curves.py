@@ -32,7 +32,7 @@ def no_flags(parser: argparse.ArgumentParser) -> None:
 def draw_fixed_sum(args: argparse.Namespace) -> Drawn:
     """Fig. 2a: k = 0.3 and sums from below to above k N; Fig. 2b: S = 250 and k from below to above S / N."""
     x, rows = torch.linspace(0, 1, 101, dtype=torch.float64), []
-    figure = Figure((10, 4.4), layout="constrained")
+    figure = Figure((11.5, 4.4), layout="constrained")
     panels = (
         (f"(a) k = {PAPERS_K}, N = {N}", "S", [(total, PAPERS_K) for total in SUMS]),
         (f"(b) S = {PAPERS_S}, N = {N}", "k", [(PAPERS_S, k) for k in RATIOS]),
@@ -50,7 +50,9 @@ def draw_fixed_sum(args: argparse.Namespace) -> Drawn:
             ]
         ax.set(title=title, xlabel="x, one of the components", xlim=(0, 1), ylim=(0, 1))
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+        handles, labels = ax.get_legend_handles_labels()
+        order = slice(None, None, 1 if varied == "S" else -1)  # the uppermost curve first
+        ax.legend(handles[order], labels[order], fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.axes[0].set_ylabel("FixedSum(x, k)")
     return Drawn(figure, rows)
 

@@ -117,6 +117,16 @@ def show(ax: Axes, image: Tensor, title: str = "", below: str = "", **kind) -> N
     ax.set(xticks=[], yticks=[])
 
 
+def show_scale(ax: Axes, label: str) -> None:
+    """Turn empty axes into the scale of the weights' colours, from 0 to 1."""
+    ax.axis("off")
+    bar = ax.inset_axes((0.05, 0.75, 0.9, 0.1))
+    bar.imshow(torch.linspace(0, 1, 256)[None].numpy(), cmap="inferno", aspect="auto", extent=(0, 1, 0, 1))
+    bar.set_xlabel(label, fontsize=8)
+    bar.tick_params(labelsize=8)
+    bar.set(xticks=[0, 0.5, 1], yticks=[])
+
+
 def square(image: Tensor) -> tuple[Tensor, int, int]:
     """An image (1,3,H,W) with white around it to a square, and how much there is above it and to its left."""
     height, width = image.shape[-2:]

@@ -14,7 +14,7 @@ from losses.weighting import fixed_sum, relaxed_bernoulli
 from models.ops.tiled import TiledUpscaler
 from training.watch import FOLDER
 
-from .drawing import Drawn, Plan, Run, add_run_flags, correlation, gradient, read_images, read_run, show
+from .drawing import Drawn, Plan, Run, add_run_flags, correlation, gradient, read_images, read_run, show, show_scale
 
 LARGEST = 512  # pixels of a side; of larger images the middle is drawn
 BINS = 50
@@ -64,7 +64,7 @@ def draw_layers(args: argparse.Namespace) -> Drawn:
     figure = Figure((14, 5.4), layout="constrained")
     axes = figure.subplots(2, len(layers) + 1, height_ratios=[1.5, 1])
     show(axes[0, 0], hr, f"reference: {name}")
-    axes[1, 0].axis("off")
+    show_scale(axes[1, 0], "colours from the sigmoid on;\nthe last convolution's: its own range")
     for (above, below), (title, values) in zip(axes.T[1:], layers.items()):
         limits = (None, None) if title == "last convolution" else (0, 1)
         show(above, values[0, 1], title, cmap="inferno", vmin=limits[0], vmax=limits[1], interpolation="nearest")
@@ -142,7 +142,7 @@ def draw_epochs(args: argparse.Namespace) -> Drawn:
     figure = Figure((1.55 * (len(chosen) + 1), 3.7), layout="constrained")
     axes = figure.subplots(2, len(chosen) + 1)
     show(axes[0, 0], hr.permute(2, 0, 1)[None] * 2 - 1, f"{image}, {loss}")
-    axes[1, 0].axis("off")
+    show_scale(axes[1, 0], "weights")
     for (above, below), epoch in zip(axes.T[1:], chosen):
         row = next(row for row in rows if row[unit] == epoch)
         show(

@@ -10,12 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models import alexnet, squeezenet1_1
 
 import configs
 import losses
 from configs import Config
 from losses import LOSSES, Target
 from losses.discriminator import VGGDiscriminator
+from metrics.extractors import build_extractor
 from models import SR_MODELS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -90,6 +92,39 @@ def test_dual_perceptual(name, loss, adversarial, monkeypatch):
     assert (gradient - expected).norm() < 1e-4 * expected.norm()
 
 
+def layers_distance(net, x, places, normalised):
+    """A network's mean absolute difference of features, summed over layers, written with torchvision's layers."""
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
+    x, outputs = [(image + 1) / 2 for image in x], []
+    if normalised:
+        x = [(image - mean) / std for image in x]
+    for layer in net[: places[-1] + 1]:
+        x = [F.relu(image) if isinstance(layer, nn.ReLU) else layer(image) for image in x]
+        outputs.append((x[0] - x[1].detach()).abs().mean())
+    return sum(outputs[place] for place in places)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_dual_perceptual_on_features(dynamic, alex_file, squeeze_file):
+    """Of one network before an activation, and of the sum of another's layers, which sees images in [0,1]."""
+    names = "alexnet:conv5", "squeezenet-unnormalised:fire3+fire5+fire9"
+    flags = ["--dp-extractors", *names, "--dp-mu", "0.5", *([] if dynamic else ["--no-dp-dynamic"])]
+    ours = LOSSES["L1+DP"](configs.load(flags), nn.Identity())
+    sr, hr = images(size=64)
+    extractors = {name: build_extractor(name, (alex_file, squeeze_file)) for name in names}
+    value = ours(sr, Target.judged_by(None, hr, extractors=extractors), 0)
+    nets = alexnet().features, squeezenet1_1().features
+    for net, file in zip(nets, (alex_file, squeeze_file)):
+        net.load_state_dict(torch.load(file, weights_only=True))
+    first = layers_distance(nets[0], (sr, hr), [10], True)
+    second = layers_distance(nets[1], (sr, hr), [4, 7, 12], False)
+    weight = (1 / 0.5) * first.item() / second.item() if dynamic else 1
+    expected = 0.01 * l1(sr, hr) + first + weight * second
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
+    gradient, expected = (torch.autograd.grad(x, sr)[0] for x in (value, expected))
+    assert (gradient - expected).norm() < 1e-3 * expected.norm()
+
+
 def test_srgan_dps_generator_has_no_bilinear_skip():
     config = published("srgan_dp")
     net = SR_MODELS[config.model](config.scale, channels=4, blocks=1, **config.model_options)
@@ -148,7 +183,11 @@ def test_udls_second_stage(name, plus_one, of_batch):
     assert s.shape[1] == (1 if of_batch else 3)
     least = s.min() if of_batch else s.view(*s.shape[:2], -1).min(dim=-1)[0][..., None, None]
     v = s - least + plus_one
-    torch.testing.assert_close(ours(sr, Target(hr, lr=lr), config.udl_epoch), (sr * v - hr * v).abs().mean())
+    value, expected = ours(sr, Target(hr, lr=lr), config.udl_epoch), (sr * v - hr * v).abs().mean()
+    torch.testing.assert_close(value, expected)
+    parameters = [*net.parameters()]
+    gradients = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in (value, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
 def test_udls_set_up():

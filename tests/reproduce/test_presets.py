@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import val
 from reproduce import collect, dp, grid, table1, table2
 from reproduce.figures.__main__ import FIGURES, parse
 from reproduce.grid import Preset
@@ -38,6 +39,24 @@ def test_table_1_has_its_numbers(images):
     for cell in cells_of(table1.PRESET, images):
         place = (cell.network, cell.config.scale, cell.loss, "BSDS100")
         assert table1.PRESET.paper.number(*place, "PSNR-Y", cell.config.protocol)
+
+
+@pytest.mark.parametrize("config", [None, "own"])
+def test_a_papers_validation_images_are_not_those_of_its_table(config, images, tmp_path, monkeypatch):
+    """Set5 of configs/table2.yaml, which its table reports: training images are held out instead."""
+    monkeypatch.chdir(ROOT)
+    argv = ["--trainpath", str(images), "--folder", "datasets/Set5", "--out", str(tmp_path)]
+    if config:
+        (tmp_path / "own.yaml").write_text("valpath: [mine]")
+        argv += ["--config", str(tmp_path / "own.yaml")]
+    valpaths = {cell.config.valpath for cell in grid.make_cells(grid.parse(argv, table2.PRESET))}
+    assert valpaths == {("mine",) if config else (str(tmp_path / "images/val" / images.name),)}
+
+
+def test_a_table_is_collected_without_the_training_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    argv = ["--collect", "--trainpath", "nowhere", "--folder", "datasets/Set5", "--out", str(tmp_path)]
+    assert len(grid.make_cells(grid.parse(argv, table2.PRESET))) == 9
 
 
 @pytest.mark.parametrize("table", dp.TABLES)
@@ -84,6 +103,14 @@ def test_documented_commands(program, flags, monkeypatch):
     else:
         args = grid.parse(argv, {"table1": table1, "table2": table2}[program].PRESET)
         assert args.bgr and len(args.folder) == 5 and args.seeds == 6
+
+
+def test_table_1_as_it_was_printed():
+    """One command of val.py for the five data sets, in the table's order, with its LPIPS."""
+    page = (ROOT / "docs/evaluation.md").read_text().partition("## Table I, as it was printed")[2]
+    args = val.parse(shlex.split(re.search(r"python val\.py ((?:.*\\\n)*.*)", page)[1].replace("\\\n", " ")))
+    assert [path.rpartition("/")[2] for path in args.folder] == ["Urban100", "Set5", "Set14", "BSDS100", "Manga109"]
+    assert args.bgr and args.best and args.protocol == ["paper"] and args.metrics == ["vgg"]
 
 
 def test_every_figure_is_documented():
