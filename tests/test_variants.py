@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import configs
 import train
 import val
 from configs import Config
 from configs.variants import OPTIMIZER, TERMS
+from losses import build_loss
 from runs.checkpoint import load_checkpoint
 from runs.evaluations import read_evaluations
 from tests.conftest import log_without_clocks
 from training import stop_signals
-from training.learner import build_learners
+from training.learner import Learner, build_learners
 from training.reporter import missing_controls
 
 CHEAP = "L1+TLW[weights=shuffled,samples=1,e_every=3,reuse_mu=true,weighting_scale=2,weighting_channels=8,label=cheap]"
@@ -286,3 +288,25 @@ def test_the_note_is_said_at_the_end(tiny_args, workplace, capsys):
     notes = [line for line in lines if line.startswith("note: ")]
     assert notes == ["note: no control of the weights: add 'L1+TLW[weights=uniform]' to tell the map's gain from WC's"]
     assert Path("run/weights.png").exists()
+
+
+class Normalised(nn.Module):
+    """A network with BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward_with_features(self, lr):
+        sr = self.norm(lr)
+        return sr, sr
+
+
+def test_a_skipped_step_leaves_the_average_s_batchnorm_as_it_was():
+    config = Config(losses=("L1",), ema=0.9)
+    learner = Learner("L1", Normalised(), build_loss("L1", config, None), config.variants["L1"], torch.device("cpu"))
+    with learner.skip_non_finite():
+        sr, _ = learner.forward_with_features(torch.full((2, 3, 8, 8), torch.nan))
+        learner.backward_and_step(learner.opt, sr.mean())
+        learner.update_average()
+    assert all(buffer.isfinite().all() for buffer in learner.ema.module.buffers())

@@ -122,7 +122,7 @@ class Learner:
     def _changed_by_a_step(self) -> list[Tensor]:
         tensors = [buffer for norm in self.batch_norms for buffer in norm.buffers(recurse=False)]
         if self.ema is not None:
-            tensors += self.ema.module.parameters()
+            tensors += [*self.ema.module.parameters(), *self.ema.module.buffers()]
         if self.helper_opt:
             tensors += self.loss.helper.parameters()
             tensors += [x for moments in self.helper_opt.state.values() for x in moments.values()]
