@@ -132,8 +132,8 @@ def is_state(value: object) -> bool:
 
 
 def is_count(value: object) -> bool:
-    """True if value is a whole number of at least 0."""
-    return type(value) is int and value >= 0
+    """True if value is a whole number of at least 0 that fits into 64 bits."""
+    return type(value) is int and 0 <= value < 2**63
 
 
 def kind(value: object) -> tuple | None:
@@ -164,13 +164,26 @@ def check_weights(module: nn.Module, weights: object, source: str, wanted: str) 
         count = f"{len(described)} entries do not fit: "
         more = f"; and {len(described) - 3} more" if len(described) > 3 else ""
         raise ValueError(f"{source}: not a checkpoint of {wanted} ({count}{'; '.join(described[:3])}{more})")
+    _check_extra_states(module, found, source, wanted)
 
 
-def adam_state(opt: torch.optim.Adam, saved: object, source: str) -> dict:
-    """The state dict for opt: Adam's moments of its parameters as saved, its settings as they are.
+def _check_extra_states(module: nn.Module, weights: dict, source: str, wanted: str) -> None:
+    """Raise ValueError if a part of module refuses its extra state; set_extra_state alone knows which fit."""
+    own = module.state_dict()
+    for path, part in module.named_modules():
+        name = f"{path}._extra_state".removeprefix(".")
+        if name in own:
+            before = part.get_extra_state()
+            try:
+                part.set_extra_state(weights[name])
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"{source}: not a checkpoint of {wanted} ({name}: {error})") from None
+            finally:
+                part.set_extra_state(before)
 
-    Raises ValueError unless each is of its parameter's shape and type.
-    """
+
+def check_adam_state(opt: torch.optim.Adam, saved: object, source: str) -> None:
+    """Raise ValueError unless saved has Adam's moments of opt's parameters, of the right shapes and types."""
     found = saved.get("state") if isinstance(saved, dict) else None
     expect(isinstance(found, dict), source, "an optimizer without moments")
     parameters = [p for group in opt.param_groups for p in group["params"]]
@@ -183,7 +196,23 @@ def adam_state(opt: torch.optim.Adam, saved: object, source: str) -> dict:
         )
         fits = all(kind(entry[name]) == kind(parameters[number]) for name in ("exp_avg", "exp_avg_sq"))
         expect(fits and kind(entry["step"]) == ((), torch.float32), source, f"moments of parameter {number}")
-    return {"state": found, "param_groups": opt.state_dict()["param_groups"]}
+
+
+def adam_state(opt: torch.optim.Adam, saved: dict) -> dict:
+    """The state dict for opt of a saved one that `check_adam_state` has passed: its moments, opt's own settings.
+
+    Moments are laid out in memory as their parameters: fused Adam goes by the parameter's strides, and would leave the
+    memory of a moment that was saved as one number, expanded.
+    """
+    parameters = [p for group in opt.param_groups for p in group["params"]]
+    moments = {
+        number: {
+            "step": entry["step"].clone(),
+            **{name: torch.empty_like(parameters[number]).copy_(entry[name]) for name in ("exp_avg", "exp_avg_sq")},
+        }
+        for number, entry in saved["state"].items()
+    }
+    return {"state": moments, "param_groups": opt.state_dict()["param_groups"]}
 
 
 def check_rng_states(saved: object, needed: dict[str, Tensor], source: str) -> None:
@@ -219,14 +248,19 @@ def check_progress(state: dict, source: str) -> None:
     expect(isinstance(names, list) and all(isinstance(name, str) for name in names), source, "what best is measured by")
 
 
-def load_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
-    """Load state[SR_NETWORK] into net, after checking its identity and every name, shape and type.
+def check_sr_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
+    """Raise ValueError unless state[SR_NETWORK] is of net: its identity, every name, shape and type.
 
-    source: the state's file; wanted: net's identity, that in state["model_id"]. Raises ValueError, net untouched.
+    source: the state's file; wanted: net's identity, as in state["model_id"].
     """
     if state.get("model_id") != wanted:
         raise ValueError(f"{source}: a checkpoint of {state.get('model_id')}; expected one of {wanted}")
     check_weights(net, state.get(SR_NETWORK), source, wanted)
+
+
+def load_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
+    """Load state[SR_NETWORK] into net after `check_sr_network`. Raises ValueError, net untouched."""
+    check_sr_network(net, state, source, wanted)
     net.load_state_dict(state[SR_NETWORK])
 
 

@@ -20,14 +20,15 @@ from models.spandrel_network import PREFIX
 from runs.checkpoint import (
     SR_NETWORK,
     adam_state,
+    check_adam_state,
     check_average,
     check_counts,
     check_rng_states,
+    check_sr_network,
     check_weights,
     is_state,
     learner_states,
     load_last,
-    load_network,
 )
 from runs.weights_file import read_spandrel_file
 
@@ -194,27 +195,38 @@ class Learner:
             "skips": [int(count) for count in self.skips],
         }
 
-    def load_state_dict(self, state: dict, source: str) -> None:
-        """Load what `state_dict` returned. Raises ValueError if something of it does not fit.
+    def check_state_dict(self, state: dict, source: str) -> None:
+        """Raise ValueError, or KeyError, if anything of a state does not fit; change nothing.
 
         source: its file.
         """
         check_counts(state, source)
         check_rng_states(state["rng_states"], self.rng_states, source)
+        check_sr_network(self.net, state, source, self.model_id)
         learning = state.get("learning")  # None without an average
         check_average(learning, source)
-        load_network(self.net, state, source, self.model_id)
+        if learning:
+            check_weights(self.net, learning["network"], source, self.model_id)
+        check_weights(self.loss, state["loss"], source, f"the loss {self.name}")
+        check_adam_state(self.opt, state["opt"], source)
+        if self.helper_opt:
+            check_adam_state(self.helper_opt, state["helper_opt"], source)
+
+    def load_state_dict(self, state: dict, source: str) -> None:
+        """Load what `state_dict` returned, after `check_state_dict`, which says what is raised.
+
+        source: its file.
+        """
+        self.check_state_dict(state, source)
+        learning = state.get("learning")
+        self.net.load_state_dict(learning["network"] if learning else state[SR_NETWORK])
         if self.ema is not None:
             self.ema.module.load_state_dict(state[SR_NETWORK])
             self.ema.n_averaged.fill_(learning["averaged"] if learning else 0)
-        if learning:
-            check_weights(self.net, learning["network"], source, self.model_id)
-            self.net.load_state_dict(learning["network"])
-        check_weights(self.loss, state["loss"], source, f"the loss {self.name}")
         self.loss.load_state_dict(state["loss"])
-        self.opt.load_state_dict(adam_state(self.opt, state["opt"], source))
+        self.opt.load_state_dict(adam_state(self.opt, state["opt"]))
         if self.helper_opt:
-            self.helper_opt.load_state_dict(adam_state(self.helper_opt, state["helper_opt"], source))
+            self.helper_opt.load_state_dict(adam_state(self.helper_opt, state["helper_opt"]))
         self.best = state["best"]
         self.skips = torch.tensor(state["skips"], dtype=torch.float32, device=self.device)
         # A run that moves to another kind of device begins that device's stream.
