@@ -50,7 +50,7 @@ from training.learner import Learner
 from training.outcome import is_out_of_memory, outcome_of
 from training.page import report_or_note
 from training.reporter import Reporter, missing_controls
-from training.schedule import lr_at_step, place_in_schedule, stretched_cosine
+from training.schedule import lr_at_step, place_in_schedule, stretched_schedule
 from training.state import TrainingState
 
 
@@ -108,7 +108,7 @@ class Trainer:
         if config.load:
             saved = configs.from_mapping(configs.read_yaml(folder / "config.yaml"))
             notes = self.state.go_back(folder, config.checkpoint) if config.checkpoint else self.state.resume(folder)
-            jump = stretched_cosine(saved, config, self.experiment.epoch_steps, self.state.step)
+            jump = stretched_schedule(saved, config, self.experiment.epoch_steps, self.state.step)
             for note in [*notes, *filter(None, [jump])]:
                 self.writer.notes.append(note)
                 print(note)

@@ -12,6 +12,7 @@ import yaml
 from .errors import choose, expect
 from .habits import ALIASES
 from .reading import read_yaml
+from .schedules import SCHEDULES
 from .setting import OF_FILE, Bounds, convert, setting, shown, value_kind
 from .variants import Variant, variants_of
 
@@ -190,7 +191,7 @@ class Config:
     schedule: str = setting(
         "constant",
         "learning rate over the run; restarts: cosine after cosine, each from the full rate to 0",
-        ("constant", "step", "milestones", "cosine", "restarts"),
+        SCHEDULES,
         group="optimisation",
     )
     step_epochs: int = setting(50, "schedule step: epochs between two drops", bounds=_from(1, 2**32 - 1))

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import reprlib
+from collections.abc import Collection
 from types import UnionType
 from typing import Any, NamedTuple, get_args, get_origin
 
@@ -31,7 +32,7 @@ class Bounds(NamedTuple):
         return f"{low} to {self.most:.15g}" if self.most is not None else f"{low}, below {self.below:.15g}"
 
 
-def setting(default, help: str, choices: tuple = (), *, bounds: Bounds | None = None, names="", path="", group=""):
+def setting(default, help: str, choices: Collection = (), *, bounds: Bounds | None = None, names="", path="", group=""):
     """A field of Config.
 
     Args:

@@ -1,6 +1,6 @@
 """The contract of the perceptual metrics and judges: what an evaluation and the criterion of TLW need.
 
-A new metric is one file with a subclass of PerceptualMetric, and one line in METRICS (metrics/judges.py).
+A new metric is one file with a subclass of PerceptualMetric, and its entry in OTHER_METRICS (metrics/judges.py).
 """
 
 from abc import ABC, abstractmethod

@@ -1,7 +1,9 @@
-"""Checkpoints: save them, load them, and validate them before anything of them is used.
+"""Checkpoints: save them, load them, and check all of their content before any of it is used.
 
-A checkpoint is the zip archive that torch.save writes; its CRC-32 of every entry is the checksum that loading verifies.
-Fused Adam reads out of bounds when a moment has the wrong shape, so shapes and types are checked first.
+A checkpoint is the zip archive that torch.save writes; its CRC-32 of every entry is the checksum that loading verifies
+(metrics/tensor_file.py, which runs no code in a file). The check_* functions below check the content. They are called
+before anything is loaded, by `check_state_dict` in training/state.py and training/learner.py, because fused Adam reads
+out of bounds when a moment has the wrong shape.
 """
 
 import io
@@ -199,10 +201,10 @@ def check_adam_state(opt: torch.optim.Adam, saved: object, source: str) -> None:
 
 
 def adam_state(opt: torch.optim.Adam, saved: dict) -> dict:
-    """The state dict for opt of a saved one that `check_adam_state` has passed: its moments, opt's own settings.
+    """The state dict for opt: the moments of a saved one that `check_adam_state` has passed, opt's settings.
 
-    Moments are laid out in memory as their parameters: fused Adam goes by the parameter's strides, and would leave the
-    memory of a moment that was saved as one number, expanded.
+    Moments get their parameters' memory layout: fused Adam ignores a moment's strides, and would write beyond the memory
+    of one that was saved as a single number, expanded.
     """
     parameters = [p for group in opt.param_groups for p in group["params"]]
     moments = {

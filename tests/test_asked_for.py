@@ -14,7 +14,7 @@ import train
 import val
 from configs import Config
 from runs.checkpoint import load_checkpoint
-from training.schedule import stretched_cosine
+from training.schedule import stretched_schedule
 
 ROOT = Path(__file__).parents[1]
 
@@ -163,7 +163,7 @@ def test_a_longer_cosine_is_said(before, now, step, words):
     def config(values):
         return Config(**{"schedule": "cosine", **{"steps": None, **values}})
 
-    line = stretched_cosine(config(before), config(now), 10, step)
+    line = stretched_schedule(config(before), config(now), 10, step)
     assert (line is None) if words is None else (words in line)
 
 

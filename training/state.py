@@ -81,7 +81,7 @@ class TrainingState:
         return notes
 
     def check_state_dict(self, state: dict, path: Path) -> list[str]:
-        """Check every part of a state, of all learners, and change nothing; return notes as `load_state_dict` does."""
+        """Check every part of a state and change nothing; return notes as `load_state_dict` does."""
         e = self.experiment
         saved = learner_states(state, path)
         names = [learner.name for learner in e.learners]
@@ -104,7 +104,7 @@ class TrainingState:
         return notes
 
     def _compare_images(self, before: list[int], path: Path) -> list[str]:
-        """Return a note if some of the training images are not those of path, which has the checksums `before`.
+        """Return a note if some of the training images are not those of path, with checksums `before`.
 
         Raises ValueError if they are others: another number, or most of them have other pixels.
         """
