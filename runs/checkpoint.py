@@ -201,10 +201,10 @@ def check_adam_state(opt: torch.optim.Adam, saved: object, source: str) -> None:
 
 
 def adam_state(opt: torch.optim.Adam, saved: dict) -> dict:
-    """The state dict for opt: the moments of a saved one that `check_adam_state` has passed, opt's settings.
+    """The state dict for opt: the moments of a saved one, and opt's own settings.
 
-    Moments get their parameters' memory layout: fused Adam ignores a moment's strides, and would write beyond the memory
-    of one that was saved as a single number, expanded.
+    saved: what `check_adam_state` has passed. Moments get the memory layout of their parameters: fused Adam ignores the
+    strides of a moment, and would write beyond the memory of one that was saved as a single number, expanded.
     """
     parameters = [p for group in opt.param_groups for p in group["params"]]
     moments = {
