@@ -214,6 +214,10 @@ class TLW(Loss):
             wc = wc / global_batch.all_reduce_mean(wc.mean())
         return wc * (self.samples / len(w))  # a uniform w counts T times
 
+    def phase(self, epoch: float) -> int:
+        """Of k in tenths: WC, and the loss with it, grows where k does."""
+        return int(10 * self.k(math.floor(epoch)))
+
     def helper_parameters(self, epoch: float) -> list[nn.Parameter]:
         return super().helper_parameters(epoch) if self.e_step_is_due else []
 

@@ -2,6 +2,7 @@
 
     images.csv      a row per network, scale, loss, seed, checkpoint (best, last), data set and image: its metrics
     trainings.csv   a row per training: steps, learning rate, seconds
+    progress.csv    a row per training and validation: step, and its metrics on the validation images
     about.json      protocol, judges, set-up, what was left out
 
 From these files alone `python -m reproduce.report FOLDER` makes every table again.
@@ -24,7 +25,7 @@ from runs.atomic import atomic_write
 from runs.history import read_paces
 from training.evaluation import label_folders
 
-from .cells import CHECKPOINTS, Cell, differing, network_name, read_evaluation, saved_config
+from .cells import CHECKPOINTS, Cell, differing, network_name, read_evaluation, read_log, saved_config
 
 RISING = ("PSNR-Y", "SSIM-Y")  # metrics of which more is better; of all others, less
 SAME = 1e-3  # by how much the bicubic rows of one image may differ between devices, in dB
@@ -65,6 +66,7 @@ class Results(NamedTuple):
     trainings: list[dict]
     names: dict[str, list[str]]  # of each data set's images
     about: dict
+    progress: list[dict]
 
     @property
     def metrics(self) -> list[str]:
@@ -80,6 +82,18 @@ def _logged_seconds(cell: Cell) -> float | str:
     """Seconds of a training step by the cell's own log, images' reading left out; empty where it has none."""
     pace = next(iter(read_paces(cell.folder, cell.config).values()), None)
     return float(f"{pace.seconds:.4g}") if pace else ""
+
+
+def _progress(cell: Cell) -> list[dict]:
+    """The validations in a cell's log, each step once: where it resumed, the later one."""
+    own = {"network": cell.network, "scale": cell.config.scale, "loss": cell.loss, "seed": cell.config.seed}
+    rows = {}
+    for entry in read_log(cell.folder):
+        if "validation" in entry:
+            scores = {name: value for name, value in entry.items() if name not in ("step", "epoch", "validation")}
+            shown = {name: f"{value:.6g}" for name, value in scores.items() if isinstance(value, float)}
+            rows[entry["step"]] = own | {"step": entry["step"]} | shown
+    return list(rows.values())
 
 
 def read_cells(
@@ -155,7 +169,7 @@ def read_cells(
     ]
     sizes = {key.dataset: len(next(iter(of.values()))) for key, of in scores.items()}
     names = {name: _image_names(labels.get(name), size) for name, size in sizes.items()}
-    return Results(scores, trainings, names, about)
+    return Results(scores, trainings, names, about, [row for cell, *_ in found for row in _progress(cell)])
 
 
 def _image_names(folder: str | None, size: int) -> list[str]:
@@ -196,7 +210,7 @@ def _set_up(c: Config) -> str:
 
 
 def write(results: Results, folder: Path) -> None:
-    """The three files, each whole or not at all. Raises OSError."""
+    """The four files, each whole or not at all. Raises OSError."""
     rows = []
     for key, scores in results.scores.items():
         for i, name in enumerate(results.names[key.dataset]):
@@ -205,6 +219,7 @@ def write(results: Results, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "images.csv", rows)
     write_csv(folder / "trainings.csv", results.trainings)
+    write_csv(folder / "progress.csv", results.progress)
     atomic_write(folder / "about.json", (json.dumps(results.about, indent=1, ensure_ascii=False) + "\n").encode())
 
 
@@ -238,14 +253,22 @@ def read(folder: Path) -> Results:
                 if value:
                     of.setdefault(metric, []).append(float(value))
     scores = {key: {metric: np.array(values) for metric, values in of.items()} for key, of in lists.items()}
-    with open(folder / "trainings.csv", newline="") as file:
-        trainings = list(csv.DictReader(file))
+    trainings, progress = (_read_csv(folder / name) for name in ("trainings.csv", "progress.csv"))
     return Results(
         scores,
         trainings,
         {name: list(of) for name, of in names.items()},
         json.loads((folder / "about.json").read_text()),
+        progress,
     )
+
+
+def _read_csv(path: Path) -> list[dict]:
+    """The rows of a file; none where it is not there."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 # --- two losses against each other -----------------------------------------------------------------------------------

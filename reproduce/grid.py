@@ -5,6 +5,7 @@
     ... --rates checkpoints/sweep/rates.json    each loss at the rate that reproduce.sweep chose
     ... --budget time                           equal time instead of equal steps
     ... --null L1                               L1 against itself: what the statistics say where there is nothing
+    ... --init "checkpoints/L1_seed{seed}"      each seed begins from weights of its own
     ... --collect                               the tables of what is finished, training nothing
 
 A cell is one network, scale, loss and seed: a run of train.py, evaluated by val.py at its best validation and at its
@@ -148,11 +149,13 @@ def as_words(settings: dict) -> list[str]:
     return words
 
 
-def shared_words(args) -> list[str]:
-    """The flags of train.py that all cells have."""
+def shared_words(args, seed: int = 0) -> list[str]:
+    """The flags of train.py that all cells of a seed have: {seed} in --init stands for it."""
     names = {field.name for field in fields(Config)} - OURS  # --checkpoint is the report's
-    given = as_words({name: value for name, value in vars(args).items() if name in names})
-    return [*(["--config", args.config] if args.config else []), *given]
+    given = {name: value for name, value in vars(args).items() if name in names}
+    if "init" in given:
+        given["init"] = given["init"].replace("{seed}", str(seed))
+    return [*(["--config", args.config] if args.config else []), *as_words(given)]
 
 
 def common_config(args) -> Config:
@@ -232,8 +235,9 @@ def base_cells(args, more: Iterable[str] = ()) -> list[Cell]:
     images = {
         name: holdout.roots(of, out / "images" / name[:-4]) for name, of in split_images(args, common, out).items()
     }
-    shared, cells = [*shared_words(args), *as_words(images), *more], []
+    cells = []
     for seed in range(args.seeds * (2 if null else 1)):
+        shared = [*shared_words(args, seed), *as_words(images), *more]
         for model in args.models:
             for scale in args.scales:
                 for loss in [null] if null else common.losses:

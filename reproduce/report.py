@@ -2,6 +2,7 @@
 
 python -m reproduce.report checkpoints/grid                          the tables, from the files that the grid wrote
 python -m reproduce.report checkpoints/grid --compare L1+UDL L1+TLW --checkpoint last
+python -m reproduce.report checkpoints/grid --checkpoint last --brief      gains and intervals alone, as Markdown
 """
 
 import math
@@ -265,6 +266,18 @@ def comparison_table(results: Results, rows: list[dict], style: str) -> str:
     return _table(lines, headers, 4, style)
 
 
+def brief_table(results: Results, rows: list[dict]) -> str:
+    """A loss against another in a line, by network and for all: the gain in each metric with its interval."""
+    lines: dict[tuple, list[str]] = {}
+    for row in rows:
+        scale = row["scale"] if row["scale"] == "all" else f"×{row['scale']}"
+        key = (f"`{label_of(row['loss'])}`", f"`{label_of(row['against'])}`", f"{row['network']} {scale}")
+        gain, bounds, *_ = _shown(row)
+        lines.setdefault(key, []).append(f"{gain} ({bounds})" if bounds else gain)
+    headers = ["loss", "against", "network", *(_header(results, metric) for metric in results.metrics)]
+    return tabulate([[*key, *cells] for key, cells in lines.items()], headers, tablefmt="github", disable_numparse=True)
+
+
 def null_table(results: Results, rows: list[dict], style: str) -> str:
     """A loss against itself: one comparison, and what random pairings find."""
     lines = [
@@ -363,9 +376,13 @@ def main(argv: list[str] | None = None) -> None:
         choices=NAMES,
         help="a paper's numbers beside ours: TLW's Table I (table1) or II (table2), DP's tables (dp)",
     )
+    parser.add_argument("--brief", action="store_true", help="print gains and intervals alone, and write nothing")
     args = parser.parse_args(argv)
     with configs.one_line_errors("reproduce.report"):
         results, paper = collect.read(args.folder), read_paper(args.paper) if args.paper else Paper()
+        if args.brief:
+            print(brief_table(results, comparison_rows(results, args)))
+            return
         print(text(results, args, paper))
         print("\nwritten: " + ", ".join(map(str, write(results, args, paper, args.folder))))
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 import train
-from losses import UDL, DualPerceptual, PixelLoss, Term, UncertaintyHead, WeightedSum
+from losses import TLW, UDL, DualPerceptual, PixelLoss, Term, UncertaintyHead, WeightedSum
 from losses.pixel import absolute_error
+from losses.tlw import k_schedule
 from models import build_network
 from training.divergence import DivergenceWatch, LossHistory
 
@@ -101,6 +103,8 @@ def test_phases_of_losses():
     before = udl.phase(2.9)
     udl.begin_epoch(net, 3)
     assert udl.phase(3) != before
+    tlw = TLW("L1", k=partial(k_schedule, k_epochs=1))  # from 0.3 to 0.68 at epoch 1: WC grows by several times
+    assert tlw.phase(0) == tlw.phase(0.9) != tlw.phase(1) and tlw.phase(8) == tlw.phase(9)
     late = WeightedSum(Term(pixel), Term(DualPerceptual(("alexnet:conv5",), 0.5), start_epoch=1.5))
     assert late.phase(0) == late.phase(1.4) != late.phase(1.5) == late.phase(9)
     assert WeightedSum(Term(udl)).phase(3) != WeightedSum(Term(UDL(net, UncertaintyHead(4, 2), second=3))).phase(2)
@@ -111,7 +115,7 @@ def hot(images, workplace):
     """L1 at a learning rate that is far too high, beside MSE at a good one."""
     return [
         *("--model", "EDSR", "--model-options", "blocks=4", "channels=16", "--judge", "tiny", "--device", "cpu"),
-        *("--losses", "L1[learning_rate=0.02,label=hot]", "MSE", "--trainpath", str(images), "--valpath", str(images)),
+        *("--losses", "L1[learning_rate=0.1,label=hot]", "MSE", "--trainpath", str(images), "--valpath", str(images)),
         *("--patch", "32", "--batchsize", "4", "--repeat", "80", "--steps", "60", "--modelpath", "run"),
     ]
 

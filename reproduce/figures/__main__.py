@@ -7,6 +7,7 @@
     python -m reproduce.figures hero --modelpath RUN          README's first picture
     python -m reproduce.figures pspl-attention                PSPL: the weight of a pixel by its SSIM and the step
     python -m reproduce.figures dp-features --image FILE      DP: feature maps of two extractors (its Fig. 3)
+    python -m reproduce.figures progress --results DIR        a grid's validations: scores by time, PSNR against LPIPS
 
 NAME.png and NAME.csv go to --out, figures/ if it is not given. Add --help behind a name for its flags.
 """
@@ -21,7 +22,7 @@ from runs.output import escape_unencodable_output
 from training.device import setup_device
 
 from ..collect import csv_text
-from . import crops, curves, features, hero, weights
+from . import crops, curves, features, hero, progress, weights
 
 PROGRAM = "reproduce.figures"
 FIGURES = {
@@ -32,6 +33,7 @@ FIGURES = {
     "hero": hero.HERO,
     "pspl-attention": curves.ATTENTION,
     "dp-features": features.FEATURES,
+    "progress": progress.PROGRESS,
 }
 
 

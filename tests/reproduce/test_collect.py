@@ -15,6 +15,7 @@ import configs
 from configs import Config
 from reproduce import collect, report
 from reproduce.cells import CHECKPOINTS, SECONDS, TRAINED, Cell
+from reproduce.figures import __main__ as figures
 from reproduce.papers import FOLDER, NAMES, Paper, read_paper
 from reproduce.statistics import compare
 from runs.atomic import atomic_write
@@ -158,6 +159,11 @@ def test_the_tables_again_from_the_files(tmp_path, capsys):
     report.main([str(tmp_path / "out"), "--compare", "L1", "L1+TLW", "--checkpoint", "last", "--null", "L1"])
     shown = capsys.readouterr().out
     assert "L1 against L1+TLW" in shown and "gain (last)" in shown and "L1 against itself" in shown
+    report.main([str(tmp_path / "out"), "--brief", "--checkpoint", "last"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[1:9:2] == ["loss", "against", "network", "PSNR-Y"] and lines[2].startswith(
+        "| `L1+TLW` | `L1`"
+    )
     for words, expected in ((["--compare", "L1", "L2"], "one of: L1+TLW, L1"), (["--null", "L1+TLW"], "two seeds")):
         with pytest.raises(SystemExit):
             report.main([str(tmp_path / "out"), *words])
@@ -165,6 +171,33 @@ def test_the_tables_again_from_the_files(tmp_path, capsys):
     with pytest.raises(SystemExit):
         report.main([str(tmp_path)])
     assert "no images.csv" in capsys.readouterr().err
+
+
+def test_the_curves_of_validations(tmp_path, monkeypatch):
+    """Means over seeds by step; of a step validated twice (the run resumed) the later scores; seconds as measured."""
+    monkeypatch.chdir(tmp_path)
+    for loss, psnr in (("L1", 30.0), ("L1+TLW", 31.0)):
+        for seed in (0, 1):
+            one = finish(cell(tmp_path, loss, seed=seed, metrics=("squeeze",)), {"Set5": [33.0, 33.0, 33.0]})
+            lines = [(10, 1.0), (10, psnr + seed), (20, psnr + 2 + seed)]
+            entries = [{"step": step, "validation": loss, "PSNR-Y": v, "LPIPS-squeeze": v / 100} for step, v in lines]
+            (one.folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    cells = [cell(tmp_path, loss, seed=seed, metrics=("squeeze",)) for loss in ("L1", "L1+TLW") for seed in (0, 1)]
+    results = collect.read_cells(cells, (), {"VDSR x2": {"L1": 0.5, "L1+TLW": 2.0}})
+    collect.write(results, tmp_path / "out")
+    figures.main(["progress", "--results", "out"])
+    with open("figures/progress.csv", newline="") as file:
+        rows = [list(row.values()) for row in csv.DictReader(file)]
+    assert rows == [
+        ["VDSR x2", "L1", "10", "5.0", "30.5", "0.305", "2"],
+        ["VDSR x2", "L1", "20", "10.0", "32.5", "0.325", "2"],
+        ["VDSR x2", "L1+TLW", "10", "20.0", "31.5", "0.315", "2"],
+        ["VDSR x2", "L1+TLW", "20", "40.0", "33.5", "0.335", "2"],
+    ]
+    assert Path("figures/progress.png").stat().st_size > 10_000
+    for words in (["--metric", "SSIM"], ["--losses", "L2"]):
+        with pytest.raises(SystemExit):
+            figures.main(["progress", "--results", "out", *words])
 
 
 def test_tests_holm_and_what_they_can_show(tmp_path):

@@ -323,6 +323,13 @@ def test_cells_of_a_seed_differ_in_the_loss_alone(args):
     assert tlw.config.trainpath == ("grid/images/train/cuts",) and tlw.config.valpath == ("grid/images/val/cuts",)
 
 
+def test_each_seed_begins_from_weights_of_its_own(args):
+    cells = grid.make_cells(grid.parse([*args, "--init", "runs/L1_seed{seed}"]))
+    assert {(cell.config.seed, cell.config.init) for cell in cells} == {
+        (seed, f"runs/L1_seed{seed}") for seed in {cell.config.seed for cell in cells}
+    }
+
+
 def test_rates(args, tmp_path):
     made = grid.make_cells(grid.parse([*args, "--rates", "L1=1e-3", "L1+TLW=5e-4"]))
     assert [cell.config.learning_rate for cell in made] == [5e-4, 1e-3] * 2
