@@ -1,4 +1,4 @@
-"""Pictures as people have them: grey or RGB, 8 or 16 bits, transparent, with a colour profile; and files of them."""
+"""Images for upscaling (grey or RGB, 8 or 16 bits, transparent, with a colour profile) and their files."""
 
 import struct
 import zlib

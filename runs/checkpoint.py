@@ -69,7 +69,6 @@ def load_checkpoint(path: Path) -> dict:
     """Load a state of tensors and plain values on the CPU.
 
     Raises ValueError if there is none or its checksums are wrong, FileAccessError if it cannot be read now.
-
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
@@ -98,7 +97,7 @@ def load_last(run: Path) -> tuple[dict, Path, str | None]:
     try:
         return load_checkpoint(previous), previous, wrong
     except ValueError as error:
-        raise ValueError(f"{wrong}; nor can the one before: {error}; begin again in another folder") from None
+        raise ValueError(f"{wrong}; nor can the previous one: {error}; start again in another folder") from None
 
 
 def load_kept(run: Path, name: str) -> tuple[dict, Path]:
@@ -123,7 +122,7 @@ def learner_states(state: dict, path: Path) -> dict[str, dict]:
 
 
 def expect(fits: bool, source: str, what: str) -> None:
-    """Raise ValueError unless it fits; what: which part of the state in the file `source` is wrong."""
+    """Raise ValueError unless `fits`; what: the part of the state in the file `source` that is wrong."""
     if not fits:
         raise ValueError(f"{source}: not a state of this run ({what})")
 
@@ -218,7 +217,7 @@ def adam_state(opt: torch.optim.Adam, saved: dict) -> dict:
 
 
 def check_rng_states(saved: object, needed: dict[str, Tensor], source: str) -> None:
-    """Raise ValueError unless saved holds states of the CPU's stream and of those of `needed` that it has."""
+    """Raise ValueError unless saved holds valid random states, the CPU's among them."""
     expect(isinstance(saved, dict) and "cpu" in saved, source, "no stream of random numbers")
     for device in saved.keys() & needed.keys():
         try:
@@ -228,7 +227,7 @@ def check_rng_states(saved: object, needed: dict[str, Tensor], source: str) -> N
 
 
 def check_counts(state: dict, source: str) -> None:
-    """Raise ValueError unless a learner's best score and counts of skipped steps are such."""
+    """Raise ValueError unless a learner's best score and counts of skipped steps are valid."""
     best, skips = state["best"], state["skips"]
     expect(isinstance(best, float) and not math.isnan(best), source, f"the best score {best!r}")
     expect(isinstance(skips, list) and len(skips) == 2 and all(map(is_count, skips)), source, "counts of skipped steps")
@@ -241,7 +240,7 @@ def check_average(learning: object, source: str) -> None:
 
 
 def check_progress(state: dict, source: str) -> None:
-    """Raise ValueError unless a run's place, which is in its last.pt beside its learners, is one."""
+    """Raise ValueError unless the step, images and criterion of a last.pt are valid."""
     expect(is_count(state["step"]), source, f"step {state['step']!r}")
     expect(isinstance(state["validated"], bool), source, "whether it is validated")
     images = state["images"]
@@ -267,7 +266,7 @@ def load_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
 
 
 def read_settings(run: Path) -> configs.Config:
-    """The settings of a run. Raises ValueError if run is none."""
+    """The settings of a run. Raises ValueError if the folder holds no run."""
     if not (run / "config.yaml").is_file():
         released = sorted(run.glob("SRModel_*.pth"))
         convert = f"convert the released files with: {script_command('convert.py', run)}"

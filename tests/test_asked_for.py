@@ -55,10 +55,10 @@ def test_nothing_is_downloaded_unasked(plain, more, asked, capsys):
     train.main([*plain, *more])
     out = capsys.readouterr().out
     assert asked == [] and ("LPIPS-vgg is left out" in out) == (not more)
-    assert more or "--metrics vgg fetches them" in out
+    assert more or "--metrics vgg downloads them" in out
     val.main(["--modelpath", "run", "--best", "--device", "cpu"])
     out = capsys.readouterr().out
-    assert asked == [] and out.count("left out: LPIPS") == 1 and "--metrics squeeze fetches them" in out
+    assert asked == [] and out.count("left out: LPIPS") == 1 and "--metrics squeeze downloads them" in out
 
 
 @pytest.mark.parametrize(

@@ -410,8 +410,8 @@ def test_load_in_a_file(runs):
         ("--load checkpoints/old --modelpath begun", "--modelpath begun names another folder; leave one out"),
         ("--load nowhere", "--load: no run in nowhere"),
         ("--auto-resume", "--auto-resume: expected --modelpath DIR beside it"),
-        ("--load --seed 7", "--seed 7: the run was begun with 0"),
-        ("--auto-resume --modelpath checkpoints/old --seed 7", "--seed 7: the run was begun with 1"),
+        ("--load --seed 7", "--seed 7: the run was started with 0"),
+        ("--auto-resume --modelpath checkpoints/old --seed 7", "--seed 7: the run was started with 1"),
     ],
 )
 def test_runs_that_cannot_be_meant(runs, capsys, typed, words):

@@ -119,11 +119,11 @@ def test_a_state_that_does_not_fit_is_refused(trained, change):
 
 # Of another run: in the same words as before, for they are right states.
 OTHER = {
-    "epochs of other lengths": (put(("epoch_steps",), 7), "is of 7 steps an epoch"),
+    "epochs of other lengths": (put(("epoch_steps",), 7), "has 7 steps per epoch"),
     "a step beyond the last": (put(("step",), 2), "is at step 2, beyond 1"),
-    "one loss less": (lambda s: s["learners"].pop("L1+UDL"), "is of losses L1+TLW"),
+    "one loss less": (lambda s: s["learners"].pop("L1+UDL"), "has the losses L1+TLW"),
     "another network": (put(("learners", "L1+UDL", "model_id"), "RCAN x4"), "a checkpoint of RCAN x4"),
-    "other images": (put(("images",), [1, 2]), "is of 2 training images"),
+    "other images": (put(("images",), [1, 2]), "was trained on 2 images"),
 }
 
 

@@ -1,4 +1,4 @@
-"""A learner: one SR network with its loss, and all the state of both."""
+"""A learner: one SR network with its loss, and the state of both."""
 
 import copy
 import math
@@ -76,11 +76,11 @@ class Learner:
 
     @property
     def result(self) -> nn.Module:
-        """The SR network that is validated and saved: the average of --ema, else the one that learns."""
+        """The SR network to validate and save: the average of --ema, else the trained one."""
         return self.net if self.ema is None else self.ema.module
 
     def update_average(self) -> None:
-        """Take the SR network of this step into the average, if there is one."""
+        """Update the average of --ema with this step's SR network, if there is one."""
         if self.ema is not None:
             self.ema.update_parameters(self.net)
 
@@ -117,7 +117,7 @@ class Learner:
 
     @property
     def batch_norms(self) -> list[_BatchNorm]:
-        """The BatchNorm layers of all that learns here."""
+        """The BatchNorm layers of the SR network and the loss."""
         return [m for part in (self.net, self.loss) for m in part.modules() if isinstance(m, _BatchNorm)]
 
     def _changed_by_a_step(self) -> list[Tensor]:
@@ -184,7 +184,7 @@ class Learner:
         return weights | {"model_id": self.model_id, "judges": self.judges}
 
     def state_dict(self) -> dict:
-        """All that is needed to resume; load_state_dict takes it back."""
+        """Everything needed to resume; load_state_dict loads it."""
         learning = {"network": self.net.state_dict(), "averaged": int(self.ema.n_averaged)} if self.ema else None
         return self.model_state() | {
             "learning": learning,  # beside the average that stands in its place
@@ -263,7 +263,7 @@ def build_learners(config: Config, device: torch.device, notes: list[str] | None
     for name, variant in variants.items():
         torch.manual_seed(config.seed)
         loss = build_loss(variant.loss, variant.config, net)
-        whole = f"1 with {name}, whose {' '.join(loss.of_whole_batch)} takes the batch as a whole"
+        whole = f"1 with {name}, whose {' '.join(loss.of_whole_batch)} needs the whole batch at once"
         configs.expect(config.accumulate == 1 or not loss.of_whole_batch, "accumulate", config.accumulate, whole)
         if config.init == "paper":
             init_paper(loss)

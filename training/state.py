@@ -86,7 +86,7 @@ class TrainingState:
         saved = learner_states(state, path)
         names = [learner.name for learner in e.learners]
         if sorted(saved) != sorted(names):
-            raise ValueError(f"{path}: is of losses {' '.join(saved)}; these settings give {' '.join(names)}")
+            raise ValueError(f"{path}: has the losses {' '.join(saved)}; these settings give {' '.join(names)}")
         try:
             check_progress(state, str(path))
             notes = self._compare_images(state["images"], path)
@@ -97,7 +97,7 @@ class TrainingState:
             raise ValueError(f"{path}: not a state of this run ({type(error).__name__}: {reason})") from None
         if state.get("epoch_steps") != e.epoch_steps:
             raise ValueError(
-                f"{path}: is of {state.get('epoch_steps')} steps an epoch; these settings give {e.epoch_steps}"
+                f"{path}: has {state.get('epoch_steps')} steps per epoch; these settings give {e.epoch_steps}"
             )
         if state["step"] > e.last_step:
             raise ValueError(f"{path}: is at step {state['step']}, beyond {e.last_step}; raise --endepoch or --steps")
@@ -113,9 +113,9 @@ class TrainingState:
             return []
         remedy = "name the folders of its images with --trainpath"
         if left_out:
-            remedy = f"put an image in the place of the one left out: {left_out[0]}"
+            remedy = f"replace the image that is left out: {left_out[0]}"
         if len(before) != len(now):
-            raise ValueError(f"{path}: is of {len(before)} training images, these are {len(now)}; {remedy}")
+            raise ValueError(f"{path}: was trained on {len(before)} images, these are {len(now)}; {remedy}")
         changed = sum((Counter(now) - Counter(before)).values())
         if 2 * changed > len(now):
             raise ValueError(f"{path}: {changed} of these {len(now)} training images are not of this run; {remedy}")
