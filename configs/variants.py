@@ -71,5 +71,5 @@ def parse_loss(text: str, fields) -> tuple[str, str, dict]:
         choose(name, [*allowed, "label"], "setting of a loss")
     name = labels[0] if labels else found[0]
     if len(labels) > 1 or not NAME.fullmatch(name) or labels and set(name) & set("=,[]"):
-        raise ValueError("not usable as a file name; expected one label=NAME in it, of letters, digits, . + - and _")
+        raise ValueError("not usable as a file name; expected one label=NAME, of letters, digits, . + - and _")
     return loss, name, own

@@ -238,7 +238,7 @@ class PairedDataset(Dataset):
     ) -> tuple[np.ndarray, np.ndarray]:
         """The part of pair `index` from HR pixel start (top, left), of HR size (H,W), all multiples of scale.
 
-        Returns lr (h,w,3), uint8 or float32 in [-1,1], which is that part of the whole image's LR, bit by bit, or is
+        Returns lr (h,w,3), uint8 or float32 in [-1,1], which is that part of the whole image's LR, bit for bit, or is
         made by the degradation with the random numbers, if both are there; and hr uint8 (H,W,3). See `to_tensors`.
         alone: LR is made of the part as if it were an image, unless it has files of its own or a degradation.
         """

@@ -60,7 +60,7 @@ class PerceptualMetric(nn.Module, ABC):
 
 @torch.no_grad()
 def check_metric(metric: nn.Module, name: str) -> PerceptualMetric:
-    """Return metric, what METRICS or JUDGES have as `name`; raise ValueError if it breaks the contract."""
+    """Return metric, the entry `name` of METRICS or JUDGES; raise ValueError if it breaks the contract."""
     wrong = f"metric {name} is a {type(metric).__name__}"
     if not isinstance(metric, PerceptualMetric):
         raise ValueError(f"{wrong}; expected a subclass of PerceptualMetric, see metrics/base.py")

@@ -65,7 +65,7 @@ def build_judge(name: str, weights: tuple = (), memory: int = 4 << 30) -> Percep
 
 
 def metric_of(judge: str) -> str:
-    """The metric on the network of a judge or feature extractor; it flatters what learned from that.
+    """The metric on the network of a judge or extractor, biased towards what was trained with that.
 
     "lpips-alex-unweighted" -> "alex", "squeezenet:fire9" -> "squeeze", "resnet50:layer3" -> "resnet50", which is none.
     """
@@ -79,5 +79,5 @@ def word_of(metric: str) -> str:
 
 
 def mark_biased(metric: str, judges: Iterable[str]) -> str:
-    """A metric's full name, with "(judge)" behind it if it flatters what learned from one of judges."""
+    """A metric's full name, with "(judge)" appended if it is biased by one of judges."""
     return f"{metric} (judge)" if word_of(metric) in map(metric_of, judges) else metric
