@@ -128,19 +128,14 @@ class Config:
     steps: int | None = setting(None, "stop after this many steps instead of at --endepoch", bounds=_STEPS)
     device: str | None = setting(None, "cpu, cuda, cuda:1; default: cuda if there is a GPU")
     modelpath: str | None = setting(None, "the run's folder; default: checkpoints/MODEL_xSCALE_NUMBER", path="DIR")
-    load: bool = setting(False, "resume a run: DIR (or DIR/step_N.pt), else --modelpath, else the newest")
-    checkpoint: str | None = setting(
-        None, "with --load: go back to a checkpoint of --keep-every, such as step_1000; default: the last one"
-    )
+    load: bool = setting(False, "resume DIR (or DIR/step_N.pt), else --modelpath, else the newest run")
+    checkpoint: str | None = setting(None, "with --load: the step_N of --keep-every to go back to; default: last")
     auto_resume: bool = setting(False, "resume the run in --modelpath if there is one, else start it")
     # data
     lrpath: tuple[str, ...] = setting(
         (), "folders of LR training images; default: made from HR (MATLAB bicubic)", path="DIR", group="training images"
     )
-    lr_template: str | None = setting(
-        None,
-        "names of LR images, {} being the HR image's, such as {}_small; default: the same, {}x4, {}_LR and the like",
-    )
+    lr_template: str | None = setting(None, "names of LR images, such as {}_small; default: {}, {}x4, {}_LR and so on")
     tiles: bool = setting(False, "adjacent patches, each once an epoch, instead of random ones")
     degradation: str = setting(
         "bicubic",
@@ -149,16 +144,12 @@ class Config:
     )
     augment: bool = setting(False, "random flips and rotations")
     repeat: int | None = setting(
-        None,
-        "draws of each image per epoch; default: one of whole images, as many patches as cover an image",
-        bounds=_from(1, 10**6),
+        None, "draws of each image per epoch; default: enough to cover it", bounds=_from(1, 10**6)
     )
     skip_small: bool = setting(False, "leave out images smaller than the patch instead of stopping")
     bad_images: str = setting("stop", "damaged training images: stop, or skip them and say which", ("stop", "skip"))
     workers: int = setting(0, "processes that load data; 0: load in the main process", bounds=_from(0, 1000))
-    cache: str | None = setting(
-        None, "folder for the decoded images of sets beyond 512 MiB, or none; default: one in ~/.cache", path="DIR"
-    )
+    cache: str | None = setting(None, "folder for decoded images, or none; default: one in ~/.cache", path="DIR")
     cache_size: float = setting(32.0, "largest size of --cache in GiB", bounds=_above(0, 10**6))
     # validation
     metrics: tuple[str, ...] = setting(
@@ -217,12 +208,8 @@ class Config:
     clip_grad: float | None = setting(
         None, "clip gradients to this norm; default: no clipping", bounds=_above(0, 10**12)
     )
-    max_skipped: int = setting(
-        10, "consecutive steps that may be skipped because a loss or gradient is not finite", bounds=_from(1, 10**6)
-    )
-    on_divergence: str = setting(
-        "warn", "a loss ten times its own running median: warn, or stop the run", ("warn", "stop")
-    )
+    max_skipped: int = setting(10, "consecutive steps that may be skipped as not finite", bounds=_from(1, 10**6))
+    on_divergence: str = setting("warn", "if a loss is ten times its median: warn or stop", ("warn", "stop"))
     startepoch: int = setting(0, "number of the first epoch, from which k follows", bounds=_EPOCHS)
     seed: int = setting(0, "seed of initial weights, batches and weight samples", bounds=_EPOCHS)
     precision: str = setting("fp32", "arithmetic of the networks", ("fp32", "bf16"))
@@ -317,16 +304,12 @@ class Config:
         bounds=_STEPS,
         group="saving and logging",
     )
-    save_minutes: float = setting(
-        10.0, "minutes between saves, besides those after epochs; 0: only those", bounds=_FACTOR
-    )
+    save_minutes: float = setting(10.0, "minutes between saves, besides those after epochs; 0: none", bounds=_FACTOR)
     keep_every: int | None = setting(
-        None, "steps between checkpoints to keep, step_N.pt; default: keep only last and best", bounds=_STEPS
+        None, "steps between checkpoints to keep, as step_N.pt; default: none", bounds=_STEPS
     )
     log_every: int = setting(10, "steps between lines of the log", bounds=_from(1, 10**6))
-    watch: int = setting(
-        0, "keep crops of this many validation images, and their weight maps, at each validation", bounds=_from(0, 16)
-    )
+    watch: int = setting(0, "keep crops and weight maps of this many validation images", bounds=_from(0, 16))
     tensorboard: bool = setting(False, "write the log, SR crops and weight maps for TensorBoard too")
 
     def __post_init__(self):
