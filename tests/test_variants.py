@@ -98,7 +98,7 @@ def test_spaces_are_not_of_the_name():
         (["L1[schedule=milestones]"], "--schedule milestones: expected --milestones beside it"),
         (["L1+TLW[weights=flat]"], "--weights flat: expected one of learned, uniform, shuffled, inverted"),
         (["L1+TLW[e_every=0]"], "--e-every 0: expected a whole number from 1"),
-        (["L1+TLW[k_start=0.95]"], "--k-end 0.9: expected a value from k_start=0.95"),
+        (["L1+TLW[k_start=0.95]"], "--k-end 0.9: expected at least k_start=0.95"),
         (["L1+TLW[wc=normalised,m_step=released]"], "--wc normalised: expected sum or one beside --m-step released"),
         (["L1[learning_rate=1,label=a/b]"], "not usable as a file name; expected one label=NAME, of letters"),
         (["L1[label=]"], "not usable as a file name"),
