@@ -342,7 +342,9 @@ def test_home_in_convert(monkeypatch):
 def test_a_variable_that_is_not_set(monkeypatch, capsys):
     monkeypatch.delenv("NOWHERE", raising=False)
     for command, flag in ((configs.load, "--valpath"), (val.parse, "--folder")):
-        assert "${NOWHERE}/x: the environment variable NOWHERE is not set" in refused(capsys, command, [flag, "${NOWHERE}/x"])
+        assert "${NOWHERE}/x: the environment variable NOWHERE is not set" in refused(
+            capsys, command, [flag, "${NOWHERE}/x"]
+        )
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
