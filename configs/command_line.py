@@ -20,10 +20,10 @@ examples:
   python train.py --config configs/quickstart.yaml                      minutes on a CPU, nothing to download
   python train.py --judge tiny --patch 96 --batchsize 8 --trainpath DIR --valpath DIR
   python train.py --model RCAN --losses L1 L1+TLW --device cuda --trainpath DIR --valpath DIR --modelpath runs/rcan
-  python train.py --load runs/rcan --endepoch 200                       goes on with a run
+  python train.py --load runs/rcan --endepoch 200                       resumes a run
   torchrun --nproc-per-node 4 train.py --batchsize 16 --patch 96 --trainpath DIR --valpath DIR
 
-exit codes: 0 done; 1 gone wrong; 2 bad input; 130, 138, 143 stopped by SIGINT, SIGUSR1, SIGTERM and saved"""
+exit codes: 0 done; 1 failed; 2 bad input; 130, 138, 143 saved and stopped by SIGINT, SIGUSR1, SIGTERM"""
 
 
 def add_settings(parser, only: Iterable[str] | None = None) -> None:
@@ -45,7 +45,9 @@ def _add_flag(target, field) -> None:
     flags = [flag_of(name) for name in (field.name, *(alias for alias, name in ALIASES.items() if name == field.name))]
     if field.name == "load":
         target.add_argument(*flags, nargs="?", const=True, metavar="DIR", **options)
-        target.add_argument("--no-load", dest="load", action="store_false", default=argparse.SUPPRESS, help="begin")
+        target.add_argument(
+            "--no-load", dest="load", action="store_false", default=argparse.SUPPRESS, help="start a new run"
+        )
         return
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
@@ -60,7 +62,7 @@ def _add_flag(target, field) -> None:
 
 
 def _reader(kind: type) -> Callable:
-    """kind, as argparse calls it on a word, with errors in our words."""
+    """A converter to kind for argparse, with our own error message."""
 
     def read(word: str):
         try:
@@ -84,7 +86,7 @@ def _about_group(group: str) -> str | None:
 
 def make_parser() -> OneLineParser:
     """The parser of train.py's command line."""
-    about = "Train SR networks, one per loss, from one start on one data."
+    about = "Train SR networks, one per loss, from the same initial weights on the same batches."
     parser = OneLineParser(
         prog="train.py", description=about, epilog=EXAMPLES, usage="train.py [--config FILE] [settings]"
     )
@@ -101,9 +103,9 @@ def load(
     """The settings of a command line: defaults, then --config, then flags. Exits with code 2 on a bad one.
 
     Args:
-        newest_run: newest_run(resumable=True) is the folder that --load means if none is named. Raises ValueError if
+        newest_run: newest_run(resumable=True) is the folder that --load without a name resumes. Raises ValueError if
             there is none.
-        complete: the settings that follow from those given, before defaults do; may raise ValueError.
+        complete: returns settings that follow from those given and replace defaults; may raise ValueError.
     """
     parser = make_parser()
     flags = vars(parser.parse_args(argv))
@@ -153,13 +155,13 @@ def _with_folder(values: dict) -> dict:
 
 
 def _with_run(values: dict, newest_run: Callable[..., Path] | None) -> dict:
-    """The values with --auto-resume decided and the folder that --load goes on with. Raises ValueError."""
+    """The values with --auto-resume decided, and the folder that --load resumes. Raises ValueError."""
     folder = values.get("modelpath")
     if isinstance(folder, str):
         folder = expand_path(folder)
     if values.get("auto_resume") is True:
         if not isinstance(folder, str):
-            raise ValueError("--auto-resume: expected --modelpath DIR beside it, the run to begin or to go on with")
+            raise ValueError("--auto-resume: expected --modelpath DIR beside it, the run to start or resume")
         saved = any(os.path.exists(os.path.join(folder, name)) for name in ("last.pt", "previous.pt"))
         values = values | {"load": saved}
     elif values.get("load") is True and folder is None and newest_run is not None:
@@ -180,22 +182,22 @@ def settings_of(run: str | None) -> Path:
 
 
 def check_resumable(config: Config, saved: Config) -> None:
-    """Raise ValueError if a setting that a run keeps for life differs from the saved one."""
+    """Raise ValueError if a setting that a resumed run must keep differs from the saved one."""
     for field in dataclasses.fields(Config):
         wanted, found = getattr(config, field.name), getattr(saved, field.name)
         if field.name not in RESUMABLE and wanted != found:
             flag = flag_of(field.name)
-            raise ValueError(f"{flag} {shown(wanted)}: the run was begun with {shown(found)}; leave it out")
+            raise ValueError(f"{flag} {shown(wanted)}: the run was started with {shown(found)}; leave it out")
 
 
 def check_known(kind: str, given: Iterable[str], *also: str) -> None:
-    """Raise ValueError for a name of a kind (see `catalogue.TABLES`) that is neither defined nor in also."""
+    """Raise ValueError for an unknown name of a kind (see `catalogue.TABLES`) that is not in `also` either."""
     for name in given:
         choose(name, [*catalogue.names(kind), *also], kind)
 
 
 def typed_path(text: str) -> str:
-    """expand_path, as argparse calls it: type=typed_path."""
+    """expand_path for argparse: type=typed_path."""
     try:
         return expand_path(text)
     except ValueError as error:
@@ -203,7 +205,7 @@ def typed_path(text: str) -> str:
 
 
 def check_names(config: Config) -> None:
-    """Raise ValueError for a name that is none in models, losses or metrics, without importing them."""
+    """Raise ValueError for a name unknown to models, losses or metrics, without importing them."""
     for field in dataclasses.fields(Config):
         kind, value = field.metadata["names"], getattr(config, field.name)
         if kind:
@@ -215,13 +217,14 @@ def check_names(config: Config) -> None:
     for name in config.model_options or {}:
         if name not in options:
             listed = f"{config.model}'s, with their defaults: {catalogue.shown_options(options)}"
-            raise ValueError(f"--model-options {name}: no option of {config.model}; {listed}")
+            raise ValueError(f"--model-options {name}: {config.model} has no such option; {listed}")
 
 
 def check_command_line(newest_run: Callable[..., Path]) -> None:
-    """Answer --help and refuse what a wrong command line of train.py is refused for, before torch is imported.
+    """Answer --help and refuse a wrong command line of train.py before torch is imported.
 
-    Not in a process of torchrun, of which the first speaks for all; nor what depends on a file of weights.
+    Does nothing in a process of torchrun, where the main process reports errors for all; settings that depend on a file
+    of weights are checked later.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         with one_line_errors("train.py"), suppress(_OfWeights):
@@ -229,7 +232,7 @@ def check_command_line(newest_run: Callable[..., Path]) -> None:
 
 
 class _OfWeights(Exception):
-    """Settings that a file of weights completes."""
+    """Raised for settings that a file of weights completes."""
 
 
 def _refuse_weights(values: Mapping) -> Mapping:

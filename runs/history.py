@@ -1,4 +1,4 @@
-"""A run's log read back: its starts, its notes, curves by step and by time, and the time of a step."""
+"""Read a run's log back: its starts, notes, curves by step and by time, and the time of a step."""
 
 import json
 import math

@@ -213,7 +213,7 @@ def test_a_setting_under_two_names(tmp_path, capsys):
         ("--fp16", "did you mean --precision bf16?"),
         ("--input imgs", "did you mean --trainpath DIR (images to train on)?"),
         ("--output out", "did you mean --modelpath DIR (the run's folder)?"),
-        ("--pretrained x.pth", "did you mean --init FILE (weights to begin from)?"),
+        ("--pretrained x.pth", "did you mean --init FILE (weights to start from)?"),
         ("-opt a.yml", "did you mean --config FILE?"),
         ("--n_threads 4", "did you mean --workers N?"),
         ("--LR 1e-4", "did you mean --learning-rate?"),
@@ -342,7 +342,9 @@ def test_home_in_convert(monkeypatch):
 def test_a_variable_that_is_not_set(monkeypatch, capsys):
     monkeypatch.delenv("NOWHERE", raising=False)
     for command, flag in ((configs.load, "--valpath"), (val.parse, "--folder")):
-        assert "${NOWHERE}/x: the environment has no NOWHERE" in refused(capsys, command, [flag, "${NOWHERE}/x"])
+        assert "${NOWHERE}/x: the environment variable NOWHERE is not set" in refused(
+            capsys, command, [flag, "${NOWHERE}/x"]
+        )
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -410,8 +412,8 @@ def test_load_in_a_file(runs):
         ("--load checkpoints/old --modelpath begun", "--modelpath begun names another folder; leave one out"),
         ("--load nowhere", "--load: no run in nowhere"),
         ("--auto-resume", "--auto-resume: expected --modelpath DIR beside it"),
-        ("--load --seed 7", "--seed 7: the run was begun with 0"),
-        ("--auto-resume --modelpath checkpoints/old --seed 7", "--seed 7: the run was begun with 1"),
+        ("--load --seed 7", "--seed 7: the run was started with 0"),
+        ("--auto-resume --modelpath checkpoints/old --seed 7", "--seed 7: the run was started with 1"),
     ],
 )
 def test_runs_that_cannot_be_meant(runs, capsys, typed, words):

@@ -87,27 +87,27 @@ def test_spaces_are_not_of_the_name():
         (["L1]learning_rate=1["], "expected LOSS[SETTING=VALUE,...]"),
         (["L1[learning_rate=1]x"], "expected LOSS[SETTING=VALUE,...]"),
         (["L1[learning_rate]"], "learning_rate: expected NAME=VALUE, such as weights=uniform"),
-        (["L1[learning_rate=1,learning_rate=2]"], "learning_rate stands there twice"),
+        (["L1[learning_rate=1,learning_rate=2]"], "learning_rate is given twice"),
         (["L1[learning_rat=1]"], "unknown setting of a loss 'learning_rat'; did you mean learning_rate?"),
-        (["L1[patch=48]"], "--losses L1[patch=48]: patch cannot be L1's own; these can: learning_rate, betas, "
+        (["L1[patch=48]"], "--losses L1[patch=48]: patch cannot be set for L1 alone; these can: learning_rate, betas, "
                            "schedule, step_epochs, step_gamma, milestones, clip_grad"),
-        (["L1+TLW[judge=tiny]"], "judge cannot be L1+TLW's own; these can: learning_rate, "),
-        (["L1[weights=uniform]"], "weights cannot be L1's own"),
-        (["L1+TLW[udl_epoch=3]"], "udl_epoch cannot be L1+TLW's own"),
-        (["L1[losses=MSE]"], "losses cannot be L1's own"),
+        (["L1+TLW[judge=tiny]"], "judge cannot be set for L1+TLW alone; these can: learning_rate, "),
+        (["L1[weights=uniform]"], "weights cannot be set for L1 alone"),
+        (["L1+TLW[udl_epoch=3]"], "udl_epoch cannot be set for L1+TLW alone"),
+        (["L1[losses=MSE]"], "losses cannot be set for L1 alone"),
         (["L1[learning_rate=-1]"], "--losses L1[learning_rate=-1]: --learning-rate -1.0: expected a number above 0"),
         (["L1[learning_rate=fast]"], "--learning-rate 'fast': expected a number"),
         (["L1[schedule=milestones]"], "--schedule milestones: expected --milestones beside it"),
         (["L1+TLW[weights=flat]"], "--weights flat: expected one of learned, uniform, shuffled, inverted"),
         (["L1+TLW[e_every=0]"], "--e-every 0: expected a whole number from 1"),
-        (["L1+TLW[k_start=0.95]"], "--k-end 0.9: expected a value from k_start=0.95"),
+        (["L1+TLW[k_start=0.95]"], "--k-end 0.9: expected at least k_start=0.95"),
         (["L1+TLW[wc=normalised,m_step=released]"], "--wc normalised: expected sum or one beside --m-step released"),
-        (["L1[learning_rate=1,label=a/b]"], "cannot be the name of a file; expected one label=NAME in it"),
-        (["L1[label=]"], "cannot be the name of a file"),
+        (["L1[learning_rate=1,label=a/b]"], "not usable as a file name; expected one label=NAME, of letters"),
+        (["L1[label=]"], "not usable as a file name"),
         (["L1[label=a,label=b]"], "expected one label=NAME"),
-        (["L1[label=a=b]"], "cannot be the name of a file"),
-        (["L1[label=" + "x" * 101 + "]"], "cannot be the name of a file"),
-        (["L1+DP[dp_extractors=alexnet:conv5]"], "cannot be the name of a file; expected one label=NAME"),
+        (["L1[label=a=b]"], "not usable as a file name"),
+        (["L1[label=" + "x" * 101 + "]"], "not usable as a file name"),
+        (["L1+DP[dp_extractors=alexnet:conv5]"], "not usable as a file name; expected one label=NAME"),
         (["L1", "L1[learning_rate=1,label=L1]"], "expected each loss once, or label=NAME in it"),
         (["L1+TLW[samples=1,label=a]", "L1+TLW[samples=2,label=A]"], "expected each loss once, or label=NAME in it"),
     ],
@@ -216,7 +216,7 @@ def test_another_set_of_losses_is_another_run(args, whole, capsys):
     for loss in ("L1+TLW[weights=inverted]", "L1+TLW[wc=one,label=cheap]"):
         with pytest.raises(SystemExit):
             configs.load(["--load", "--modelpath", str(whole.folder), "--losses", *LOSSES[:-1], loss])
-        assert "the run was begun with L1 " in capsys.readouterr().err
+        assert "the run was started with L1 " in capsys.readouterr().err
 
 
 def test_evaluation_by_names_and_labels(whole, capsys, tmp_path):
