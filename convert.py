@@ -3,10 +3,10 @@
     python convert.py FOLDER --scale 2      the TLW authors' SRModel_{tlw1,tlw2,l1,mse,udl}[_best].pth (and WNet_*)
     python convert.py HAT_SRx4.pth          one file: one of those (UHAT becomes L1+UDL), the HAT authors' network,
                                             BasicSR's EDSR, RCAN, MSRResNet or RRDBNet, the RCAN authors', our exports
-    python convert.py edsr_x4.pt --source edsr      where names do not tell whose it is
+    python convert.py edsr_x4.pt --source edsr      if names do not tell its origin
 
-The images are those of the original, exactly but for rounding. What is converted, and how, is in models/released.py
-(the TLW and HAT authors') and models/layouts.py (all others).
+The converted network gives the images of the original, up to rounding. The conversions are in
+models/released.py (the TLW and HAT authors') and models/layouts.py (all others).
 """
 
 import argparse
@@ -23,12 +23,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = configs.OneLineParser(prog="convert.py", description=about, epilog=f"examples:\n{examples}")
     parser.add_argument("path", type=configs.typed_path, help="a folder of the TLW authors' files, or one file")
     names = ("tlw", "edsr", "rcan", "basicsr", "hat")  # of models.layouts.SOURCES
-    parser.add_argument("--source", choices=names, help="whose it is (default: by its names, and said)")
+    parser.add_argument("--source", choices=names, help="its origin (default: recognised by its names, and printed)")
     parser.add_argument(
         "--res-scale", type=float, metavar="X", help="EDSR's residual scaling (default: the authors' for its size)"
     )
     parser.add_argument(
-        "--scale", type=int, choices=(1, 2, 3, 4, 8), help="needed for VDSR, whose weights do not tell it"
+        "--scale", type=int, choices=(1, 2, 3, 4, 8), help="needed for VDSR, whose weights do not determine it"
     )
     parser.add_argument(
         "--modelpath",

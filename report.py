@@ -1,7 +1,7 @@
 """Show runs on one HTML page: how to repeat them, curves, tables, images to compare, weight maps, warnings.
 
 python report.py checkpoints/RUN                  writes checkpoints/RUN/report.html; without a name the newest run's
-python report.py checkpoints/A checkpoints/B      both beside each other, in ./report.html
+python report.py checkpoints/A checkpoints/B      both on one page, ./report.html
 """
 
 import argparse
@@ -23,7 +23,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--output",
         type=path,
         metavar="FILE",
-        help="where the page goes (default: RUN/report.html, of several runs ./report.html)",
+        help="the page to write (default: RUN/report.html, for several runs ./report.html)",
     )
     parser.add_argument(
         "--images",
@@ -32,7 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="validation images that are upscaled for it, if train.py --watch has kept none (default: %(default)s)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, for these images (default: what the machine has)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, for these images (default: cuda if there is a GPU)")
     return parser.parse_args(argv)
 
 

@@ -4,8 +4,8 @@
     python train.py --model RCAN --device cuda --trainpath DIR --valpath DIR
     torchrun --nproc-per-node 4 train.py --batchsize 16 --patch 96 --trainpath DIR --valpath DIR
 
-Trainable Loss Weights, arXiv 2301.10575: `em_step` below is its Algorithm 1. Exit codes: 0 done; 1 gone wrong;
-2 bad input; 128 + its number: stopped by SIGINT, SIGTERM or SIGUSR1, all saved.
+Trainable Loss Weights, arXiv 2301.10575: `em_step` below is its Algorithm 1. Exit codes: 0 done; 1 failed;
+2 bad input; 128 + its number: saved and stopped by SIGINT, SIGTERM or SIGUSR1.
 """
 
 import sys
@@ -50,7 +50,7 @@ from training.learner import Learner
 from training.outcome import is_out_of_memory, outcome_of
 from training.page import report_or_note
 from training.reporter import Reporter, missing_controls
-from training.schedule import lr_at_step, place_in_schedule, stretched_cosine
+from training.schedule import lr_at_step, place_in_schedule, stretched_schedule
 from training.state import TrainingState
 
 
@@ -93,7 +93,7 @@ def train_step(
 
 
 class Trainer:
-    """A training: its experiment, its state, the loop, and what it writes. Building one checks all input."""
+    """A training run: its experiment, state, loop and writer. Its constructor checks all input."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -108,7 +108,7 @@ class Trainer:
         if config.load:
             saved = configs.from_mapping(configs.read_yaml(folder / "config.yaml"))
             notes = self.state.go_back(folder, config.checkpoint) if config.checkpoint else self.state.resume(folder)
-            jump = stretched_cosine(saved, config, self.experiment.epoch_steps, self.state.step)
+            jump = stretched_schedule(saved, config, self.experiment.epoch_steps, self.state.step)
             for note in [*notes, *filter(None, [jump])]:
                 self.writer.notes.append(note)
                 print(note)
@@ -136,7 +136,7 @@ class Trainer:
 
         Raises stop_signals.Stopped after a signal, FloatingPointError after too many skipped steps and ImageReadError
         if images or those who load them fail, all three with all saved; OSError if the folder cannot be written to;
-        RunFolderError, with nothing changed, if another run has the folder or has gone on with it.
+        RunFolderError, with nothing changed, if another run holds the folder or has resumed it.
         """
         with ExitStack() as stack, stop_signals.deferred_signals() as self.stop_requested:
             with distributed.raise_on_any_rank():
@@ -146,7 +146,7 @@ class Trainer:
             self.run_epochs()
 
     def run_epochs(self) -> None:
-        """The steps and validations that are left."""
+        """Take the remaining steps and validations."""
         state, e = self.state, self.experiment
         began = time.monotonic()
         batches = self.batches()
@@ -164,7 +164,7 @@ class Trainer:
                 self.validate()
 
     def train_until(self, batches, stop: int) -> None:
-        """Every learner on every batch up to step `stop`, which is in this epoch."""
+        """Train every learner on every batch up to step `stop`, which is in this epoch."""
         config, state, e = self.config, self.state, self.experiment
         memory_format = fast_memory_format(e.device, config.precision)
         hidden = None if distributed.is_main_process() else True  # None: where there is no terminal
@@ -271,7 +271,7 @@ class Trainer:
             self.report.left_out(chain.from_iterable(distributed.all_gather(replaced)))
 
     def check_divergence(self, epoch: float) -> None:
-        """Say, log and note which networks diverge; raises FloatingPointError with --on-divergence stop."""
+        """Print and log which networks diverge. Raises FloatingPointError with --on-divergence stop."""
         phases = {learner.name: learner.loss.phase(epoch) for learner in self.experiment.learners}
         for line in self.divergence.check(self.state.step, phases):
             self.writer.log(step=self.state.step, note=line)
@@ -281,7 +281,7 @@ class Trainer:
             print(f"\n{line}", flush=True)
 
     def count_skipped(self) -> None:
-        """Read from the device how many steps in a row were skipped, by the learner with the most."""
+        """Read from the device the largest number of consecutive steps that a learner has skipped."""
         self.skipped_in_a_row = max(int(learner.skips[1]) for learner in self.experiment.learners)
 
     def abort_non_finite(self, before: bytes) -> None:
@@ -295,12 +295,12 @@ class Trainer:
         self.state.step = step
         raise FloatingPointError(
             f"step {step + 1}, {' '.join(names)}: the loss or its gradient is not finite, as in {config.max_skipped} "
-            f"steps before, all skipped; batch of {' '.join(paths)}; last.pt is of before this step: resume with a "
-            "lower --learning-rate, or --clip-grad"
+            f"steps before, all skipped; batch of {' '.join(paths)}; last.pt has the state before this step: resume "
+            "with a lower --learning-rate, or --clip-grad"
         )
 
     def save(self) -> None:
-        """Write last.pt and what else is queued; the main process does, the others wait."""
+        """Write last.pt and everything else that is queued, in the main process; the others wait."""
         if distributed.is_main_process():
             state = serialize(self.state.state_dict())
             self.writer.queue("last.pt", state)
@@ -312,13 +312,13 @@ class Trainer:
         self.stamp, self.saved_step, self.saved_at = checkpoint_stamp(self.folder), self.state.step, time.monotonic()
 
     def is_kept(self, step: int) -> bool:
-        """Whether --keep-every keeps the state of this step."""
+        """True if --keep-every keeps the state of this step."""
         return bool(self.config.keep_every) and step % self.config.keep_every == 0
 
     def save_is_due(self) -> bool:
-        """Whether --save-every, --keep-every, or --save-minutes by this process's clock, asks for a save at this step.
+        """True if --save-every, --keep-every, or --save-minutes by this process's clock, asks for a save at this step.
 
-        Not if it is saved already, nor before a validation, which saves.
+        False if it is saved already, and before a validation, which saves.
         """
         if self.state.step == self.saved_step or not self.state.validated:
             return False
@@ -328,7 +328,7 @@ class Trainer:
 
 
 def catch_unreadable(read: Callable, *args, **kwargs) -> tuple[Any, str | None]:
-    """What read returns, and None; or None, and what is wrong with an image that it cannot read."""
+    """Return the result of read and None, or None and the reason why an image cannot be read."""
     try:
         return read(*args, **kwargs), None
     except ImageReadError as error:
@@ -336,7 +336,7 @@ def catch_unreadable(read: Callable, *args, **kwargs) -> tuple[Any, str | None]:
 
 
 def run_training(trainer: Trainer) -> int:
-    """Train, and report how it ended; returns the exit code. Raises SystemExit if this process ends without others."""
+    """Train and report the outcome; return the exit code. Raises SystemExit if this process ends without the others."""
     began, code, on_all_ranks = time.monotonic(), 0, True
     try:
         trainer.fit()
@@ -361,7 +361,7 @@ def run_training(trainer: Trainer) -> int:
         print(f"note: {note}")
     if trainer.writer.unsaved:
         code = code if code in (1, 2) else 1
-        print(f"train.py: error: not saved: {trainer.writer.unsaved}; the state before it is whole", file=sys.stderr)
+        print(f"train.py: error: not saved: {trainer.writer.unsaved}; the previous state is intact", file=sys.stderr)
     if code not in (0, 2):
         print(trainer.report.resume_command())
     if not on_all_ranks:
@@ -402,7 +402,7 @@ def final_evaluation(trainer: Trainer) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     with distributed.process_group():
-        with stop_signals.exit_on_signal("nothing was begun, nor written"):
+        with stop_signals.exit_on_signal("nothing was started or written"):
             with distributed.raise_on_any_rank(), configs.one_line_errors("train.py"):
                 trainer = Trainer(configs.load(argv, newest_run_dir, network_settings))
             print(trainer.report.start())

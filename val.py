@@ -17,20 +17,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; a wrong one ends the program with exit code 2."""
     about, examples = __doc__.split("\n\n", 1)
     parser = configs.OneLineParser(prog="val.py", description=about, epilog=f"examples:\n{examples}")
-    parser.add_argument("--model", help="what the run must be (a check), or `bicubic` alone")
+    parser.add_argument("--model", help="the run's network, as a check, or `bicubic` without a run")
     parser.add_argument(
         "--modelpath",
         type=configs.typed_path,
         metavar="DIR",
         help="folder of a run (default: the newest in checkpoints/)",
     )
-    parser.add_argument("--best", action="store_true", help="each loss's best epoch (default: the last one)")
-    parser.add_argument("--last", action="store_true", help="the last epoch; with --best: both")
+    parser.add_argument("--best", action="store_true", help="evaluate each loss's best network (default: the last)")
+    parser.add_argument("--last", action="store_true", help="evaluate the last networks; with --best, both")
     parser.add_argument(
-        "--checkpoint", nargs="+", default=[], metavar="NAME", help="what --keep-every kept, such as step_1000"
+        "--checkpoint",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="evaluate checkpoints that --keep-every kept, such as step_1000",
     )
     parser.add_argument(
-        "--folder", nargs="+", type=configs.typed_path, metavar="DIR", help="data sets (default: the run's --valpath)"
+        "--folder",
+        nargs="+",
+        type=configs.typed_path,
+        metavar="DIR",
+        help="folders of HR images, one per data set (default: the run's --valpath)",
     )
     parser.add_argument(
         "--lrfolder",
@@ -40,7 +48,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="LR images, a folder for each data set (default: made from HR)",
     )
     parser.add_argument(
-        "--lr-template", metavar="NAME", help="of LR images where {} is the HR's, such as {}_small (default: the run's)"
+        "--lr-template",
+        metavar="NAME",
+        help="names of LR images, {} being the HR image's, such as {}_small (default: the run's)",
     )
     parser.add_argument(
         "--sr-folder",
@@ -50,11 +60,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="finished SR images of any method, as rows of their own; DIR or a folder in it named as the data set",
     )
     parser.add_argument(
-        "--scale", type=int, choices=(1, 2, 3, 4, 8), help="of --model bicubic (default: 4); else a check"
+        "--scale", type=int, choices=(1, 2, 3, 4, 8), help="scale of --model bicubic (default: 4); with a run, a check"
     )
-    parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these of the run, by name or label")
     parser.add_argument(
-        "--protocol", nargs="+", choices=configs.names("protocol"), help="one or more (default: the run's)"
+        "--losses", nargs="+", metavar="LOSS", help="evaluate only these losses of the run, by name or label"
+    )
+    parser.add_argument(
+        "--protocol", nargs="+", choices=configs.names("protocol"), help="evaluation protocols (default: the run's)"
     )
     parser.add_argument(
         "--metrics",
@@ -71,20 +83,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="local backbone files (default: the run's)",
     )
-    parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the released code does")
+    parser.add_argument("--bgr", action="store_true", help="give LPIPS the channels as BGR, as the released code does")
     parser.add_argument("--rgb", action="store_true", help="measure PSNR and SSIM on RGB too")
     parser.add_argument(
         "--shave-lpips",
         action="store_true",
-        help="perceptual metrics, too, leave out the border that a protocol shaves",
+        help="leave out the border that a protocol shaves in perceptual metrics too",
     )
     parser.add_argument(
-        "--ensemble", action="store_true", help="each network's x8 self-ensemble too, which takes 8 times as long"
+        "--ensemble",
+        action="store_true",
+        help="evaluate each network's x8 self-ensemble too, which takes 8 times as long",
     )
     parser.add_argument("--bad-images", choices=("stop", "skip"), default="stop", help="damaged images (default: stop)")
     parser.add_argument("--skip-small", action="store_true", help="leave out images that are too small for a metric")
     parser.add_argument(
-        "--save-images", type=configs.typed_path, metavar="DIR", help="write the SR images there, as 8-bit PNG"
+        "--save-images", type=configs.typed_path, metavar="DIR", help="write the SR images to this folder, as 8-bit PNG"
     )
     parser.add_argument(
         "--worst", type=int, default=0, metavar="N", help="draw the N images on which two methods differ most"
@@ -101,15 +115,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--precision",
         choices=("fp32", "bf16"),
         default="fp32",
-        help="of the networks; bf16 is faster where the machine has it, and moves the scores a little (default: fp32)",
+        help="arithmetic of the networks; bf16 is faster on some machines and changes scores slightly (default: fp32)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: what the machine has)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there is a GPU)")
     parser.add_argument(
         "--out",
         "--output",
         type=configs.typed_path,
         metavar="FILE",
-        help="where the JSON goes, a CSV beside it (default: RUN/val.json)",
+        help="the JSON file to write, with a CSV beside it (default: RUN/val.json)",
     )
     return parser.parse_args(argv)
 

@@ -19,11 +19,13 @@ from .command_line import (
 from .config import INIT_WORDS, RESUMABLE, Config, absolute_paths, from_mapping, is_of_a_run, to_yaml
 from .errors import OneLineParser, choose, expect, flag_of, one_line, one_line_errors
 from .reading import expand_path, parse_pairs, read_yaml
+from .schedules import SCHEDULES
 from .variants import Variant
 
 __all__ = [
     "INIT_WORDS",
     "RESUMABLE",
+    "SCHEDULES",
     "Config",
     "OneLineParser",
     "Variant",

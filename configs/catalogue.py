@@ -1,7 +1,7 @@
-"""Names that are defined in models, losses and metrics, read from their source: importing those imports torch.
+"""The names of networks, losses and metrics, read from the source of those libraries without importing torch.
 
-The dictionaries there are the one place where a name is given; what they hold is not evaluated here, only their keys,
-and the defaults of the networks' options.
+The dictionaries there are the only place where a name is given. Only their keys are read here, and the defaults of the
+networks' options, which must therefore be literals.
 """
 
 import ast
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# A kind of name: the file and the dictionary that it is a key of.
+# Kinds of names: the file and the dictionary whose keys they are.
 TABLES = {
     "model": ("models/__init__.py", "SR_MODELS"),
     "loss": ("losses/__init__.py", "LOSSES"),
@@ -40,17 +40,17 @@ def _evaluated(node: ast.expr):
 
 
 def constant(file: str, name: str):
-    """The value of a plain constant in a file of ours."""
+    """The value of a constant in one of our files."""
     return _evaluated(_value(file, name))
 
 
 def names(kind: str) -> list[str]:
-    """All names of a kind in TABLES, in their order."""
+    """All names of a kind in TABLES, in their order there."""
     return _keys(*TABLES[kind])
 
 
 def _keys(file: str, name: str) -> list[str]:
-    """The keys of a dictionary, with those of the dictionaries that it takes in by **."""
+    """The keys of a dictionary, including those of the dictionaries that it unpacks with **."""
     entries = _value(file, name)
     pairs = zip(entries.keys, entries.values)
     return [text for key, x in pairs for text in ([ast.literal_eval(key)] if key else _keys(file, x.id))]

@@ -15,15 +15,17 @@ from .habits import ALIASES
 from .reading import expand_path, has_commas, parse_pairs, read_yaml
 from .setting import KIND_NAMES, OF_FILE, kind_of, shown
 
+PRESETS = ("finish",)  # recipes that won in docs/results.md; the files beside this one
 EXAMPLES = """\
 examples:
   python train.py --config configs/quickstart.yaml                      minutes on a CPU, nothing to download
   python train.py --judge tiny --patch 96 --batchsize 8 --trainpath DIR --valpath DIR
   python train.py --model RCAN --losses L1 L1+TLW --device cuda --trainpath DIR --valpath DIR --modelpath runs/rcan
-  python train.py --load runs/rcan --endepoch 200                       goes on with a run
+  python train.py --load runs/rcan --endepoch 200                       resumes a run
+  python train.py --preset finish --init runs/L1 --steps 600 --trainpath DIR --valpath DIR    L1 first, TLW last
   torchrun --nproc-per-node 4 train.py --batchsize 16 --patch 96 --trainpath DIR --valpath DIR
 
-exit codes: 0 done; 1 gone wrong; 2 bad input; 130, 138, 143 stopped by SIGINT, SIGUSR1, SIGTERM and saved"""
+exit codes: 0 done; 1 failed; 2 bad input; 130, 138, 143 saved and stopped by SIGINT, SIGUSR1, SIGTERM"""
 
 
 def add_settings(parser, only: Iterable[str] | None = None) -> None:
@@ -45,7 +47,9 @@ def _add_flag(target, field) -> None:
     flags = [flag_of(name) for name in (field.name, *(alias for alias, name in ALIASES.items() if name == field.name))]
     if field.name == "load":
         target.add_argument(*flags, nargs="?", const=True, metavar="DIR", **options)
-        target.add_argument("--no-load", dest="load", action="store_false", default=argparse.SUPPRESS, help="begin")
+        target.add_argument(
+            "--no-load", dest="load", action="store_false", default=argparse.SUPPRESS, help="start a new run"
+        )
         return
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
@@ -60,7 +64,7 @@ def _add_flag(target, field) -> None:
 
 
 def _reader(kind: type) -> Callable:
-    """kind, as argparse calls it on a word, with errors in our words."""
+    """A converter to kind for argparse, with our own error message."""
 
     def read(word: str):
         try:
@@ -84,11 +88,12 @@ def _about_group(group: str) -> str | None:
 
 def make_parser() -> OneLineParser:
     """The parser of train.py's command line."""
-    about = "Train SR networks, one per loss, from one start on one data."
+    about = "Train SR networks, one per loss, from the same initial weights on the same batches."
     parser = OneLineParser(
         prog="train.py", description=about, epilog=EXAMPLES, usage="train.py [--config FILE] [settings]"
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below; flags win")
+    parser.add_argument("--preset", choices=PRESETS, help="a recipe, configs/NAME.yaml; --config and flags win over it")
     add_settings(parser)
     return parser
 
@@ -98,21 +103,23 @@ def load(
     newest_run: Callable[..., Path] | None = None,
     complete: Callable[[Mapping], Mapping] | None = None,
 ) -> Config:
-    """The settings of a command line: defaults, then --config, then flags. Exits with code 2 on a bad one.
+    """The settings of a command line: defaults, then --preset, --config, flags. Exits with code 2 on a bad one.
 
     Args:
-        newest_run: newest_run(resumable=True) is the folder that --load means if none is named. Raises ValueError if
+        newest_run: newest_run(resumable=True) is the folder that --load without a name resumes. Raises ValueError if
             there is none.
-        complete: the settings that follow from those given, before defaults do; may raise ValueError.
+        complete: returns settings that follow from those given and replace defaults; may raise ValueError.
     """
     parser = make_parser()
     flags = vars(parser.parse_args(argv))
-    file = flags.pop("config")
+    file, preset = flags.pop("config"), flags.pop("preset")
     try:
         if isinstance(flags.get("model_options"), list):
             flags["model_options"] = parse_pairs(flags["model_options"], "--model-options", "blocks=4")
         path = None if file is None else expand_path(file)
         written = {} if path is None else canonical(read_yaml(path), path)
+        if preset is not None:
+            written = read_yaml(Path(__file__).parent / f"{preset}.yaml") | written
         values = {**_with_folder(written), **_with_folder(flags)}
         if "endepoch" in flags and "steps" not in flags:
             values["steps"] = None  # of the two ends the one that was typed
@@ -153,13 +160,13 @@ def _with_folder(values: dict) -> dict:
 
 
 def _with_run(values: dict, newest_run: Callable[..., Path] | None) -> dict:
-    """The values with --auto-resume decided and the folder that --load goes on with. Raises ValueError."""
+    """The values with --auto-resume decided, and the folder that --load resumes. Raises ValueError."""
     folder = values.get("modelpath")
     if isinstance(folder, str):
         folder = expand_path(folder)
     if values.get("auto_resume") is True:
         if not isinstance(folder, str):
-            raise ValueError("--auto-resume: expected --modelpath DIR beside it, the run to begin or to go on with")
+            raise ValueError("--auto-resume: expected --modelpath DIR beside it, the run to start or resume")
         saved = any(os.path.exists(os.path.join(folder, name)) for name in ("last.pt", "previous.pt"))
         values = values | {"load": saved}
     elif values.get("load") is True and folder is None and newest_run is not None:
@@ -180,22 +187,22 @@ def settings_of(run: str | None) -> Path:
 
 
 def check_resumable(config: Config, saved: Config) -> None:
-    """Raise ValueError if a setting that a run keeps for life differs from the saved one."""
+    """Raise ValueError if a setting that a resumed run must keep differs from the saved one."""
     for field in dataclasses.fields(Config):
         wanted, found = getattr(config, field.name), getattr(saved, field.name)
         if field.name not in RESUMABLE and wanted != found:
             flag = flag_of(field.name)
-            raise ValueError(f"{flag} {shown(wanted)}: the run was begun with {shown(found)}; leave it out")
+            raise ValueError(f"{flag} {shown(wanted)}: the run was started with {shown(found)}; leave it out")
 
 
 def check_known(kind: str, given: Iterable[str], *also: str) -> None:
-    """Raise ValueError for a name of a kind (see `catalogue.TABLES`) that is neither defined nor in also."""
+    """Raise ValueError for an unknown name of a kind (see `catalogue.TABLES`) that is not in `also` either."""
     for name in given:
         choose(name, [*catalogue.names(kind), *also], kind)
 
 
 def typed_path(text: str) -> str:
-    """expand_path, as argparse calls it: type=typed_path."""
+    """expand_path for argparse: type=typed_path."""
     try:
         return expand_path(text)
     except ValueError as error:
@@ -203,7 +210,7 @@ def typed_path(text: str) -> str:
 
 
 def check_names(config: Config) -> None:
-    """Raise ValueError for a name that is none in models, losses or metrics, without importing them."""
+    """Raise ValueError for a name unknown to models, losses or metrics, without importing them."""
     for field in dataclasses.fields(Config):
         kind, value = field.metadata["names"], getattr(config, field.name)
         if kind:
@@ -215,13 +222,14 @@ def check_names(config: Config) -> None:
     for name in config.model_options or {}:
         if name not in options:
             listed = f"{config.model}'s, with their defaults: {catalogue.shown_options(options)}"
-            raise ValueError(f"--model-options {name}: no option of {config.model}; {listed}")
+            raise ValueError(f"--model-options {name}: {config.model} has no such option; {listed}")
 
 
 def check_command_line(newest_run: Callable[..., Path]) -> None:
-    """Answer --help and refuse what a wrong command line of train.py is refused for, before torch is imported.
+    """Answer --help and refuse a wrong command line of train.py before torch is imported.
 
-    Not in a process of torchrun, of which the first speaks for all; nor what depends on a file of weights.
+    Does nothing in a process of torchrun, where the main process reports errors for all; settings that depend on a file
+    of weights are checked later.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         with one_line_errors("train.py"), suppress(_OfWeights):
@@ -229,7 +237,7 @@ def check_command_line(newest_run: Callable[..., Path]) -> None:
 
 
 class _OfWeights(Exception):
-    """Settings that a file of weights completes."""
+    """Raised for settings that a file of weights completes."""
 
 
 def _refuse_weights(values: Mapping) -> Mapping:

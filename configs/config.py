@@ -12,10 +12,11 @@ import yaml
 from .errors import choose, expect
 from .habits import ALIASES
 from .reading import read_yaml
+from .schedules import SCHEDULES
 from .setting import OF_FILE, Bounds, convert, setting, shown, value_kind
 from .variants import Variant, variants_of
 
-# What --load may change; all else a run keeps for life.
+# The settings that --load may change; a run keeps all others for good.
 RESUMABLE = {
     "endepoch",
     "steps",
@@ -63,7 +64,7 @@ RESUMABLE = {
     "cache_size",
 }
 
-# Of --init and --cache: words that are no paths.
+# Values of --init and --cache that are not paths.
 INIT_WORDS = ("pytorch", "paper")
 WORDS = (*INIT_WORDS, "none")
 
@@ -76,7 +77,7 @@ def _above(above: float, most: float) -> Bounds:
     return Bounds(above=above, most=most)
 
 
-# Beyond these a run would not fail but fill the memory, before its first step or some day; or never end.
+# Beyond these bounds a run would not fail at once but fill the memory sooner or later, or never end.
 _STEPS, _EPOCHS, _FACTOR = _from(1, 10**12), _from(0, 2**32 - 1), _from(0, 10**6)
 _POSITIVE = _above(0, 10**6)
 _SHARE = Bounds(above=0, below=1)
@@ -88,9 +89,9 @@ class Config:
 
     model: str = setting(
         "EDSR",
-        "SR network, or spandrel:FILE, one that spandrel reads",
+        "SR network, or spandrel:FILE for one that spandrel reads",
         names="model",
-        group="what is trained, on what, and where to",
+        group="what to train, on what, and where to write it",
     )
     scale: int = setting(
         4,
@@ -100,7 +101,7 @@ class Config:
     )
     losses: tuple[str, ...] = setting(
         ("L1+TLW", "MSE+TLW", "L1", "MSE"),
-        "losses to train with, one network each; with settings of its own 'L1+TLW[weights=uniform,label=NAME]'",
+        "losses to train with, one network each; with own settings: 'L1+TLW[weights=uniform,label=NAME]'",
         names="loss",
     )
     judge: str = setting("lpips-vgg", "judge of TLW; tiny needs no download", names="judge")
@@ -111,214 +112,205 @@ class Config:
     )
     valpath: tuple[str, ...] = setting(("skimage:chelsea,coffee",), "folders of HR validation images", path="DIR")
     patch: int | None = setting(
-        None, "HR pixels of a random square patch; default: whole images, as in the paper", bounds=_from(1, 65536)
+        None,
+        "side of a random square patch in HR pixels; default: whole images, as in the paper",
+        bounds=_from(1, 65536),
     )
     batchsize: int = setting(1, "images per batch", bounds=_from(1, 65536))
     accumulate: int = setting(
         1,
-        "batches before a step of the optimizers, the step of one batch as large as all of them; but BatchNorm, as in "
-        "TLW's weighting network, sees one at a time",
+        "batches per step of the optimizers, which equals the step of one batch as large as all of them; only "
+        "BatchNorm, as in TLW's weighting network, sees one at a time",
         bounds=_from(1, 65536),
     )
     learning_rate: float = setting(1e-4, "the optimizer's learning rate", bounds=_above(0, 1000))
-    endepoch: int = setting(100, "number of the epoch to stop before", bounds=_from(1, 2**32 - 1))
+    endepoch: int = setting(100, "stop before the epoch of this number", bounds=_from(1, 2**32 - 1))
     steps: int | None = setting(None, "stop after this many steps instead of at --endepoch", bounds=_STEPS)
-    device: str | None = setting(None, "cpu, cuda, cuda:1; default: what the machine has")
+    device: str | None = setting(None, "cpu, cuda, cuda:1; default: cuda if there is a GPU")
     modelpath: str | None = setting(None, "the run's folder; default: checkpoints/MODEL_xSCALE_NUMBER", path="DIR")
-    load: bool = setting(
-        False, "go on with a run from where it stopped: with DIR (or DIR/step_N.pt), else --modelpath, else the newest"
-    )
-    checkpoint: str | None = setting(
-        None, "with --load: what --keep-every kept, such as step_1000, to go back to; default: go on from the last"
-    )
-    auto_resume: bool = setting(False, "go on with the run in --modelpath if there is one, else begin it")
+    load: bool = setting(False, "resume DIR (or DIR/step_N.pt), else --modelpath, else the newest run")
+    checkpoint: str | None = setting(None, "with --load: the step_N of --keep-every to go back to; default: last")
+    auto_resume: bool = setting(False, "resume the run in --modelpath if there is one, else start it")
     # data
     lrpath: tuple[str, ...] = setting(
         (), "folders of LR training images; default: made from HR (MATLAB bicubic)", path="DIR", group="training images"
     )
-    lr_template: str | None = setting(
-        None, "names of LR images where {} is the HR's, such as {}_small; default: the same, {}x4, {}_LR and the like"
-    )
-    tiles: bool = setting(False, "patches that lie side by side, each once an epoch, instead of random ones")
+    lr_template: str | None = setting(None, "names of LR images, such as {}_small; default: {}, {}x4, {}_LR and so on")
+    tiles: bool = setting(False, "adjacent patches, each once an epoch, instead of random ones")
     degradation: str = setting(
         "bicubic",
-        "how LR is made from HR: as MATLAB's imresize does, or by blur, noise and JPEG of random strength",
+        "how LR is made from HR: MATLAB's bicubic imresize, or blur, noise and JPEG of random strength",
         ("bicubic", "blur-noise-jpeg"),
     )
     augment: bool = setting(False, "random flips and rotations")
     repeat: int | None = setting(
-        None,
-        "times that each image is drawn in an epoch; default: once, patches as often as they cover the images",
-        bounds=_from(1, 10**6),
+        None, "draws of each image per epoch; default: enough to cover it", bounds=_from(1, 10**6)
     )
     skip_small: bool = setting(False, "leave out images smaller than the patch instead of stopping")
-    bad_images: str = setting("stop", "damaged training images: stop, or skip and name them", ("stop", "skip"))
-    workers: int = setting(0, "processes that load data (0: none besides this one)", bounds=_from(0, 1000))
-    cache: str | None = setting(
-        None, "for the decoded images of sets beyond 512 MiB; none: no such; default: one in ~/.cache", path="DIR"
-    )
-    cache_size: float = setting(32.0, "GiB that the images in --cache may take", bounds=_above(0, 10**6))
+    bad_images: str = setting("stop", "damaged training images: stop, or skip them and say which", ("stop", "skip"))
+    workers: int = setting(0, "processes that load data; 0: load in the main process", bounds=_from(0, 1000))
+    cache: str | None = setting(None, "folder for decoded images, or none; default: one in ~/.cache", path="DIR")
+    cache_size: float = setting(32.0, "largest size of --cache in GiB", bounds=_above(0, 10**6))
     # validation
     metrics: tuple[str, ...] = setting(
         (), "perceptual metrics; default: the judge's", names="perceptual metric", group="validation"
     )
     best_by: str | None = setting(
-        None, "what `best` is chosen by: PSNR-Y, SSIM-Y or one of --metrics, as LPIPS-alex; default: the first of those"
+        None,
+        "metric that `best` is chosen by: PSNR-Y, SSIM-Y or one of --metrics (LPIPS-alex); default: the first of those",
     )
     protocol: str = setting("paper", "evaluation protocol", ("paper", "standard", "table2"))
     validate_every: int | None = setting(
-        None, "steps from one validation to the next; default: after each epoch", bounds=_STEPS
+        None, "steps between validations; default: validate after each epoch", bounds=_STEPS
     )
     vallrpath: tuple[str, ...] = setting((), "folders of LR validation images; default: made from HR", path="DIR")
     # network
     color: str = setting(
         "rgb",
-        "images and networks: RGB, or grey, the luminance of RGB; judges see grey as three equal channels",
+        "channels of images and networks: rgb, or grey (luminance), which judges see as three equal channels",
         ("rgb", "grey"),
         group="network",
     )
-    model_options: dict | None = setting(None, "options of the network, from those above, such as blocks=4 channels=32")
-    init: str = setting(
-        "pytorch",
-        "first weights: pytorch, paper (N(0, 0.02^2)), or those of a run or a file of weights",
-        path="RUN|FILE",
+    model_options: dict | None = setting(
+        None, "options of the network (see the list above), such as blocks=4 channels=32"
     )
-    init_loss: str | None = setting(None, "which of the losses of the run in --init; default: the only one")
-    init_best: bool = setting(False, "its best epoch instead of the last one")
-    init_weighting: bool = setting(False, "begin from its weighting network too")
+    init: str = setting(
+        "pytorch", "initial weights: pytorch, paper (N(0, 0.02^2)), or those of a run or a file", path="RUN|FILE"
+    )
+    init_loss: str | None = setting(None, "with --init RUN: the loss whose network to take; default: the only one")
+    init_best: bool = setting(False, "with --init RUN: its best network instead of the last")
+    init_weighting: bool = setting(False, "with --init RUN: take its weighting network too")
     # optimisation
     schedule: str = setting(
         "constant",
-        "learning rate over the run; restarts: cosine after cosine, each from the full rate to 0",
-        ("constant", "step", "milestones", "cosine", "restarts"),
+        "learning rate over the run; restarts: repeated cosines, each from the full rate to 0",
+        SCHEDULES,
         group="optimisation",
     )
-    step_epochs: int = setting(50, "schedule step: epochs between two drops", bounds=_from(1, 2**32 - 1))
+    step_epochs: int = setting(50, "schedule step: epochs between drops", bounds=_from(1, 2**32 - 1))
     step_gamma: float = setting(0.5, "schedules step and milestones: factor of each drop", bounds=_above(0, 1))
-    milestones: tuple[int, ...] = setting(
-        (), "schedule milestones: steps from which the rate has dropped once more", bounds=_STEPS
-    )
+    milestones: tuple[int, ...] = setting((), "schedule milestones: steps at which the rate drops", bounds=_STEPS)
     restart_every: int | None = setting(None, "schedule restarts: steps of each cosine", bounds=_STEPS)
-    optimizer: str = setting("adam", "of the SR network and of what learns beside it", ("adam", "adamw"))
+    optimizer: str = setting(
+        "adam", "optimizer of the SR network and of the network trained beside it", ("adam", "adamw")
+    )
     betas: tuple[float, ...] = setting((0.5, 0.999), "Adam's betas", bounds=Bounds(least=0, below=1))
     weight_decay: float | None = setting(
-        None, "the optimizer's; default: PyTorch's, 0 of adam and 0.01 of adamw", bounds=_from(0, 1000)
+        None, "weight decay; default: PyTorch's, 0 for adam and 0.01 for adamw", bounds=_from(0, 1000)
     )
     ema: float | None = setting(
         None,
-        "decay of an exponential moving average of the SR network, such as 0.999; the average is what is validated, "
-        "saved and used afterwards; default: none",
+        "decay of an exponential moving average of the SR network, such as 0.999; the average is validated, saved and "
+        "used afterwards; default: none",
         bounds=_SHARE,
     )
-    warmup: int = setting(0, "first steps, over which the learning rate rises linearly; 0: none", bounds=_EPOCHS)
+    warmup: int = setting(0, "steps over which the learning rate rises linearly at the start", bounds=_EPOCHS)
     clip_grad: float | None = setting(
-        None, "largest norm of a gradient, beyond which it is scaled down; default: none", bounds=_above(0, 10**12)
+        None, "clip gradients to this norm; default: no clipping", bounds=_above(0, 10**12)
     )
-    max_skipped: int = setting(
-        10, "steps in a row that may be skipped for a loss or gradient that is not finite", bounds=_from(1, 10**6)
-    )
-    on_divergence: str = setting(
-        "warn", "a loss of ten times its own running median: say it, or stop the run too", ("warn", "stop")
-    )
-    startepoch: int = setting(0, "number of the first epoch (k is that of this epoch)", bounds=_EPOCHS)
-    seed: int = setting(0, "seed of first weights, batches and samples", bounds=_EPOCHS)
+    max_skipped: int = setting(10, "consecutive steps that may be skipped as not finite", bounds=_from(1, 10**6))
+    on_divergence: str = setting("warn", "if a loss is ten times its median: warn or stop", ("warn", "stop"))
+    startepoch: int = setting(0, "number of the first epoch, from which k follows", bounds=_EPOCHS)
+    seed: int = setting(0, "seed of initial weights, batches and weight samples", bounds=_EPOCHS)
     precision: str = setting("fp32", "arithmetic of the networks", ("fp32", "bf16"))
-    compile: bool = setting(False, "have torch.compile translate the networks that learn, at the run's beginning")
+    compile: bool = setting(False, "compile the trained networks with torch.compile at the start")
     deterministic: bool = setting(
-        False, "the same bits in every run on a GPU, by its slower algorithms; on CPUs they are so in any case"
+        False, "bitwise reproducible runs on a GPU, with slower algorithms; runs on CPUs always are"
     )
     # judge and TLW
     judge_weights: tuple[str, ...] = setting(
-        (), "local backbone files of judge and LPIPS, in any order", path="FILE", group="judge and TLW"
+        (), "local files of the judge's and LPIPS's backbones, in any order", path="FILE", group="judge and TLW"
     )
     judge_memory: int | None = setting(
         None,
-        "MiB that the judge's activations may take, beyond it mixtures go in chunks; default: 128, on a GPU 4096",
+        "memory for the judge's activations in MiB, beyond which it works in chunks; default: 128, on a GPU 4096",
         bounds=_from(1, 10**9),
     )
     samples: int = setting(3, "T: weight samples per M-step", bounds=_from(1, 1000))
     eps: float = setting(1e-3, "epsilon of the weight criterion", bounds=_POSITIVE)
     k_start: float = setting(0.3, "k, the mean weight, at epoch 0", bounds=_SHARE)
-    k_end: float = setting(0.9, "k that the schedule tends to", bounds=_SHARE)
-    k_epochs: float = setting(200.0, "epochs until k has gone 1 - 1/e of its way", bounds=_above(0, 10**9))
+    k_end: float = setting(0.9, "limit of k", bounds=_SHARE)
+    k_epochs: float = setting(
+        200.0, "time constant of k: epochs until it has covered 1 - 1/e of the way", bounds=_above(0, 10**9)
+    )
     m_step: str = setting("paper", "M-step: Eq. 13, or the released code's log-mean-exp", ("paper", "released"))
     weights: str = setting(
         "learned",
         "TLW, M-step: the paper's weights, or a control: k everywhere, the learned map with its pixels permuted, or "
-        "the most weight where that has the least",
+        "the learned map inverted",
         ("learned", "uniform", "shuffled", "inverted"),
     )
     wc: str = setting(
         "sum",
-        "TLW, M-step: WC as in the paper's Eq. 13, divided by its mean over batch and samples, or 1 in its place",
+        "TLW, M-step: WC as in the paper's Eq. 13, divided by its mean over batch and samples, or replaced by 1",
         ("sum", "normalised", "one"),
     )
-    e_every: int = setting(1, "TLW: steps from one E-step to the next (the paper's: 1)", bounds=_from(1, 10**6))
-    reuse_mu: bool = setting(False, "TLW: the M-step takes the E-step's mu, of before its update, and saves a forward")
+    e_every: int = setting(1, "TLW: steps per E-step (the paper's: 1)", bounds=_from(1, 10**6))
+    reuse_mu: bool = setting(
+        False, "TLW: use the E-step's mu, from before its update, in the M-step too, which saves a forward"
+    )
     weighting_scale: int = setting(
-        1, "TLW: weighting network at full resolution (the paper's) or half", (1, 2), bounds=_from(1, 2)
+        1, "TLW: weighting network at full (1, the paper's) or half (2) resolution", (1, 2), bounds=_from(1, 2)
     )
     weighting_channels: int = setting(64, "TLW: width of the weighting network", bounds=_from(1, 4096))
     # other losses
     udl_epoch: int = setting(10, "UDL: epoch at which the second stage begins", bounds=_EPOCHS, group="other losses")
-    udl_head: str = setting("authors", "UDL: a head for each colour channel, or TLW's for all", ("authors", "tlw"))
-    udl_plus_one: bool = setting(True, "UDL: second stage's weights from 1 on, as in the authors' code, or from 0")
+    udl_head: str = setting(
+        "authors",
+        "UDL: the authors' head, one per colour channel, or that of TLW's code, one for all",
+        ("authors", "tlw"),
+    )
+    udl_plus_one: bool = setting(True, "UDL: second stage's weights start at 1, as in the authors' code, or at 0")
     udl_minimum: str = setting(
         "image",
-        "UDL: what is subtracted from them, the minimum of each image or, as TLW's code, of the batch",
+        "UDL: subtract the minimum of each image from these weights, or that of the batch, as TLW's code does",
         ("image", "batch"),
     )
-    udl_restart: bool = setting(False, "UDL: second stage with a new optimizer and schedule, as in the authors' code")
-    pspl_alpha: float = setting(1.0, "PSPL: growth of sigma in an epoch", bounds=_FACTOR)
+    udl_restart: bool = setting(
+        False, "UDL: start the second stage with a new optimizer and schedule, as in the authors' code"
+    )
+    pspl_alpha: float = setting(1.0, "PSPL: growth of sigma per epoch", bounds=_FACTOR)
     pspl_beta: float = setting(0.0, "PSPL: sigma at epoch 0", bounds=_FACTOR)
     pspl_max: float = setting(2.0, "PSPL: weight of the worst pixels", bounds=_POSITIVE)
-    pspl_epoch: int = setting(1000, "PSPL: steps in the epoch that sigma grows in, its authors'", bounds=_STEPS)
+    pspl_epoch: int = setting(1000, "PSPL: steps per epoch of sigma's growth (the authors': 1000)", bounds=_STEPS)
     pspl_ssim: str = setting(
         "standard",
-        "PSPL: SSIM with its constants for these images, or as small as its authors' code has them",
+        "PSPL: SSIM's standard constants for these images, or those of the authors' code, which are smaller",
         ("standard", "authors"),
     )
     dp_extractors: tuple[str, ...] = setting(
         ("vgg19:conv5_4", "resnet50:layer3"),
-        "DP: NETWORK:LAYER+LAYER of the two perceptual terms, or of one alone; NETWORK-unnormalised sees [0,1]",
+        "DP: NETWORK:LAYER+LAYER of one or two perceptual terms; NETWORK-unnormalised sees images in [0,1]",
     )
-    dp_mu: float = setting(0.5, "DP: the second term is 1/mu of the first", bounds=_POSITIVE)
-    dp_dynamic: bool = setting(True, "DP: the second term weighted to 1/mu of the first, or only added to it")
+    dp_mu: float = setting(0.5, "DP: the second term is kept at 1/mu of the first", bounds=_POSITIVE)
+    dp_dynamic: bool = setting(True, "DP: weight the second term by --dp-mu, or only add it")
     extractor_weights: tuple[str, ...] = setting(
         (), "DP: local files of the extractors' weights, in any order", path="FILE"
     )
     pixel_weight: float = setting(
-        0.005,
-        "DP: weight of the pixel term beside the perceptual ones; the paper's 0.01 is for images in [0,1]",
-        bounds=_FACTOR,
+        0.005, "DP: weight of the pixel term; the paper's 0.01 is for images in [0,1]", bounds=_FACTOR
     )
     gan_weight: float = setting(0.005, "GAN: weight of the adversarial term", bounds=_POSITIVE)
     gan: str = setting(
-        "vanilla", "GAN: the adversarial losses, SRGAN's or ESRGAN's relativistic average", ("vanilla", "ragan")
+        "vanilla", "GAN: adversarial losses of SRGAN (vanilla) or ESRGAN (relativistic average)", ("vanilla", "ragan")
     )
     pretrain_epochs: float = setting(
-        0.0, "DP, GAN: epochs with the pixel term alone, before the other terms act", bounds=_from(0, 10**9)
+        0.0, "DP, GAN: epochs with the pixel term alone at the start", bounds=_from(0, 10**9)
     )
     # the run
     save_every: int | None = setting(
         None,
-        "steps between two saves, besides those of --save-minutes and epochs",
+        "steps between saves, besides those of --save-minutes and after epochs",
         bounds=_STEPS,
         group="saving and logging",
     )
-    save_minutes: float = setting(
-        10.0, "minutes between two saves, besides those after epochs; 0: those alone", bounds=_FACTOR
-    )
+    save_minutes: float = setting(10.0, "minutes between saves, besides those after epochs; 0: none", bounds=_FACTOR)
     keep_every: int | None = setting(
-        None,
-        "steps from one checkpoint that is kept, step_N.pt, to the next; default: none but last and best",
-        bounds=_STEPS,
+        None, "steps between checkpoints to keep, as step_N.pt; default: none", bounds=_STEPS
     )
-    log_every: int = setting(10, "steps between two lines of the log", bounds=_from(1, 10**6))
-    watch: int = setting(
-        0, "validation images of which each validation keeps a part, and the weights in it", bounds=_from(0, 16)
-    )
-    tensorboard: bool = setting(False, "show all of the log, SR crops and weights in TensorBoard too")
+    log_every: int = setting(10, "steps between lines of the log", bounds=_from(1, 10**6))
+    watch: int = setting(0, "keep crops and weight maps of this many validation images", bounds=_from(0, 16))
+    tensorboard: bool = setting(False, "write the log, SR crops and weight maps for TensorBoard too")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -327,18 +319,18 @@ class Config:
                 fits = bounds is None or value is None or number in bounds
                 expect(fits, field.name, shown(value), f"{value_kind(field)} {bounds}")
         own = "colours" in (self.model_options or {})
-        expect(not own, "model_options", "colours", "--color grey, which the images are then, too")
+        expect(not own, "model_options", "colours", "--color grey instead, which the images need too")
         most = 65536 // self.batchsize
         expect(self.accumulate <= most, "accumulate", self.accumulate, f"up to {most} batches of {self.batchsize}")
         named = len(set(self.dp_extractors)) == len(self.dp_extractors) in (1, 2)
         expect(named, "dp_extractors", " ".join(self.dp_extractors), "one feature extractor, or two different ones")
         rising = list(self.milestones) == sorted(set(self.milestones))
-        expect(rising, "milestones", shown(self.milestones), "numbers of steps, each above the one before")
+        expect(rising, "milestones", shown(self.milestones), "increasing numbers of steps")
         given = self.schedule != "milestones" or len(self.milestones) > 0
         expect(given, "schedule", self.schedule, "--milestones beside it")
         given = self.schedule != "restarts" or self.restart_every is not None
         expect(given, "schedule", self.schedule, "--restart-every beside it")
-        expect(self.k_end >= self.k_start, "k_end", self.k_end, f"a value from k_start={self.k_start} to below 1")
+        expect(self.k_end >= self.k_start, "k_end", self.k_end, f"at least k_start={self.k_start} and below 1")
         expect(self.endepoch > self.startepoch, "endepoch", self.endepoch, f"more than startepoch={self.startepoch}")
         expect(len(self.betas) == 2, "betas", shown(self.betas), "two values from 0 to below 1")
         pairs = len(self.vallrpath) in (0, len(self.valpath))  # else val.py would refuse them, after the training
@@ -358,22 +350,22 @@ class Config:
 
     @property
     def network_options(self) -> dict | None:
-        """The options of the network, those that follow from other settings too."""
+        """The options of the network, including those that follow from other settings."""
         return {**(self.model_options or {}), "colours": 1} if self.color == "grey" else self.model_options
 
     @property
     def images_per_step(self) -> int:
-        """The images that one step of the optimizers is of."""
+        """The number of images in one step of the optimizers."""
         return self.batchsize * self.accumulate
 
     @property
     def variants(self) -> dict[str, Variant]:
-        """The losses by their names, each with the settings that it trains with. Raises ValueError."""
+        """The losses by name, each with the settings that it trains with. Raises ValueError."""
         return variants_of(self, convert)
 
 
 def canonical(values: Mapping, source: str = "settings") -> dict:
-    """The values by the names of Config's fields. Raises ValueError for a name that is none, or that comes twice."""
+    """The values by the names of Config's fields. Raises ValueError for an unknown name, or one given twice."""
     fields, found = [field.name for field in dataclasses.fields(Config)], {}
     for key, value in values.items():
         name = choose(ALIASES.get(str(key), str(key)), fields, f"key in {source}")
@@ -384,7 +376,7 @@ def canonical(values: Mapping, source: str = "settings") -> dict:
 
 
 def from_mapping(values: Mapping, source: str = "settings") -> Config:
-    """A Config from the names and values of a YAML file or of parsed flags; ValueError names what does not fit."""
+    """A Config from the names and values of a YAML file or of parsed flags. Raises ValueError."""
     known = {field.name: field for field in dataclasses.fields(Config)}
     values = canonical(values, source)
     converted: dict[str, Any] = {name: convert(known[name], value) for name, value in values.items()}
@@ -406,13 +398,13 @@ def absolute_paths(config: Config) -> Config:
 
 
 def to_yaml(config: Config) -> bytes:
-    """The file of every setting, which --config reads back."""
+    """The content of a YAML file with every setting, which --config reads back."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
     return yaml.safe_dump(values, sort_keys=False).encode()
 
 
 def is_of_a_run(path: Path) -> bool:
-    """Whether the file is as to_yaml wrote it, every setting in its place and nothing else."""
+    """True if the file is exactly what to_yaml writes: every setting and nothing else."""
     try:
         return path.read_bytes() == to_yaml(from_mapping(read_yaml(path)))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What every command does with bad input: one line that names the setting and the remedy, and exit code 2."""
+"""Errors of bad input, the same in every command: one line with the setting and a remedy, exit code 2."""
 
 import argparse
 import difflib
@@ -20,13 +20,13 @@ def expect(condition: bool, name: str, value, expected: str) -> None:
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:
-    """text on one line, its middle left out beyond `longest` characters: an error need not repeat half a file."""
+    """text on one line, with the middle left out beyond `longest` characters."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest // 2]} ... {line[-longest // 2 :]}"
 
 
 def choose(name: str, options: Iterable[str], what: str) -> str:
-    """name, if it is one of options; else ValueError with the nearest one and the list."""
+    """Return name if it is one of options; raise ValueError with the nearest one and the list otherwise."""
     options = list(options)
     if name in options:
         return name
@@ -41,7 +41,7 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
 
 @contextmanager
 def one_line_errors(program: str):
-    """Turn what bad input raises, a ValueError or of the system an OSError, into one line on stderr and exit code 2."""
+    """Turn a ValueError or OSError of bad input into one line on stderr and exit code 2."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -54,7 +54,7 @@ def flag_of(name: str) -> str:
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help with descriptions as they are written, and names that stay whole: no line ends in the middle of HAT-TLW."""
+    """Help that keeps descriptions as written and does not break names such as HAT-TLW."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=28, width=min(shutil.get_terminal_size().columns - 2, 110))
@@ -85,7 +85,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def _nearest_flag(word: str, flags: list[str]) -> str | None:
-    """The flag that word is a slip of the pen of; not one that says more: --k-epochs is no --epochs."""
+    """The flag that word is a misspelling of, if any. --k-epochs does not count as one of --epochs."""
     name = word.split("=")[0].lstrip("-").replace("_", "-")
     if not word.startswith("-") or not name:
         return None

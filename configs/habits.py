@@ -1,4 +1,4 @@
-"""Flags that people type by habit: those of BasicSR, EDSR, Real-ESRGAN, timm and Lightning, and ours for them."""
+"""Flags of other toolkits (BasicSR, EDSR, Real-ESRGAN, timm, Lightning) that people type by habit, and ours."""
 
 # The same setting under another name, as a flag and in a YAML file.
 ALIASES: dict[str, str] = {
@@ -15,9 +15,9 @@ ALIASES: dict[str, str] = {
 
 _DEVICE = "--device cuda:0"
 _RUN = "--modelpath DIR (the run's folder)"
-_INIT = "--init FILE (weights to begin from)"
-_LOAD = "--load DIR (a run to go on with)"
-# Not the same setting, but what is meant: of each flag the first that the command has. Each begins with that flag.
+_INIT = "--init FILE (weights to start from)"
+_LOAD = "--load DIR (a run to resume)"
+# Other flags that are probably meant. Of several, the first one that the command has is suggested.
 INSTEAD = {
     "epoch": ("--endepoch N",),
     "num-epochs": ("--endepoch N",),

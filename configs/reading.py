@@ -1,4 +1,4 @@
-"""YAML, paths, and values written as in YAML; whatever could mean something else than it seems to is refused."""
+"""Read YAML, paths, and values written as in YAML. Ambiguous input is refused."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from .errors import expect
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as usual, but a key that stands twice is an error instead of the last one winning, and so is an alias."""
+    """A safe YAML loader that refuses duplicate keys, of which the last would win, and aliases."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):  # a few lines of them would fill the memory
@@ -21,12 +21,12 @@ class UniqueKeyLoader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key} stands there twice")
+                raise yaml.YAMLError(f"the key {key} is given twice")
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file, hyphens in its keys as underscores. Raises ValueError where there is none."""
+    """The mapping in a YAML file, with hyphens in its keys as underscores. Raises ValueError if there is none."""
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
     except FileNotFoundError:
@@ -46,19 +46,19 @@ def expand_path(path: str) -> str:
     """The path with ~ and ${VAR} replaced, as a shell does. Raises ValueError if a variable in braces is not set."""
     for name in re.findall(r"\$\{(\w+)\}", path):
         if name not in os.environ:
-            raise ValueError(f"{path}: the environment has no {name}; set it, or write the path out")
+            raise ValueError(f"{path}: the environment variable {name} is not set; set it, or write the path out")
     return os.path.expandvars(os.path.expanduser(path))
 
 
 def has_commas(text: str) -> bool:
-    """Whether text is several values with commas between them; those within brackets belong to one value."""
+    """True if text has commas outside brackets: several values instead of one."""
     while (inner := re.sub(r"\[[^\[\]]*\]", "", text)) != text:
         text = inner
     return "," in text
 
 
 def parse_pairs(words: list[str], flag: str, example: str) -> dict:
-    """["blocks=4", "depths=[6,6]"] -> {"blocks": 4, "depths": [6, 6]}. Raises ValueError, of this flag."""
+    """["blocks=4", "depths=[6,6]"] -> {"blocks": 4, "depths": [6, 6]}. Raises ValueError, which names the flag."""
     pairs = {}
     for word in words:
         if has_commas(word):
@@ -67,9 +67,9 @@ def parse_pairs(words: list[str], flag: str, example: str) -> dict:
         if not (name and equals and value):
             raise ValueError(f"{flag} {word}: expected NAME=VALUE, such as {example}")
         if name in pairs:
-            raise ValueError(f"{flag} {word}: {name} stands there twice; leave one out")
+            raise ValueError(f"{flag} {word}: {name} is given twice; leave one out")
         try:
             pairs[name] = yaml.load(value, Loader=UniqueKeyLoader)
         except Exception:  # as in read_yaml
-            raise ValueError(f"{flag} {word}: {value} is no value; expected such as 4, 0.5 or [6,6]") from None
+            raise ValueError(f"{flag} {word}: {value} is not a value; expected one such as 4, 0.5 or [6,6]") from None
     return pairs

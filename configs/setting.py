@@ -1,20 +1,21 @@
-"""A field of Config: its type, its bounds, what makes its value of a word or of YAML."""
+"""A field of Config: its type, its bounds, and the conversion of its value from a flag or YAML."""
 
 import dataclasses
 import os
 import reprlib
+from collections.abc import Collection
 from types import UnionType
 from typing import Any, NamedTuple, get_args, get_origin
 
 from .errors import expect, flag_of
 from .reading import expand_path, has_commas
 
-OF_FILE = "spandrel:"  # before a path, in the place of a network's name
+OF_FILE = "spandrel:"  # followed by a path, instead of a network's name
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "NAME: VALUE pairs"}
 
 
 class Bounds(NamedTuple):
-    """The least and the largest value of a number; `above` and `below` are out of reach themselves."""
+    """The bounds of a number: `least` and `most` are allowed values, `above` and `below` are not."""
 
     least: float | None = None
     most: float | None = None
@@ -31,14 +32,14 @@ class Bounds(NamedTuple):
         return f"{low} to {self.most:.15g}" if self.most is not None else f"{low}, below {self.below:.15g}"
 
 
-def setting(default, help: str, choices: tuple = (), *, bounds: Bounds | None = None, names="", path="", group=""):
+def setting(default, help: str, choices: Collection = (), *, bounds: Bounds | None = None, names="", path="", group=""):
     """A field of Config.
 
     Args:
         choices: its values, if they are few and fixed.
-        bounds: of a number, or of each number; no number is without.
-        names: the kind of configs.names that it is, if it is one.
-        path: "DIR" or "FILE" if it is one: ~ and ${VAR} are replaced.
+        bounds: of a number, or of each of several; every number has some.
+        names: the kind of name that the value is, a key of catalogue.TABLES.
+        path: "DIR" or "FILE" if the value is a path, in which ~ and ${VAR} are replaced.
         group: the heading in --help of this field and those after it.
     """
     about = {"help": help, "choices": choices, "bounds": bounds, "names": names, "path": path, "group": group}
@@ -46,7 +47,7 @@ def setting(default, help: str, choices: tuple = (), *, bounds: Bounds | None = 
 
 
 def kind_of(annotation) -> tuple[type, bool]:
-    """The type of one value, and whether there may be many: tuple[str, ...] -> (str, True)."""
+    """The type of one value, and True if there may be several: tuple[str, ...] -> (str, True)."""
     if get_origin(annotation) is tuple:
         return get_args(annotation)[0], True
     if isinstance(annotation, UnionType):
@@ -55,17 +56,17 @@ def kind_of(annotation) -> tuple[type, bool]:
 
 
 def shown(value) -> str:
-    """A value as it is typed behind its flag."""
+    """A value as it is typed after its flag."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def value_kind(field) -> str:
-    """What one value of the field is, in words."""
+    """The kind of value that the field takes, in words."""
     return KIND_NAMES[kind_of(field.type)[0]]
 
 
 def convert(field, value):
-    """value as the field's type, paths expanded; ValueError if it is of another."""
+    """Convert value to the field's type and expand paths. Raises ValueError if it is of another type."""
     kind, many = kind_of(field.type)
     if value is None and field.default is None:
         return None

@@ -11,7 +11,7 @@ from .reading import parse_pairs
 if TYPE_CHECKING:
     from .config import Config
 
-# What a loss may have of its own: its optimizer's settings, and those of the terms that its name consists of.
+# The settings that a loss may have of its own: its optimizer's, and those of the terms in its name.
 OPTIMIZER = ("learning_rate", "betas", "schedule", "step_epochs", "step_gamma", "milestones", "clip_grad", "warmup",
              "optimizer", "weight_decay", "ema", "restart_every")  # fmt: skip
 TERMS = {
@@ -26,14 +26,14 @@ NAME = re.compile(r"[A-Za-z0-9_.+=,\[\]-]{1,100}")  # what best_NAME.pt can be c
 
 
 class Variant(NamedTuple):
-    """One of a run's losses: what LOSSES calls it, and the run's settings with its own in their place."""
+    """One of a run's losses: its name in LOSSES, and the run's settings with its own in place of theirs."""
 
     loss: str
     config: "Config"
 
 
 def variants_of(config: "Config", convert: Callable) -> dict[str, Variant]:
-    """The losses of a Config by their names. convert(field, value): the value as that field's type. Raises ValueError.
+    """The losses of a Config by name. convert(field, value) gives a value of that field's type. Raises ValueError.
 
     "L1+TLW[wc=one,label=map]" is called map; without a label the text is the name.
     """
@@ -67,9 +67,9 @@ def parse_loss(text: str, fields) -> tuple[str, str, dict]:
     allowed = [*OPTIMIZER, *(name for term in loss.split("+") for name in TERMS.get(term, ()))]
     for name in own:
         if name in fields and name not in allowed:
-            raise ValueError(f"{name} cannot be {loss}'s own; these can: {', '.join(allowed)}")
+            raise ValueError(f"{name} cannot be set for {loss} alone; these can: {', '.join(allowed)}")
         choose(name, [*allowed, "label"], "setting of a loss")
     name = labels[0] if labels else found[0]
     if len(labels) > 1 or not NAME.fullmatch(name) or labels and set(name) & set("=,[]"):
-        raise ValueError("cannot be the name of a file; expected one label=NAME in it, of letters, digits, . + - and _")
+        raise ValueError("not usable as a file name; expected one label=NAME, of letters, digits, . + - and _")
     return loss, name, own

@@ -1,4 +1,4 @@
-"""Images in: reading files, MATLAB-style downscaling, (LR, HR) pairs, patches and resumable batches."""
+"""Training and test images: reading files, MATLAB-style downscaling, pairs, patches, resumable batches."""
 
 from .cache import ImageCache
 from .datasets import ImageReadError, PairedDataset, make_pair

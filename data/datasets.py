@@ -238,7 +238,7 @@ class PairedDataset(Dataset):
     ) -> tuple[np.ndarray, np.ndarray]:
         """The part of pair `index` from HR pixel start (top, left), of HR size (H,W), all multiples of scale.
 
-        Returns lr (h,w,3), uint8 or float32 in [-1,1], which is that part of the whole image's LR, bit by bit, or is
+        Returns lr (h,w,3), uint8 or float32 in [-1,1], which is that part of the whole image's LR, bit for bit, or is
         made by the degradation with the random numbers, if both are there; and hr uint8 (H,W,3). See `to_tensors`.
         alone: LR is made of the part as if it were an image, unless it has files of its own or a degradation.
         """
@@ -251,7 +251,9 @@ class PairedDataset(Dataset):
             lr = self._part_of_lr(index, lr, hr, start, size)
         return lr, hr[start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
 
-    def _part_of_lr(self, index: int, lr: np.ndarray | None, hr: np.ndarray, start, size) -> np.ndarray:
+    def _part_of_lr(
+        self, index: int, lr: np.ndarray | GreyImage | None, hr: np.ndarray | GreyImage, start, size
+    ) -> np.ndarray:
         scale = self.scale
         top, left, height, width = (x // scale for x in (*start, *size))
         lr = self._lr.get(index) if lr is None else lr
@@ -270,8 +272,8 @@ class PairedDataset(Dataset):
     def _downscaled(self, hr: np.ndarray) -> np.ndarray:
         return _downscale(hr, self.scale, self.round_lr)
 
-    def _load(self, index: int, rows: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray]:
-        """LR, uint8 (h,w,3), if it has a file of its own, and HR, uint8 (H,W,3), both cropped."""
+    def _load(self, index: int, rows: tuple[int, int]) -> tuple[np.ndarray | GreyImage | None, np.ndarray | GreyImage]:
+        """LR, uint8 (h,w,3 or 1), if it has a file of its own, and HR, uint8 (H,W,3 or 1), both cropped."""
         parts = (rows, (rows[0] // self.scale, rows[1] // self.scale))  # that will be looked at, of HR and of LR
         lr, hr = self._cropped_pair(*map(self._pixels, self._files(self.paths[index]), parts))
         if not self.grey:

@@ -1,4 +1,4 @@
-"""LR images that are worse than bicubic's, made from HR patch by patch.
+"""LR images with blur, noise and JPEG artefacts, made from HR patch by patch.
 
 The classical degradation, Eq. 1 of Real-ESRGAN (Wang et al., ICCV Workshops 2021):
 

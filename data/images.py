@@ -1,4 +1,4 @@
-"""Finding image files and reading any of them as 8-bit RGB, or saying in one line why not."""
+"""Find image files and read them as 8-bit RGB; an unreadable one raises an error of one line."""
 
 import ctypes
 import logging

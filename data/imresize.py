@@ -54,7 +54,7 @@ def imresize(image: np.ndarray, scale: int) -> np.ndarray:
 
     image: (H,W) or (H,W,C), any value range, computed in float64; H and W are multiples of scale >= 1.
     Returns float64 (H/scale, W/scale[, C]), neither rounded nor clipped: it may leave the input's range by a little.
-    The sums are taken in a fixed order, so a pixel's value depends on the pixels under its kernel alone, bit by bit.
+    The sums are taken in a fixed order, so a pixel's value depends on the pixels under its kernel alone, bit for bit.
 
     Raises ValueError where scale, the shape or the sizes do not fit.
     """

@@ -1,4 +1,4 @@
-"""A run's batches, from any step on, while images may go bad and processes that load them may die.
+"""The batches of a run, from any step on, even if images become unreadable or loading processes die.
 
 The batches of an epoch are a pure function of (seed, epoch): interruptions change nothing.
 """

@@ -93,7 +93,7 @@ class PatchDataset(Dataset):
         return True
 
     def checksums(self) -> list[int]:
-        """Of the pixels of every image in use, in their order: what patches are drawn from."""
+        """The checksums of the pixels of every image in use, in their order."""
         return [self.pairs.checksums[i] for i in self.used]
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The photographs that come inside the scikit-image package, for training without any data set at hand.
+"""The photographs in the scikit-image package, for training without any other data set.
 
 A path such as "skimage:coffee,rocket" stands for these photographs wherever a folder of images is expected.
 """

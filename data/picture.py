@@ -1,4 +1,4 @@
-"""Pictures as people have them: grey or RGB, 8 or 16 bits, transparent, with a colour profile; and files of them."""
+"""Images for upscaling (grey or RGB, 8 or 16 bits, transparent, with a colour profile) and their files."""
 
 import struct
 import zlib
@@ -64,7 +64,7 @@ def read_picture(path: str | Path) -> Picture:
 
 
 def count_pixels(path: str | Path) -> int:
-    """How many pixels a file says its image has; 0 if it does not."""
+    """The number of pixels that a file states; 0 if it states none."""
     try:
         if not Path(path).is_file():  # a pipe would keep its reader waiting
             return 0

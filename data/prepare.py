@@ -29,7 +29,7 @@ SHOWN = 5  # lines of each kind of finding
 
 
 class Found(NamedTuple):
-    """What was found of an image: why it cannot be read, or its size and checksum, and what was made of it."""
+    """The findings about an image: why it cannot be read, or its size, checksum and sub-images."""
 
     error: str | None
     size: tuple[int, int] = (0, 0)
@@ -153,7 +153,7 @@ def save(rgb: np.ndarray, path: Path) -> None:
 
 
 def report(found: dict[Path, Found], labels: dict[Path, str], args: argparse.Namespace) -> str:
-    """What was found of the images, as text."""
+    """The findings about the images, as text."""
     good = {path: f for path, f in found.items() if f.error is None}
     lines = [("images", f"{len(found)}, {sum(path.stat().st_size for path in found) / 1e6:.1f} MB")]
     if good:
@@ -195,7 +195,7 @@ def _some(name: str, findings: list[str]) -> list[tuple[str, str]]:
 
 
 def next_command(args: argparse.Namespace) -> str:
-    """The training that the images are for."""
+    """The command that trains on the images."""
     script = Path(__file__).resolve().parents[1] / "train.py"
     here = not script.exists() or os.path.realpath("train.py") == str(script)
     words = ["train.py" if here else str(script), "--trainpath", *([args.output] if args.output else args.input)]

@@ -1,4 +1,4 @@
-"""Where enlarged images go: the names of their files for images and folders of them."""
+"""The names of upscaled images' files, for images and folders of them."""
 
 import os
 from collections.abc import Sequence

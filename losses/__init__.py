@@ -1,6 +1,7 @@
-"""Every loss a run can train with, by the name it has on the command line.
+"""All losses that a run can train with, by their names on the command line.
 
-`Loss` (base.py) says what a loss has to offer. A new loss is one file with a subclass of it, and one line in LOSSES.
+A new loss is one file with a subclass of `Loss` (base.py), its import here, and its entry in LOSSES. `__all__` lists
+what other code imports by name; it needs no entry.
 """
 
 from collections.abc import Callable
@@ -41,14 +42,6 @@ def colours_of(net) -> int:
     return getattr(net, "colours", 3)
 
 
-def _l1(settings, net) -> PixelLoss:
-    return PixelLoss(absolute_error)
-
-
-def _mse(settings, net) -> PixelLoss:
-    return PixelLoss(squared_error)
-
-
 def _tlw(pixel: str, settings, net) -> TLW:
     k = partial(k_schedule, k_start=settings.k_start, k_end=settings.k_end, k_epochs=settings.k_epochs)
     names = ("samples", "eps", "m_step", "weights", "wc", "e_every", "reuse_mu", "weighting_scale",
@@ -87,11 +80,11 @@ def _discriminator(settings, net) -> VGGDiscriminator:
     return discriminator
 
 
-def _generator(pixel, settings, net, gan: bool) -> WeightedSum:
+def _generator(pixel: str, settings, net, gan: bool) -> WeightedSum:
     """pixel_weight * pixel + DP (+ gan_weight * adversarial), the pixel term alone before pretrain_epochs."""
     start = settings.pretrain_epochs
     terms = [
-        Term(pixel(settings, net), settings.pixel_weight),
+        Term(LOSSES[pixel](settings, net), settings.pixel_weight),
         Term(DualPerceptual(settings.dp_extractors, settings.dp_mu, settings.dp_dynamic), start_epoch=start),
     ]
     if gan:
@@ -99,19 +92,20 @@ def _generator(pixel, settings, net, gan: bool) -> WeightedSum:
     return WeightedSum(*terms)
 
 
-# Called as LOSSES[name](settings, net): settings are a run's (configs.Config), net the SR network that it is for.
+# Called as LOSSES[name](settings, net): a run's settings (configs.Config), and the SR network that the loss trains.
+# An entry without settings is a lambda, as L1's.
 LOSSES: dict[str, Callable[..., Loss]] = {
     "L1+TLW": partial(_tlw, "L1"),
     "MSE+TLW": partial(_tlw, "MSE"),
-    "L1": _l1,
-    "MSE": _mse,
+    "L1": lambda settings, net: PixelLoss(absolute_error),
+    "MSE": lambda settings, net: PixelLoss(squared_error),
     "L1+UDL": _udl,
     "L1+PSPL": partial(_pspl, "L1"),
     "MSE+PSPL": partial(_pspl, "MSE"),
-    "L1+DP": partial(_generator, _l1, gan=False),
-    "L1+DP+GAN": partial(_generator, _l1, gan=True),  # SRGAN-DP and ESRGAN-DP
-    "L1+TLW+DP": partial(_generator, partial(_tlw, "L1"), gan=False),
-    "L1+TLW+DP+GAN": partial(_generator, partial(_tlw, "L1"), gan=True),
+    "L1+DP": partial(_generator, "L1", gan=False),
+    "L1+DP+GAN": partial(_generator, "L1", gan=True),  # SRGAN-DP and ESRGAN-DP
+    "L1+TLW+DP": partial(_generator, "L1+TLW", gan=False),
+    "L1+TLW+DP+GAN": partial(_generator, "L1+TLW", gan=True),
 }
 
 
@@ -124,4 +118,4 @@ def build_loss(name: str, settings, net) -> Loss:
     try:
         return check_loss(loss)
     except ValueError as error:
-        raise ValueError(f"--losses {name}: {error}; mend LOSSES[{name!r}]") from None
+        raise ValueError(f"--losses {name}: {error}; fix LOSSES[{name!r}] in losses/__init__.py") from None

@@ -44,7 +44,7 @@ def relativistic_average(sr: Tensor, hr: Tensor, sr_label: float) -> Tensor:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """While it lasts, gradients flow through the module but not into its parameters."""
+    """Let gradients flow through the module but not into its parameters."""
     learning = [p for p in module.parameters() if p.requires_grad]
     for p in learning:
         p.requires_grad_(False)

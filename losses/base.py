@@ -1,6 +1,6 @@
-"""The contract of the losses: what the training loop needs of one.
+"""The contract of the losses: what the training loop calls.
 
-A new loss is one file with a subclass of Loss, and one line in LOSSES (losses/__init__.py).
+A new loss is one file with a subclass of Loss, and its entry in LOSSES (losses/__init__.py).
 """
 
 import inspect
@@ -13,15 +13,15 @@ from .target import Target
 class Loss(nn.Module):
     """Base class of all losses: loss(sr, target, epoch, features) -> a scalar, the SR network's loss.
 
-    A subclass implements forward, and of the rest only what differs from this class. Attributes:
+    A subclass implements forward and overrides other methods where it differs. Attributes:
 
-    helper: what learns beside the SR network, on helper_loss (TLW's weighting network, a discriminator), or None.
-        Whatever else has parameters here learns together with the SR network: see `joint_parameters`.
-    needs_judge: True if it calls target.distance.
+    helper: the module trained beside the SR network on helper_loss (TLW's weighting network, a discriminator), or None.
+        Other modules with parameters are trained together with the SR network: see `joint_parameters`.
+    needs_judge: True if the loss calls target.distance.
     extractors: the names of the feature extractors that it calls in target.features, such as "vgg19:conv5_4".
-    of_whole_batch: its settings, such as "wc=normalised", by which it is no mean of a loss of each sample: it takes the
+    of_whole_batch: the settings, such as "wc=normalised", that make it more than a mean over samples: it needs the
         batch as a whole, and cannot accumulate gradients over parts of it. BatchNorm does not count.
-    restart_epoch: the epoch in which the SR network gets a new optimizer and the learning rate's schedule begins again.
+    restart_epoch: the epoch in which the SR network gets a new optimizer and the learning-rate schedule restarts.
     """
 
     needs_judge: bool = False
@@ -78,9 +78,9 @@ class Loss(nn.Module):
 
 
 def check_loss(loss: object) -> Loss:
-    """Return loss if it keeps the contract; raise ValueError with what it does otherwise."""
+    """Return loss if it keeps the contract; raise ValueError otherwise."""
     if not isinstance(loss, Loss):
-        raise ValueError(f"a {type(loss).__name__} is no loss; expected a subclass of Loss, see losses/base.py")
+        raise ValueError(f"{type(loss).__name__} is not a loss; expected a subclass of Loss, see losses/base.py")
     if type(loss).forward is Loss.forward:
         raise ValueError(f"{type(loss).__name__} has no forward; expected forward(sr, target, epoch, features)")
     for method in ("forward", "helper_loss", "begin_epoch", "begin_step", "log_scalars"):

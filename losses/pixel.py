@@ -1,4 +1,4 @@
-"""The pixel losses that treat all pixels alike: the paper's baselines L1 and MSE."""
+"""The plain pixel losses, the paper's baselines L1 and MSE."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def squared_error(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 class PixelLoss(Loss):
-    """Mean of `error` over all pixels; nothing but the SR network learns."""
+    """Mean of `error` over all pixels; only the SR network learns."""
 
     def __init__(self, error: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()

@@ -90,7 +90,7 @@ class PSPL(Loss):
         return max(self.alpha * epoch + self.beta, MIN_SIGMA)
 
     def phase(self, epoch: float) -> int:
-        """Of the growing loss: within a phase a perfect pixel's weight in it grows by a factor of e at most."""
+        """A phase of the growing loss, in which a perfect pixel's weight grows by a factor of e at most."""
         power = 1 if self.error is absolute_error else 2
         return round(power * (2 / self.sigma(epoch)) ** 2)
 

@@ -45,13 +45,13 @@ MIN_DISTANCE, MAX_DISTANCE = 1e-8, 1e15
 
 
 def mix(w: Tensor, sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
-    """x_w = w hr + (1 - w) sr, in which w repairs its pixels, and x_{1-w}; w (...,B,3,H,W) in [0,1]."""
+    """x_w = w hr + (1 - w) sr, in which w corrects its pixels, and x_{1-w}; w (...,B,3,H,W) in [0,1]."""
     gap = w * (hr - sr)
     return sr + gap, hr - gap
 
 
 def weight_criterion(w: Tensor, sr: Tensor, target: Target, eps: float = 1e-3, far_eps: float | None = None) -> Tensor:
-    """WC of Eq. (4): how much more it helps to repair the pixels that w picks than all the others.
+    """WC of Eq. (4): how much more it helps to correct the pixels that w picks than all the others.
 
     WC = (D(x_{1-w}) + eps) / (D(x_w) + eps); both mixtures of all samples go through the judge in one batch.
 
@@ -215,7 +215,7 @@ class TLW(Loss):
         return wc * (self.samples / len(w))  # a uniform w counts T times
 
     def phase(self, epoch: float) -> int:
-        """Of k in tenths: WC, and the loss with it, grows where k does."""
+        """k in tenths: WC, and with it the loss, grows with k."""
         return int(10 * self.k(math.floor(epoch)))
 
     def helper_parameters(self, epoch: float) -> list[nn.Parameter]:

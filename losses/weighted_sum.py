@@ -1,4 +1,4 @@
-"""The sum of weight * term, such as a GAN's generator has: Ledig et al., SRGAN, CVPR 2017."""
+"""The weighted sum of losses, as for the generator of a GAN: Ledig et al., SRGAN, CVPR 2017."""
 
 from functools import reduce
 from typing import NamedTuple

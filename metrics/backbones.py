@@ -18,7 +18,7 @@ from .tensor_file import load_tensor_file
 
 
 class WeightsNotFoundError(ValueError):
-    """Weights that are neither in a file nor in torchvision's cache, and could not be fetched."""
+    """Raised for weights that are in no file, nor in torchvision's cache, and could not be downloaded."""
 
 
 URLS = {

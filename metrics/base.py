@@ -1,6 +1,6 @@
 """The contract of the perceptual metrics and judges: what an evaluation and the criterion of TLW need.
 
-A new metric is one file with a subclass of PerceptualMetric, and one line in METRICS (metrics/judges.py).
+A new metric is one file with a subclass of PerceptualMetric, and its entry in OTHER_METRICS (metrics/judges.py).
 """
 
 from abc import ABC, abstractmethod
@@ -60,7 +60,7 @@ class PerceptualMetric(nn.Module, ABC):
 
 @torch.no_grad()
 def check_metric(metric: nn.Module, name: str) -> PerceptualMetric:
-    """Return metric, what METRICS or JUDGES have as `name`; raise ValueError if it breaks the contract."""
+    """Return metric, the entry `name` of METRICS or JUDGES; raise ValueError if it breaks the contract."""
     wrong = f"metric {name} is a {type(metric).__name__}"
     if not isinstance(metric, PerceptualMetric):
         raise ValueError(f"{wrong}; expected a subclass of PerceptualMetric, see metrics/base.py")

@@ -36,7 +36,7 @@ class RangeCheck:
             return
         low, high = (x.item() for x in images.aminmax())
         if low != low:  # a single NaN is enough for aminmax to return NaN
-            raise ValueError("reference images with NaN; expected RGB in [-1,1], mend or leave out these images")
+            raise ValueError("reference images with NaN; expected RGB in [-1,1], repair or leave out these images")
         if not -1.01 <= low <= high <= 1.01:
             scaled = "x / 127.5 - 1" if low >= 0 and high > 2 else "x.clamp(-1, 1)"
             raise ValueError(f"reference images from {low:.3g} to {high:.3g}; expected RGB in [-1,1], pass {scaled}")

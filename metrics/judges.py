@@ -1,7 +1,7 @@
 """The perceptual metrics and the judges by name.
 
-`PerceptualMetric` (base.py) says what one has to offer. A new metric is one file with a subclass of it, and one line in
-OTHER_METRICS; it is a judge of that name too.
+A new metric is one file with a subclass of `PerceptualMetric` (base.py), its import here, and its entry in
+OTHER_METRICS. METRICS and JUDGES take it from there.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,13 +13,14 @@ from .ms_ssim import MSSSIM
 from .perceptual import LPIPS
 from .tiny import Tiny
 
-# Called as METRICS[name](weights=files, **options); the options are those of DeepDistance, `memory` and `check_range`.
+# Called as METRICS[name](weights=files, memory=bytes, check_range=False). An entry that needs none of these is
+# lambda **ignored: MyMetric().
 LPIPS_METRICS: dict[str, Callable[..., PerceptualMetric]] = {
     "alex": partial(LPIPS, "alex"),
     "vgg": partial(LPIPS, "vgg"),
     "squeeze": partial(LPIPS, "squeeze"),
 }
-OTHER_METRICS: dict[str, Callable[..., PerceptualMetric]] = {  # a new metric has its line here
+OTHER_METRICS: dict[str, Callable[..., PerceptualMetric]] = {  # a new metric goes here
     "tiny": lambda weights=(), **options: Tiny(**options),
     "ms-ssim": lambda weights=(), **options: MSSSIM(**options),
 }
@@ -64,7 +65,7 @@ def build_judge(name: str, weights: tuple = (), memory: int = 4 << 30) -> Percep
 
 
 def metric_of(judge: str) -> str:
-    """The metric on the network of a judge or feature extractor; it flatters what learned from that.
+    """The metric on the network of a judge or extractor, biased towards what was trained with that.
 
     "lpips-alex-unweighted" -> "alex", "squeezenet:fire9" -> "squeeze", "resnet50:layer3" -> "resnet50", which is none.
     """
@@ -78,5 +79,5 @@ def word_of(metric: str) -> str:
 
 
 def mark_biased(metric: str, judges: Iterable[str]) -> str:
-    """A metric's full name, with "(judge)" behind it if it flatters what learned from one of judges."""
+    """A metric's full name, with "(judge)" appended if it is biased by one of judges."""
     return f"{metric} (judge)" if word_of(metric) in map(metric_of, judges) else metric

@@ -1,4 +1,8 @@
-"""Read files of tensors that may be damaged or foreign: code in them is refused, never run."""
+"""Read the files of checkpoints and weights: checksums first, and no code in a file is run.
+
+runs/checkpoint.py loads checkpoints through this file and then checks what they hold: names, shapes, types, counts. It
+lies here because metrics reads its backbones' files with it too, and imports nothing from outside itself.
+"""
 
 import errno
 import re

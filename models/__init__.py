@@ -125,7 +125,7 @@ def build_network(
         reason = f"{type(error).__name__}: {str(error).split('() ')[-1]}"[:160]
         if options:
             raise ValueError(f"--model-options {options}: {name} cannot be built with them ({reason})") from None
-        raise ValueError(f"{name} cannot be built ({reason}); mend SR_MODELS[{name!r}]") from error
+        raise ValueError(f"{name} cannot be built ({reason}); fix SR_MODELS[{name!r}] in models/__init__.py") from error
 
 
 def scales_of(name: str) -> tuple[int, ...]:

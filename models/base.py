@@ -1,6 +1,6 @@
 """The contract of the super-resolution networks: what training, validation and tiled inference need.
 
-A new network is one file with a subclass of SRNetwork, and one line in SR_MODELS (models/__init__.py).
+A new network is one file with a subclass of SRNetwork, and its entry in SR_MODELS (models/__init__.py).
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,8 @@ class SRNetwork(nn.Module, ABC):
     With colours=1, an option that a subclass may have, images are grey: (B,1,h,w) -> (B,1,s*h,s*w).
 
     A subclass calls this constructor first and implements forward_features and forward_head. It takes images of any
-    size, and its options are keyword arguments with defaults.
+    size. Its options are keyword arguments whose defaults are literals: configs/catalogue.py reads them from the source
+    for --help, without importing torch.
 
     Args:
         scale: s, one of the class's `scales`; else ValueError.
@@ -71,9 +72,9 @@ class SRNetwork(nn.Module, ABC):
 
 @torch.no_grad()
 def check_network(net: nn.Module, scale: int) -> SRNetwork:
-    """Return net if it keeps the contract at this scale; raise ValueError with what it does otherwise."""
+    """Return net if it keeps the contract at this scale; raise ValueError otherwise."""
     if not isinstance(net, SRNetwork):
-        raise ValueError(f"a {type(net).__name__} is no network; expected a subclass of SRNetwork, see models/base.py")
+        raise ValueError(f"{type(net).__name__} is not a network; expected a subclass of SRNetwork, see models/base.py")
     lr, training = torch.zeros(1, net.colours, 6, 8), net.training
     net.eval()  # in train mode a network may draw random numbers
     sr, features = net.forward_with_features(lr)

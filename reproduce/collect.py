@@ -36,6 +36,7 @@ OWN = {
     "scale",
     "seed",
     "losses",
+    "init",
     "learning_rate",
     "steps",
     "milestones",
@@ -112,7 +113,7 @@ def read_cells(
             continue
         found.append((cell, config, evaluations))
         first, about, of_first = found[0]
-        names = differing(config, about, OWN)
+        names = differing(config, about, OWN) + ["init"] * ("init" in differing(cell.config, config))
         for which, evaluation in evaluations.items():
             for key, default in {"protocol": None, "precision": "fp32"}.items():
                 if evaluation.get(key, default) != of_first[which].get(key, default):

@@ -1,7 +1,9 @@
-"""Checkpoints: save them, load them, and validate them before anything of them is used.
+"""Checkpoints: save them, load them, and check all of their content before any of it is used.
 
-A checkpoint is the zip archive that torch.save writes; its CRC-32 of every entry is the checksum that loading verifies.
-Fused Adam reads out of bounds when a moment has the wrong shape, so shapes and types are checked first.
+A checkpoint is the zip archive that torch.save writes; its CRC-32 of every entry is the checksum that loading verifies
+(metrics/tensor_file.py, which runs no code in a file). The check_* functions below check the content. They are called
+before anything is loaded, by `check_state_dict` in training/state.py and training/learner.py, because fused Adam reads
+out of bounds when a moment has the wrong shape.
 """
 
 import io
@@ -67,7 +69,6 @@ def load_checkpoint(path: Path) -> dict:
     """Load a state of tensors and plain values on the CPU.
 
     Raises ValueError if there is none or its checksums are wrong, FileAccessError if it cannot be read now.
-
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
@@ -96,7 +97,7 @@ def load_last(run: Path) -> tuple[dict, Path, str | None]:
     try:
         return load_checkpoint(previous), previous, wrong
     except ValueError as error:
-        raise ValueError(f"{wrong}; nor can the one before: {error}; begin again in another folder") from None
+        raise ValueError(f"{wrong}; nor can the previous one: {error}; start again in another folder") from None
 
 
 def load_kept(run: Path, name: str) -> tuple[dict, Path]:
@@ -121,7 +122,7 @@ def learner_states(state: dict, path: Path) -> dict[str, dict]:
 
 
 def expect(fits: bool, source: str, what: str) -> None:
-    """Raise ValueError unless it fits; what: which part of the state in the file `source` is wrong."""
+    """Raise ValueError unless `fits`; what: the part of the state in the file `source` that is wrong."""
     if not fits:
         raise ValueError(f"{source}: not a state of this run ({what})")
 
@@ -132,8 +133,8 @@ def is_state(value: object) -> bool:
 
 
 def is_count(value: object) -> bool:
-    """True if value is a whole number of at least 0."""
-    return type(value) is int and value >= 0
+    """True if value is a whole number of at least 0 that fits into 64 bits."""
+    return type(value) is int and 0 <= value < 2**63
 
 
 def kind(value: object) -> tuple | None:
@@ -164,13 +165,26 @@ def check_weights(module: nn.Module, weights: object, source: str, wanted: str) 
         count = f"{len(described)} entries do not fit: "
         more = f"; and {len(described) - 3} more" if len(described) > 3 else ""
         raise ValueError(f"{source}: not a checkpoint of {wanted} ({count}{'; '.join(described[:3])}{more})")
+    _check_extra_states(module, found, source, wanted)
 
 
-def adam_state(opt: torch.optim.Adam, saved: object, source: str) -> dict:
-    """The state dict for opt: Adam's moments of its parameters as saved, its settings as they are.
+def _check_extra_states(module: nn.Module, weights: dict, source: str, wanted: str) -> None:
+    """Raise ValueError if a part of module refuses its extra state; set_extra_state alone knows which fit."""
+    own = module.state_dict()
+    for path, part in module.named_modules():
+        name = f"{path}._extra_state".removeprefix(".")
+        if name in own:
+            before = part.get_extra_state()
+            try:
+                part.set_extra_state(weights[name])
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"{source}: not a checkpoint of {wanted} ({name}: {error})") from None
+            finally:
+                part.set_extra_state(before)
 
-    Raises ValueError unless each is of its parameter's shape and type.
-    """
+
+def check_adam_state(opt: torch.optim.Adam, saved: object, source: str) -> None:
+    """Raise ValueError unless saved has Adam's moments of opt's parameters, of the right shapes and types."""
     found = saved.get("state") if isinstance(saved, dict) else None
     expect(isinstance(found, dict), source, "an optimizer without moments")
     parameters = [p for group in opt.param_groups for p in group["params"]]
@@ -183,11 +197,27 @@ def adam_state(opt: torch.optim.Adam, saved: object, source: str) -> dict:
         )
         fits = all(kind(entry[name]) == kind(parameters[number]) for name in ("exp_avg", "exp_avg_sq"))
         expect(fits and kind(entry["step"]) == ((), torch.float32), source, f"moments of parameter {number}")
-    return {"state": found, "param_groups": opt.state_dict()["param_groups"]}
+
+
+def adam_state(opt: torch.optim.Adam, saved: dict) -> dict:
+    """The state dict for opt: the moments of a saved one, and opt's own settings.
+
+    saved: what `check_adam_state` has passed. Moments get the memory layout of their parameters: fused Adam ignores the
+    strides of a moment, and would write beyond the memory of one that was saved as a single number, expanded.
+    """
+    parameters = [p for group in opt.param_groups for p in group["params"]]
+    moments = {
+        number: {
+            "step": entry["step"].clone(),
+            **{name: torch.empty_like(parameters[number]).copy_(entry[name]) for name in ("exp_avg", "exp_avg_sq")},
+        }
+        for number, entry in saved["state"].items()
+    }
+    return {"state": moments, "param_groups": opt.state_dict()["param_groups"]}
 
 
 def check_rng_states(saved: object, needed: dict[str, Tensor], source: str) -> None:
-    """Raise ValueError unless saved holds states of the CPU's stream and of those of `needed` that it has."""
+    """Raise ValueError unless saved holds valid random states, the CPU's among them."""
     expect(isinstance(saved, dict) and "cpu" in saved, source, "no stream of random numbers")
     for device in saved.keys() & needed.keys():
         try:
@@ -197,7 +227,7 @@ def check_rng_states(saved: object, needed: dict[str, Tensor], source: str) -> N
 
 
 def check_counts(state: dict, source: str) -> None:
-    """Raise ValueError unless a learner's best score and counts of skipped steps are such."""
+    """Raise ValueError unless a learner's best score and counts of skipped steps are valid."""
     best, skips = state["best"], state["skips"]
     expect(isinstance(best, float) and not math.isnan(best), source, f"the best score {best!r}")
     expect(isinstance(skips, list) and len(skips) == 2 and all(map(is_count, skips)), source, "counts of skipped steps")
@@ -210,7 +240,7 @@ def check_average(learning: object, source: str) -> None:
 
 
 def check_progress(state: dict, source: str) -> None:
-    """Raise ValueError unless a run's place, which is in its last.pt beside its learners, is one."""
+    """Raise ValueError unless the step, images and criterion of a last.pt are valid."""
     expect(is_count(state["step"]), source, f"step {state['step']!r}")
     expect(isinstance(state["validated"], bool), source, "whether it is validated")
     images = state["images"]
@@ -219,19 +249,24 @@ def check_progress(state: dict, source: str) -> None:
     expect(isinstance(names, list) and all(isinstance(name, str) for name in names), source, "what best is measured by")
 
 
-def load_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
-    """Load state[SR_NETWORK] into net, after checking its identity and every name, shape and type.
+def check_sr_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
+    """Raise ValueError unless state[SR_NETWORK] is of net: its identity, every name, shape and type.
 
-    source: the state's file; wanted: net's identity, that in state["model_id"]. Raises ValueError, net untouched.
+    source: the state's file; wanted: net's identity, as in state["model_id"].
     """
     if state.get("model_id") != wanted:
         raise ValueError(f"{source}: a checkpoint of {state.get('model_id')}; expected one of {wanted}")
     check_weights(net, state.get(SR_NETWORK), source, wanted)
+
+
+def load_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
+    """Load state[SR_NETWORK] into net after `check_sr_network`. Raises ValueError, net untouched."""
+    check_sr_network(net, state, source, wanted)
     net.load_state_dict(state[SR_NETWORK])
 
 
 def read_settings(run: Path) -> configs.Config:
-    """The settings of a run. Raises ValueError if run is none."""
+    """The settings of a run. Raises ValueError if the folder holds no run."""
     if not (run / "config.yaml").is_file():
         released = sorted(run.glob("SRModel_*.pth"))
         convert = f"convert the released files with: {script_command('convert.py', run)}"

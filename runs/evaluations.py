@@ -33,7 +33,7 @@ def read_evaluations(path: Path) -> list[dict]:
             return entries
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise ValueError(f"{path}: no results of val.py, or damaged; remove it, or write elsewhere with --out")
+    raise ValueError(f"{path}: not a file of val.py, or damaged; remove it, or write elsewhere with --out")
 
 
 def write_evaluations(path: Path, entries: list[dict]) -> bool:

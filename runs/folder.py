@@ -67,7 +67,7 @@ def newest_run_dir(root: Path = CHECKPOINTS, resumable: bool = False) -> Path:
 def check_new_run(run: Path, aborted: bool = False) -> None:
     """Raise ValueError if run cannot be the folder of a new run: there is one, or files are in the way.
 
-    aborted: its settings and log are of a run that ended before it saved anything, and may be written over.
+    aborted: its settings and log are of a run that ended before it saved anything, and may be overwritten.
     """
     try:
         held = any(run.glob("*.pt"))
@@ -78,7 +78,7 @@ def check_new_run(run: Path, aborted: bool = False) -> None:
         raise ValueError(f"--modelpath {run}: holds a run; add --load to resume it, or name another")
     if others:
         remedy = "name another folder, or move it away"
-        raise ValueError(f"--modelpath {run}: holds a {others[0]} that a run would write over; {remedy}")
+        raise ValueError(f"--modelpath {run}: holds a {others[0]} that a run would overwrite; {remedy}")
     existing = next(path for path in (run, *run.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"--modelpath {run}: {existing} is no folder that can be written to; name another")
+        raise ValueError(f"--modelpath {run}: {existing} is not a writable folder; name another")

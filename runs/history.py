@@ -1,4 +1,4 @@
-"""A run's log read back: its starts, its notes, curves by step and by time, and the time of a step."""
+"""Read a run's log back: its starts, notes, curves by step and by time, and the time of a step."""
 
 import json
 import math
@@ -69,7 +69,7 @@ class History:
             while at + 2 < len(ends) and ends[at + 1][0] < step:
                 at += 1
             (s0, t0), (s1, t1) = ends[at], ends[at + 1]
-            found.append((t0 + (t1 - t0) * (step - s0) / (s1 - s0), value))
+            found.append((t0 + (t1 - t0) * (step - s0) / (s1 - s0) if s1 > s0 else t1, value))
         return found
 
     def paces(self, variants: Mapping[str, Variant]) -> dict[str, Pace]:

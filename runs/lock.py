@@ -1,4 +1,4 @@
-"""One run, one folder: a lock that names its holder, and that the system lifts when that process dies."""
+"""The lock of a run's folder: it names its holder, and the system releases it when that process dies."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ except ImportError:  # all others
 
 
 class RunFolderError(ValueError):
-    """A folder that a run cannot have now."""
+    """Raised if a run cannot use a folder now."""
 
 
 def _try_lock(file, shared: bool) -> None:
@@ -44,7 +44,7 @@ def _lock(file, folder: Path, shared: bool = False) -> None:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise RunFolderError, naming the run, if a run is going on in the folder."""
+    """Raise RunFolderError, naming the run, if a run is using the folder."""
     try:
         with open(folder / ".lock") as file:
             _lock(file, folder, shared=True)

@@ -1,4 +1,8 @@
-"""A run's log: a line of JSON every few steps and after each validation."""
+"""The file log.jsonl: a line of JSON every few steps and after each validation.
+
+The lines are put together in training/reporter.py: `losses` every --log-every steps, `scores` after a
+validation, `log_start` at a start. runs/history.py reads the file back. docs/training.md lists the fields.
+"""
 
 import json
 import math

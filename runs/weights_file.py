@@ -1,4 +1,4 @@
-"""Files of weights, of ours and of others, as networks of ours."""
+"""Read files of weights, ours and other toolkits', as our networks."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -46,7 +46,7 @@ class RunWriter:
             raise RunFolderError(f"--modelpath {self.folder}: cannot be made ({reason}); name another") from None
         with locked_run(self.folder):
             if checkpoint_stamp(self.folder) != stamp:
-                raise RunFolderError(f"--modelpath {self.folder}: another run has just gone on with it; start again")
+                raise RunFolderError(f"--modelpath {self.folder}: another run has just resumed it; start again")
             yield
 
     def write_settings(self, config: Config, step: int, validated: bool) -> None:
@@ -65,12 +65,12 @@ class RunWriter:
             self._write_log()
 
     def queue(self, name: str, content: bytes) -> None:
-        """Have a state written at the next save, in place of one of that name that still waits."""
+        """Queue a state for the next save, replacing one of the same name."""
         self.queued.pop(name, None)
         self.queued[name] = content
 
     def save(self) -> None:
-        """Write all that waits; the states even if the log cannot be written."""
+        """Write everything that is queued; the states even if the log cannot be written."""
         with self._report_errors():
             self._write_log()
             if (self.folder / "log.jsonl").exists():
@@ -112,7 +112,7 @@ class RunWriter:
 
 
 class NullWriter(RunWriter):
-    """The writer of a process that leaves writing to another."""
+    """The writer of a process that writes nothing: the main process does."""
 
     @contextmanager
     def acquired(self, config: Config, stamp: tuple[int, int] | None) -> Iterator[None]:

@@ -146,7 +146,7 @@ def test_what_takes_the_whole_batch_is_refused(losses, setting):
     config = Config(losses=tuple(losses), patch=32, batchsize=2)
     assert build_learners(config, torch.device("cpu"))
     with pytest.raises(
-        ValueError, match=f"--accumulate 2: expected 1 with .*, whose {setting} takes the batch as a whole"
+        ValueError, match=f"--accumulate 2: expected 1 with .*, whose {setting} needs the whole batch at once"
     ):
         build_learners(Config(losses=tuple(losses), patch=32, batchsize=2, accumulate=2), torch.device("cpu"))
 

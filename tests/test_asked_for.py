@@ -14,7 +14,7 @@ import train
 import val
 from configs import Config
 from runs.checkpoint import load_checkpoint
-from training.schedule import stretched_cosine
+from training.schedule import stretched_schedule
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,10 +55,10 @@ def test_nothing_is_downloaded_unasked(plain, more, asked, capsys):
     train.main([*plain, *more])
     out = capsys.readouterr().out
     assert asked == [] and ("LPIPS-vgg is left out" in out) == (not more)
-    assert more or "--metrics vgg fetches them" in out
+    assert more or "--metrics vgg downloads them" in out
     val.main(["--modelpath", "run", "--best", "--device", "cpu"])
     out = capsys.readouterr().out
-    assert asked == [] and out.count("left out: LPIPS") == 1 and "--metrics squeeze fetches them" in out
+    assert asked == [] and out.count("left out: LPIPS") == 1 and "--metrics squeeze downloads them" in out
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_longer_cosine_is_said(before, now, step, words):
     def config(values):
         return Config(**{"schedule": "cosine", **{"steps": None, **values}})
 
-    line = stretched_cosine(config(before), config(now), 10, step)
+    line = stretched_schedule(config(before), config(now), 10, step)
     assert (line is None) if words is None else (words in line)
 
 

@@ -222,11 +222,11 @@ TRAIN = (
         ("--load --modelpath maliciouslast.pt", "maliciouslast.pt/last.pt: cannot be read"),
         ("--load --modelpath empty_last.pt", "empty_last.pt/last.pt: cannot be read"),
         ("--modelpath run", "--modelpath run: holds a run; add --load"),
-        ("--load --modelpath run --losses L1 MSE", "--losses L1 MSE: the run was begun with L1"),
-        ("--load --modelpath run --batchsize 1", "--batchsize 1: the run was begun with 2"),
-        ("--load --modelpath run --scale 2", "--scale 2: the run was begun with 4"),
+        ("--load --modelpath run --losses L1 MSE", "--losses L1 MSE: the run was started with L1"),
+        ("--load --modelpath run --batchsize 1", "--batchsize 1: the run was started with 2"),
+        ("--load --modelpath run --scale 2", "--scale 2: the run was started with 4"),
         ("--load --modelpath run --model-options blocks=2 channels=8", "--model-options"),
-        ("--load --modelpath run --model VDSR", "--model VDSR: the run was begun with EDSR"),
+        ("--load --modelpath run --model VDSR", "--model VDSR: the run was started with EDSR"),
         ("--modelpath no_last", "holds a run"),
         ("--modelpath file", "--modelpath file"),
         ("--modelpath file/run", "--modelpath file/run"),
@@ -261,7 +261,7 @@ def test_files_that_no_run_wrote_are_not_written_over(place, capsys, name, conte
     (place / "mine" / name).write_text(content)
     config = "--config mine/config.yaml " if name == "config.yaml" else ""
     err = refused(place, capsys, "train.py", config + TRAIN + "--modelpath mine")
-    assert f"--modelpath mine: holds a {name} that a run would write over; name another folder, or move it away" in err
+    assert f"--modelpath mine: holds a {name} that a run would overwrite; name another folder, or move it away" in err
     assert f"holds a {name}" in refused(place, capsys, "convert.py", "official --modelpath mine")
 
 

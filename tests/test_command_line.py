@@ -213,7 +213,7 @@ def test_a_setting_under_two_names(tmp_path, capsys):
         ("--fp16", "did you mean --precision bf16?"),
         ("--input imgs", "did you mean --trainpath DIR (images to train on)?"),
         ("--output out", "did you mean --modelpath DIR (the run's folder)?"),
-        ("--pretrained x.pth", "did you mean --init FILE (weights to begin from)?"),
+        ("--pretrained x.pth", "did you mean --init FILE (weights to start from)?"),
         ("-opt a.yml", "did you mean --config FILE?"),
         ("--n_threads 4", "did you mean --workers N?"),
         ("--LR 1e-4", "did you mean --learning-rate?"),
@@ -342,7 +342,9 @@ def test_home_in_convert(monkeypatch):
 def test_a_variable_that_is_not_set(monkeypatch, capsys):
     monkeypatch.delenv("NOWHERE", raising=False)
     for command, flag in ((configs.load, "--valpath"), (val.parse, "--folder")):
-        assert "${NOWHERE}/x: the environment has no NOWHERE" in refused(capsys, command, [flag, "${NOWHERE}/x"])
+        assert "${NOWHERE}/x: the environment variable NOWHERE is not set" in refused(
+            capsys, command, [flag, "${NOWHERE}/x"]
+        )
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -395,6 +397,17 @@ def test_auto_resume_begins(runs, typed):
     assert not config.load and config.seed == 5
 
 
+def test_a_preset_is_below_the_file_and_the_flags(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("learning_rate: 1.0e-4\nsteps: 50\n")
+    preset = configs.load(["--preset", "finish"])
+    assert (preset.losses, preset.learning_rate, preset.clip_grad) == (("L1+TLW",), 2e-4, 1.0)
+    config = configs.load(["--preset", "finish", "--config", str(tmp_path / "mine.yaml"), "--steps", "60"])
+    assert (config.losses, config.learning_rate, config.steps) == (("L1+TLW",), 1e-4, 60)
+    with pytest.raises(SystemExit) as end:
+        configs.load(["--preset", "begin"])
+    assert end.value.code == 2 and "finish" in capsys.readouterr().err
+
+
 def test_load_in_a_file(runs):
     Path("c.yaml").write_text("resume: checkpoints/old\nseed: 1\nendepoch: 300\n")
     config = configs.load(["--config", "c.yaml"])
@@ -410,8 +423,8 @@ def test_load_in_a_file(runs):
         ("--load checkpoints/old --modelpath begun", "--modelpath begun names another folder; leave one out"),
         ("--load nowhere", "--load: no run in nowhere"),
         ("--auto-resume", "--auto-resume: expected --modelpath DIR beside it"),
-        ("--load --seed 7", "--seed 7: the run was begun with 0"),
-        ("--auto-resume --modelpath checkpoints/old --seed 7", "--seed 7: the run was begun with 1"),
+        ("--load --seed 7", "--seed 7: the run was started with 0"),
+        ("--auto-resume --modelpath checkpoints/old --seed 7", "--seed 7: the run was started with 1"),
     ],
 )
 def test_runs_that_cannot_be_meant(runs, capsys, typed, words):

@@ -242,8 +242,8 @@ def run_of_l1(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"modelpath": "m", "losses": ["MSE"]}, "--losses MSE: the run was begun with L1"),
-        ({"modelpath": "m"}, "--losses L1+TLW MSE+TLW L1 MSE: the run was begun with L1"),
+        ({"modelpath": "m", "losses": ["MSE"]}, "--losses MSE: the run was started with L1"),
+        ({"modelpath": "m"}, "--losses L1+TLW MSE+TLW L1 MSE: the run was started with L1"),
         ({"modelpath": "nowhere", "losses": ["L1"]}, "--load: no run in nowhere"),
         ({"losses": ["L1"]}, "--load: no run in checkpoints without --modelpath"),
     ],
@@ -416,7 +416,7 @@ def test_wrong_betas(capsys, tmp_path, betas):
 
 @pytest.mark.parametrize("steps", [[5, 5], [9, 3], [-1, 3]], ids=str)
 def test_wrong_milestones(capsys, tmp_path, steps):
-    words = "each above the one before" if steps[0] > 0 else "a whole number from 1 to 1000000000000"
+    words = "increasing numbers of steps" if steps[0] > 0 else "a whole number from 1 to 1000000000000"
     assert words in refused(
         capsys, "--config", write(tmp_path / "c.yaml", {"milestones": steps, "schedule": "milestones"})
     )

@@ -86,7 +86,7 @@ def test_a_damaged_file_is_written_anew_and_a_foreign_one_is_not(run, capsys):
     Path("mine.json").write_text('{"my": "notes"}')
     with pytest.raises(SystemExit) as end:
         val.main(["--modelpath", str(run), "--lpips", "--device", "cpu", "--out", "mine.json"])
-    assert end.value.code == 2 and "mine.json: no results of val.py" in capsys.readouterr().err
+    assert end.value.code == 2 and "mine.json: not a file of val.py" in capsys.readouterr().err
     assert Path("mine.json").read_text() == '{"my": "notes"}'
 
 

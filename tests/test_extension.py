@@ -1,7 +1,10 @@
-"""A new network, loss or metric is one class and one line; a wrong one is refused with a sentence."""
+"""A new network, loss, metric or schedule is a class or function and its entry; a wrong one is refused in one line."""
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import configs
 import export
 import train
 import val
@@ -61,11 +65,12 @@ class Gradients(PerceptualMetric):
 
 @pytest.fixture
 def registered(monkeypatch):
-    """The lines that would stand in models/__init__.py, losses/__init__.py and metrics/judges.py."""
+    """The entries that would stand in models/__init__.py, losses/__init__.py, metrics/judges.py, configs/schedules.py."""
     monkeypatch.setitem(SR_MODELS, "Toy", Toy)
     monkeypatch.setitem(LOSSES, "Charbonnier", lambda settings, net: Charbonnier())
-    monkeypatch.setitem(METRICS, "grad", lambda weights=(), **options: Gradients())
-    monkeypatch.setitem(JUDGES, "grad", METRICS["grad"])  # no line of its own: METRICS has it
+    monkeypatch.setitem(METRICS, "grad", lambda **ignored: Gradients())
+    monkeypatch.setitem(JUDGES, "grad", METRICS["grad"])  # in the source OTHER_METRICS brings both
+    monkeypatch.setitem(configs.SCHEDULES, "linear", lambda config, epoch, step, total_steps: 1 - step / total_steps)
 
 
 @pytest.fixture
@@ -93,6 +98,89 @@ def test_it_trains_resumes_and_evaluates(toy_args, same_files):
     assert rows.keys() == {"bicubic", "Charbonnier", "L1+TLW"}
     assert all(0 < row["GRAD"] < 1 for row in rows.values())
     assert all(len(row["per_image"]) == 4 and "GRAD" in row["per_image"]["coffee.png"] for row in rows.values())
+
+
+def test_a_schedule_is_a_function_and_an_entry(toy_args, capsys):
+    flags = ("--schedule", "linear", "--learning-rate", "0.1", "--losses", "Charbonnier", "--modelpath", "run")
+    train.main([*toy_args, *flags, "--steps", "2"])
+    rates = [json.loads(line).get("learning_rate") for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert list(filter(None, rates)) == pytest.approx([0.1, 0.05])
+    train.main(["--load", "run", "--steps", "8"])  # whatever depends on the length is said to be stretched
+    assert "the linear goes over 8 steps instead of 2: at step 2 the learning rate jumps" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        train.main([*toy_args, "--schedule", "lin"])
+
+
+NEW = {  # a new file: its content; the file of the dictionary, its first line, the import and the entry
+    "models/toy.py": (
+        """from .edsr import EDSR
+
+
+class Toy(EDSR):
+    def __init__(self, scale, channels=4):
+        super().__init__(scale, channels=channels, blocks=1)
+""",
+        ("models/__init__.py", "SR_MODELS", "from .toy import Toy", '"Toy": Toy,'),
+    ),
+    "losses/charbonnier.py": (
+        """from .base import Loss
+
+
+class Charbonnier(Loss):
+    def forward(self, sr, target, epoch, features=None):
+        return ((sr - target.hr).square() + 1e-6).sqrt().mean()
+""",
+        (
+            "losses/__init__.py",
+            "LOSSES",
+            "from .charbonnier import Charbonnier",
+            '"Charbonnier": lambda settings, net: Charbonnier(),',
+        ),
+    ),
+    "metrics/grad.py": (
+        """from .base import PerceptualMetric
+
+
+class Gradients(PerceptualMetric):
+    def __init__(self):
+        super().__init__("GRAD", min_size=2)
+
+    def forward(self, a, b):
+        return (a.diff(dim=-1) - b.diff(dim=-1)).abs().mean(dim=(-3, -2, -1))
+""",
+        ("metrics/judges.py", "OTHER_METRICS", "from .grad import Gradients", '"grad": lambda **ignored: Gradients(),'),
+    ),
+}
+BUILD = """
+import configs
+from losses import build_loss
+from metrics.judges import build_judge, build_metric
+from models import build_network
+
+config = configs.load(["--model", "Toy", "--model-options", "channels=3", "--losses", "Charbonnier", "--judge", "grad"])
+configs.check_names(config)
+net = build_network(config.model, config.scale, config.model_options)
+print(net.feature_channels, build_loss("Charbonnier", config, net), build_judge("grad").name, build_metric("grad").name)
+print(configs.catalogue.model_options("Toy"))
+"""
+
+
+def test_one_file_its_import_and_its_entry_are_enough(tmp_path):
+    """In a copy of the source, since --help and the check of names read it without importing it."""
+    root = Path(__file__).parents[1]
+    for name in ("configs", "losses", "metrics", "models"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, (content, (table, name, line, entry)) in NEW.items():
+        (tmp_path / file).write_text(content)
+        text = (tmp_path / table).read_text()
+        opening = re.search(rf"^{name}: .* = \{{.*\n", text, re.M)[0]
+        text = text.replace(opening, f"{opening}    {entry}\n").replace(
+            "from .base import", f"{line}\nfrom .base import", 1
+        )
+        (tmp_path / table).write_text(text)
+    done = subprocess.run([sys.executable, "-c", BUILD], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["3 Charbonnier() GRAD GRAD", "{'channels': 4}"]
 
 
 def test_tables_mark_it_as_the_judge(toy_args, capsys):
@@ -137,7 +225,7 @@ class OtherFeatures(Toy):
 
 
 NETWORKS = {
-    "a module that is no SRNetwork": (lambda scale: nn.Identity(), "a Identity is no network; expected a subclass of"),
+    "a module that is no SRNetwork": (lambda scale: nn.Identity(), "Identity is not a network; expected a subclass of"),
     "no forward_head": (NoHead, "abstract method '?forward_head"),
     "an image of another size": (TooSmall, r"sr of shape \(1, 3, 6, 8\) for lr of .* expected \(1, 3, 12, 16\)"),
     "other features than it says": (OtherFeatures, r"features of shape \(1, 4, 6, 8\) .* expected \(1, 7, 6, 8\)"),
@@ -148,7 +236,9 @@ NETWORKS = {
 @pytest.mark.parametrize("build, words", NETWORKS.values(), ids=NETWORKS)
 def test_a_wrong_network_is_refused(monkeypatch, build, words):
     monkeypatch.setitem(SR_MODELS, "Wrong", build)
-    with pytest.raises(ValueError, match=rf"^Wrong cannot be built \(.*{words}.*\); mend SR_MODELS\['Wrong'\]$"):
+    with pytest.raises(
+        ValueError, match=rf"^Wrong cannot be built \(.*{words}.*\); fix SR_MODELS\['Wrong'\] in models/__init__.py$"
+    ):
         build_network("Wrong", 2)
 
 
@@ -162,7 +252,7 @@ class OtherForward(Loss):
 
 
 WRONG_LOSSES = {
-    "a module that is no Loss": (nn.L1Loss, "a L1Loss is no loss; expected a subclass of Loss, see losses/base.py"),
+    "a module that is no Loss": (nn.L1Loss, "L1Loss is not a loss; expected a subclass of Loss, see losses/base.py"),
     "no forward": (NoForward, r"NoForward has no forward; expected forward\(sr, target, epoch, features\)"),
     "another forward": (OtherForward, "OtherForward.forward takes sr, hr; expected sr, target, epoch, features"),
 }
@@ -175,7 +265,10 @@ def test_a_wrong_loss_is_refused(build, words, toy_args, monkeypatch, capsys):
     monkeypatch.setitem(LOSSES, "Wrong", lambda settings, net: build())
     with pytest.raises(SystemExit, match="2"):
         train.main([*toy_args, "--losses", "Wrong"])
-    assert re.match(rf"train.py: error: --losses Wrong: {words}; mend LOSSES\['Wrong'\]$", capsys.readouterr().err)
+    assert re.match(
+        rf"train.py: error: --losses Wrong: {words}; fix LOSSES\['Wrong'\] in losses/__init__.py$",
+        capsys.readouterr().err,
+    )
 
 
 def test_a_loss_that_is_no_scalar_is_refused(toy_args, monkeypatch):

@@ -92,7 +92,7 @@ def test_a_signal_before_the_training_and_after_it(args, images, number, stopped
     name = signal.Signals(number).name
     for where in ("training.experiment.build_learners", "train.print"):
         said = stopped_within(where, number, lambda: train.main(args))
-        assert said == f"\nstopped by {name}; nothing was begun, nor written\n" and not list(Path().iterdir())
+        assert said == f"\nstopped by {name}; nothing was started or written\n" and not list(Path().iterdir())
     train.main([*args, "--modelpath", "run", "--endepoch", "1"])
     for where in (
         "training.figures.weight_maps",
@@ -184,7 +184,7 @@ def test_the_state_before_stands_in_for_a_damaged_one(tmp_path):
     assert load_checkpoint(previous) == {"step": 2}  # a damaged one does not take its place
     for path in (last, previous):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="last.pt: cannot be read.*nor can the one before.*begin again") as caught:
+    with pytest.raises(ValueError, match="last.pt: cannot be read.*nor can the previous one.*start again") as caught:
         load_last(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -118,7 +118,7 @@ def test_going_on_with_other_images(args, images, capsys):
     more = ["--load", "--modelpath", "run", "--steps", "2"]
     shutil.copy(Path("mine", names[0]), "mine/zebra.png")
     with pytest.raises(
-        ValueError, match=f"run/last.pt: is of {len(names)} training images, these are {len(names) + 1}; "
+        ValueError, match=f"run/last.pt: was trained on {len(names)} images, these are {len(names) + 1}; "
     ):
         make_run(more)
     Path("mine/zebra.png").unlink()

@@ -274,7 +274,7 @@ def test_going_back_to_a_kept_checkpoint(numbered, workplace, words, assert_same
     run.fit()
     out = capsys.readouterr().out
     assert "goes back to step_4.pt" in out
-    again = "best_L1.pt is of a later step: best begins anew" in out
+    again = "best_L1.pt is of a later step: the next validation replaces it" in out
     assert again == (load_checkpoint(numbered.folder / "best_L1.pt")["step"] > 4)
     for path in Path("run").glob("*.pt"):
         if path.name != "previous.pt":

@@ -60,6 +60,14 @@ def test_time_is_of_the_own_steps(tmp_path):
     assert history.at_times("b", points) == []
 
 
+def test_time_of_a_step_whose_line_is_damaged_in_a_resumed_run(tmp_path):
+    write(tmp_path, *(losses(step, L1=0.1) for step in (10, 20, 30, 20, 30)))  # resumed from 10
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 40, "lo\n{"step": 40, "validation": "L1", "PSNR-Y": 20.0}\n')
+    history = read_history(tmp_path)
+    assert math.isfinite(history.at_times("L1", history.curves["PSNR-Y"]["L1"])[0][0])
+
+
 def test_ratio_is_to_the_plain_loss(tmp_path):
     names = ("L1", "L1+TLW", "flat", "MSE+TLW", "L1[learning_rate=0.01]")
     config = Config(losses=("L1", "L1+TLW", "L1+TLW[weights=uniform,label=flat]", "MSE+TLW", "L1[learning_rate=0.01]"))

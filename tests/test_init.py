@@ -170,8 +170,11 @@ def test_bad_input(source, common, refused):
         (["--init", run], "holds networks of L1 L1+TLW; name one with --init-loss"),
         (["--init", run, "--init-loss", "MSE"], "unknown loss in"),
         (["--init", "converted", "--init-loss", "L1"], "--init converted: has no last.pt; add --init-best"),
-        (["--init", run, "--init-loss", "L1", "--model", "RCAN"], "is of EDSR; expected RCAN, as --model says"),
-        (["--init", run, "--init-loss", "L1", "--model-options", "channels=4"], "nothing of it fits EDSR x4"),
+        (
+            ["--init", run, "--init-loss", "L1", "--model", "RCAN"],
+            "has weights of EDSR; expected RCAN, as --model says",
+        ),
+        (["--init", run, "--init-loss", "L1", "--model-options", "channels=4"], "none of its weights fits EDSR x4"),
         (["--init", run, "--init-loss", "L1", "--init-weighting"], "name a loss with TLW: --init-loss"),
         (["--init", run, "--init-loss", "L1+TLW", "--init-weighting", "--losses", "L1"], "has a weighting network"),
         (["--init-weighting"], "--init-weighting beside --init pytorch: expected --init RUN"),

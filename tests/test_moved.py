@@ -100,7 +100,7 @@ def test_data_that_is_gone_is_asked_for(place, part, monkeypatch, tmp_path):
     text = (part / "config.yaml").read_text()
     for name, flags in (("one", "--trainpath DIR and --lrpath DIR"), ("lr_valid", "--valpath DIR and --vallrpath DIR")):
         (part / "config.yaml").write_text(text.replace(f"{place / name}\n", f"/nowhere/{name}\n"))
-        words = f"folder /nowhere/{name} does not exist; .*; if the images have moved, say where to: {flags}$"
+        words = f"folder /nowhere/{name} does not exist; .*; if the images have moved, name their folders: {flags}$"
         with pytest.raises(ValueError, match=words):
             make_run("--load", "--modelpath", part, "--endepoch", "4")
 

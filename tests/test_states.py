@@ -1,6 +1,7 @@
-"""States that do not fit are refused before anything of them is taken up, in one line that names the file and the part."""
+"""States that do not fit are refused in one line that names the file and the part, and nothing of them is loaded."""
 
 import copy
+import io
 import re
 from pathlib import Path
 
@@ -9,16 +10,28 @@ import torch
 
 import configs
 import train
-from runs.checkpoint import load_checkpoint, load_networks, save_checkpoint
+from runs.checkpoint import load_checkpoint, load_networks, save_checkpoint, serialize
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_args, tmp_path_factory):
-    """A run of one step, L1+UDL and L1+TLW, and its last.pt's state."""
-    folder = tmp_path_factory.mktemp("trained")
-    argv = [*tiny_args, "--losses", "L1+TLW", "L1+UDL", "--steps", "1", "--modelpath", str(folder / "run")]
-    train.Trainer(configs.load(argv)).fit()
-    return folder / "run", load_checkpoint(folder / "run" / "last.pt")
+def settings(tiny_args, tmp_path_factory):
+    """Flags of a run of one step, L1+UDL and L1+TLW, both with an average."""
+    losses = ("--losses", "L1+TLW", "L1+UDL", "--ema", "0.9")
+    return [*tiny_args, *losses, "--steps", "1", "--modelpath", str(tmp_path_factory.mktemp("trained") / "run")]
+
+
+@pytest.fixture(scope="module")
+def trained(settings):
+    """The folder of that run, and its last.pt's state."""
+    folder = Path(settings[-1])
+    train.Trainer(configs.load(settings)).fit()
+    return folder, load_checkpoint(folder / "last.pt")
+
+
+@pytest.fixture(scope="module")
+def untrained(settings):
+    """The state of a run before its first step: nothing of it is as in the trained one."""
+    return train.Trainer(configs.load([*settings, "--modelpath", f"{settings[-1]}_untrained"])).state
 
 
 def moment(state, loss="L1+TLW", opt="opt"):
@@ -74,6 +87,9 @@ WRONG = {
     "a best that is not a number": put((*TLW, "best"), float("nan")),
     "a best of words": put((*TLW, "best"), "x"),
     "three counts": put((*TLW, "skips"), [1, 2, 3]),
+    "a count beyond 64 bits": put((*TLW, "skips"), [2**2000, 0]),
+    "half a network": put((*TLW, "learning", "network"), {}),
+    "an average of no count": put((*TLW, "learning"), {"network": {}, "averaged": 2**63}),
     "half a step": put(("step",), 3.5),
     "a step before the first": put(("step",), -3),
     "a step that is true": put(("step",), True),
@@ -101,8 +117,57 @@ def test_a_state_that_does_not_fit_is_refused(trained, change):
         (run / "last.pt").write_bytes(last)
 
 
+# Of another run: in the same words as before, for they are right states.
+OTHER = {
+    "epochs of other lengths": (put(("epoch_steps",), 7), "has 7 steps per epoch"),
+    "a step beyond the last": (put(("step",), 2), "is at step 2, beyond 1"),
+    "one loss less": (lambda s: s["learners"].pop("L1+UDL"), "has the losses L1+TLW"),
+    "another network": (put(("learners", "L1+UDL", "model_id"), "RCAN x4"), "a checkpoint of RCAN x4"),
+    "other images": (put(("images",), [1, 2]), "was trained on 2 images"),
+}
+
+
+@pytest.mark.parametrize(
+    "change, words", [(c, "not a ") for c in WRONG.values()] + [*OTHER.values()], ids=[*WRONG, *OTHER]
+)
+def test_nothing_of_a_refused_state_is_loaded(trained, untrained, change, words):
+    """Weights, moments, averages, random streams, counts, step, best and the order of the images stay as they were."""
+    run, state = trained
+    state = copy.deepcopy(state)
+    state["images"] = state["images"][::-1]
+    for learner in state["learners"].values():
+        learner["skips"] = [3, 1]
+    change(state)
+    before = serialize(untrained.state_dict())
+    stages = [(name, p.requires_grad) for x in untrained.experiment.learners for name, p in x.loss.named_parameters()]
+    try:
+        with pytest.raises(ValueError, match=re.escape(words)):
+            untrained.load_state_dict(state, run / "last.pt")
+        assert serialize(untrained.state_dict()) == before
+        after = [
+            (name, p.requires_grad) for x in untrained.experiment.learners for name, p in x.loss.named_parameters()
+        ]
+        assert stages == after
+    finally:  # for the next one, if something was loaded
+        untrained.load_state_dict(torch.load(io.BytesIO(before), weights_only=True), run / "before.pt")
+
+
+def test_moments_are_laid_out_as_their_parameters(trained, settings):
+    """One number for all of a moment takes 4 bytes of the file; a fused Adam would write where the others would be."""
+    run, state = trained
+    state = copy.deepcopy(state)
+    entry = moment(state)
+    entry["exp_avg"] = torch.tensor(0.5).expand(entry["exp_avg"].shape)
+    found = train.Trainer(configs.load([*settings, "--modelpath", f"{settings[-1]}_moments"])).state
+    found.load_state_dict(state, run / "last.pt")
+    opt = found.experiment.learners[0].opt
+    for parameter, moments in opt.state.items():
+        assert all(moments[name].stride() == parameter.stride() for name in ("exp_avg", "exp_avg_sq"))
+    assert opt.state[opt.param_groups[0]["params"][0]]["exp_avg"].eq(0.5).all()
+
+
 def test_the_optimizer_s_settings_are_the_run_s(trained):
-    """Those in the file, which may be any, are not taken up."""
+    """Those in the file, which may be any, are not loaded."""
     run, state = trained
     state, last = copy.deepcopy(state), (run / "last.pt").read_bytes()
     for learner in state["learners"].values():

@@ -525,7 +525,7 @@ def test_what_a_run_keeps_for_life(tiny_args, workplace, capsys):
     for words in (["--seed", "3"], ["--betas", "0.9", "0.99"], ["--startepoch", "1"], ["--k-start", "0.4"]):
         with pytest.raises(SystemExit):
             configs.load(["--load", "--modelpath", "run", "--endepoch", "5", *words])
-        assert f"{words[0]} {' '.join(words[1:])}: the run was begun with" in capsys.readouterr().err
+        assert f"{words[0]} {' '.join(words[1:])}: the run was started with" in capsys.readouterr().err
 
 
 def test_the_end_that_was_typed_wins(tiny_args, workplace):

@@ -77,5 +77,6 @@ class ImageFiles:
         except OSError as error:
             self.failed = True
             print(
-                f"val.py: error: not written: {path} ({error.strerror or error}), nor further images", file=sys.stderr
+                f"val.py: error: not written: {path} ({error.strerror or error}); no more images are written",
+                file=sys.stderr,
             )

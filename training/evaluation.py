@@ -49,7 +49,9 @@ def choose_metrics(
         here = [net for net in others if at_hand(net, weights)][:1]
         if others and not here:
             which = "LPIPS beside the judge's network" if nets else "LPIPS"
-            print(f"left out: {which}, for no weights are at hand; --metrics {others[0]} fetches them")
+            print(
+                f"left out: {which}, because its weights are not on this machine; --metrics {others[0]} downloads them"
+            )
         nets += here or ["ms-ssim"] * ("ms-ssim" not in nets)
     return metrics_on(device, nets, weights, bgr, memory)
 
@@ -203,7 +205,7 @@ def evaluate_run(
         try:
             read_evaluations(out)
         except ValueError:
-            print(f"{out} is damaged, and is written again without what was in it")
+            print(f"{out} is damaged, and is overwritten without its old content")
     configs.expect(out is not None or not worst, "worst", worst, "--out FILE beside --model bicubic")
     configs.expect(bool(nets or sr_folders) or not worst, "worst", worst, "--sr-folder NAME=DIR beside --model bicubic")
     for note in [note for images in sets.values() for note in images.notes]:

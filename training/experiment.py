@@ -30,7 +30,7 @@ from .validation import metrics_on, read_validation_set
 
 @dataclass
 class Experiment:
-    """The parts of a run; `build_experiment` makes all but the judge, the extractors and the metrics."""
+    """The parts of a run. `build_experiment` makes all but the judge, the extractors and the metrics."""
 
     config: Config
     device: torch.device
@@ -97,7 +97,7 @@ def build_experiment(config: Config) -> Experiment:
         config.batchsize % world_size == 0,
         "batchsize",
         config.batchsize,
-        f"a multiple of {world_size}, for it is shared by the processes of torchrun",
+        f"a multiple of {world_size}, the number of torchrun's processes, which share it",
     )
     configs.choose(config.judge, JUDGES, "judge")
     if config.compile:
@@ -168,7 +168,7 @@ def says_where(config: Config, *names: str) -> Iterator[None]:
         if not config.load or all(map(os.path.isdir, folders)):
             raise
         given = " and ".join(f"{configs.flag_of(name)} DIR" for name in names if getattr(config, name))
-        raise ValueError(f"{error}; if the images have moved, say where to: {given}") from None
+        raise ValueError(f"{error}; if the images have moved, name their folders: {given}") from None
 
 
 def choose_metrics(config: Config, losses: list[Loss]) -> tuple[tuple[str, ...], list[str]]:
@@ -181,7 +181,7 @@ def choose_metrics(config: Config, losses: list[Loss]) -> tuple[tuple[str, ...],
     named = config.metrics or needed or config.judge != Config.judge
     if not named and not distributed.all_gather(at_hand(metrics[0], config.judge_weights))[0]:
         net = metrics[0]
-        notes.append(f"LPIPS-{net} is left out: its weights are not at hand; --metrics {net} fetches them")
+        notes.append(f"LPIPS-{net} is left out: its weights are not on this machine; --metrics {net} downloads them")
         metrics = ("tiny",)
     if config.best_by:
         known, word = ["PSNR-Y", "SSIM-Y", *metrics], word_of(config.best_by)

@@ -144,14 +144,16 @@ def _scale_of(model: object, values: Mapping) -> dict:
 
 
 def begin_from(net: nn.Module, config: Config) -> tuple[Initial, str]:
-    """Give net the weights that --init names, as far as they fit; return them, and a note.
+    """Give net the weights that --init names, where they fit; return them and a note.
 
     Raises ValueError if they are of another network, or nothing of them fits.
     """
     initial = read_initial({name: getattr(config, name) for name in ("model", "init", "init_loss", "init_best")})
     ours, theirs = (name.split(":")[0].removesuffix("-TLW") for name in (config.model, initial.model))
     if ours != theirs:
-        raise ValueError(f"--init {config.init}: is of {initial.model}; expected {config.model}, as --model says")
+        raise ValueError(
+            f"--init {config.init}: has weights of {initial.model}; expected {config.model}, as --model says"
+        )
     weights = dict(initial.weights)
     if config.model in FIRST:
         chosen = [(o or {}).get("padding", "grey") for o in (initial.options, config.network_options)]
@@ -164,7 +166,9 @@ def begin_from(net: nn.Module, config: Config) -> tuple[Initial, str]:
     learned = [name for name, value in own.items() if value.is_floating_point()]
     taken = {name: weights[name] for name in learned if name in weights and weights[name].shape == own[name].shape}
     if not any(x.ndim > 1 for x in taken.values()):  # a bias of three colours fits anywhere
-        raise ValueError(f"--init {config.init}: nothing of it fits {config.model} x{config.scale} with these options")
+        raise ValueError(
+            f"--init {config.init}: none of its weights fits {config.model} x{config.scale} with these options"
+        )
     net.load_state_dict(own | taken)
     note = f"init: {len(taken)} of {len(learned)} tensors from {initial.label}"
     fresh = _grouped(name for name in learned if name not in taken)

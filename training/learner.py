@@ -1,4 +1,4 @@
-"""A learner: one SR network with its loss, and all the state of both."""
+"""A learner: one SR network with its loss, and the state of both."""
 
 import copy
 import math
@@ -20,14 +20,15 @@ from models.spandrel_network import PREFIX
 from runs.checkpoint import (
     SR_NETWORK,
     adam_state,
+    check_adam_state,
     check_average,
     check_counts,
     check_rng_states,
+    check_sr_network,
     check_weights,
     is_state,
     learner_states,
     load_last,
-    load_network,
 )
 from runs.weights_file import read_spandrel_file
 
@@ -75,11 +76,11 @@ class Learner:
 
     @property
     def result(self) -> nn.Module:
-        """The SR network that is validated and saved: the average of --ema, else the one that learns."""
+        """The SR network to validate and save: the average of --ema, else the trained one."""
         return self.net if self.ema is None else self.ema.module
 
     def update_average(self) -> None:
-        """Take the SR network of this step into the average, if there is one."""
+        """Update the average of --ema with this step's SR network, if there is one."""
         if self.ema is not None:
             self.ema.update_parameters(self.net)
 
@@ -116,13 +117,13 @@ class Learner:
 
     @property
     def batch_norms(self) -> list[_BatchNorm]:
-        """The BatchNorm layers of all that learns here."""
+        """The BatchNorm layers of the SR network and the loss."""
         return [m for part in (self.net, self.loss) for m in part.modules() if isinstance(m, _BatchNorm)]
 
     def _changed_by_a_step(self) -> list[Tensor]:
         tensors = [buffer for norm in self.batch_norms for buffer in norm.buffers(recurse=False)]
         if self.ema is not None:
-            tensors += self.ema.module.parameters()
+            tensors += [*self.ema.module.parameters(), *self.ema.module.buffers()]
         if self.helper_opt:
             tensors += self.loss.helper.parameters()
             tensors += [x for moments in self.helper_opt.state.values() for x in moments.values()]
@@ -183,7 +184,7 @@ class Learner:
         return weights | {"model_id": self.model_id, "judges": self.judges}
 
     def state_dict(self) -> dict:
-        """All that is needed to resume; load_state_dict takes it back."""
+        """Everything needed to resume; load_state_dict loads it."""
         learning = {"network": self.net.state_dict(), "averaged": int(self.ema.n_averaged)} if self.ema else None
         return self.model_state() | {
             "learning": learning,  # beside the average that stands in its place
@@ -194,27 +195,38 @@ class Learner:
             "skips": [int(count) for count in self.skips],
         }
 
-    def load_state_dict(self, state: dict, source: str) -> None:
-        """Load what `state_dict` returned. Raises ValueError if something of it does not fit.
+    def check_state_dict(self, state: dict, source: str) -> None:
+        """Raise ValueError, or KeyError, if anything of a state does not fit; change nothing.
 
         source: its file.
         """
         check_counts(state, source)
         check_rng_states(state["rng_states"], self.rng_states, source)
+        check_sr_network(self.net, state, source, self.model_id)
         learning = state.get("learning")  # None without an average
         check_average(learning, source)
-        load_network(self.net, state, source, self.model_id)
+        if learning:
+            check_weights(self.net, learning["network"], source, self.model_id)
+        check_weights(self.loss, state["loss"], source, f"the loss {self.name}")
+        check_adam_state(self.opt, state["opt"], source)
+        if self.helper_opt:
+            check_adam_state(self.helper_opt, state["helper_opt"], source)
+
+    def load_state_dict(self, state: dict, source: str) -> None:
+        """Load what `state_dict` returned, after `check_state_dict`, which says what is raised.
+
+        source: its file.
+        """
+        self.check_state_dict(state, source)
+        learning = state.get("learning")
+        self.net.load_state_dict(learning["network"] if learning else state[SR_NETWORK])
         if self.ema is not None:
             self.ema.module.load_state_dict(state[SR_NETWORK])
             self.ema.n_averaged.fill_(learning["averaged"] if learning else 0)
-        if learning:
-            check_weights(self.net, learning["network"], source, self.model_id)
-            self.net.load_state_dict(learning["network"])
-        check_weights(self.loss, state["loss"], source, f"the loss {self.name}")
         self.loss.load_state_dict(state["loss"])
-        self.opt.load_state_dict(adam_state(self.opt, state["opt"], source))
+        self.opt.load_state_dict(adam_state(self.opt, state["opt"]))
         if self.helper_opt:
-            self.helper_opt.load_state_dict(adam_state(self.helper_opt, state["helper_opt"], source))
+            self.helper_opt.load_state_dict(adam_state(self.helper_opt, state["helper_opt"]))
         self.best = state["best"]
         self.skips = torch.tensor(state["skips"], dtype=torch.float32, device=self.device)
         # A run that moves to another kind of device begins that device's stream.
@@ -251,7 +263,7 @@ def build_learners(config: Config, device: torch.device, notes: list[str] | None
     for name, variant in variants.items():
         torch.manual_seed(config.seed)
         loss = build_loss(variant.loss, variant.config, net)
-        whole = f"1 with {name}, whose {' '.join(loss.of_whole_batch)} takes the batch as a whole"
+        whole = f"1 with {name}, whose {' '.join(loss.of_whole_batch)} needs the whole batch at once"
         configs.expect(config.accumulate == 1 or not loss.of_whole_batch, "accumulate", config.accumulate, whole)
         if config.init == "paper":
             init_paper(loss)

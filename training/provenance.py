@@ -1,4 +1,4 @@
-"""All that repeats a run: command, versions, machine and images, as each start logs them."""
+"""The information to repeat a run: command, versions, machine and images, logged at each start."""
 
 import os
 import platform

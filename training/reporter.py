@@ -92,7 +92,7 @@ class Reporter:
             self.board.losses(entry)
 
     def scores(self, learner: Learner, epoch: int, scores: dict[str, list[float]]) -> None:
-        """Print and log a learner's validation scores; queue its checkpoint if it was never better."""
+        """Print and log a learner's validation scores; queue its checkpoint if they are its best."""
         means = mean_scores(scores)
         by_word = {word_of(name): score for name, score in means.items()}
         by = self.experiment.best_by
@@ -112,7 +112,7 @@ class Reporter:
             self.board.scores(self.state.step, learner.name, means)
 
     def pictures(self, epoch: int) -> None:
-        """Keep what the networks make of the watched images in this epoch, for the next save, and show it."""
+        """Queue the networks' crops of the watched images for the next save, and show them."""
         if self.watch is None:
             return
         shown = self.watch.record(self.experiment.learners, epoch)
@@ -123,19 +123,19 @@ class Reporter:
             self.board.pictures(self.state.step, shown)
 
     def flush(self) -> None:
-        """Have what TensorBoard shows on the disk."""
+        """Flush TensorBoard's files to the disk."""
         if self.board is not None:
             self.board.flush()
 
     def summary(self) -> list[str]:
-        """The notes on what did not go as it should: skipped, retried, fallen back to."""
+        """The notes for the end of a run: images left out, steps skipped, saves retried."""
         counts = {learner.name: int(learner.skips[0]) for learner in self.experiment.learners}
         skipped = [f"{name}: {n} steps skipped, their loss or gradient not finite" for name, n in counts.items() if n]
         lines = [f"left out: {line}" for line in self.experiment.left_out]
         return lines + skipped + self.experiment.notes + self.writer.notes
 
     def resume_command(self) -> str:
-        """The command that resumes a run that has ended early."""
+        """The command that resumes a run that ended early."""
         folder, launcher = self.writer.folder, distributed.launch_command()
         if not (folder / "last.pt").exists():
             return "nothing was saved yet"

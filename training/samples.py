@@ -1,4 +1,4 @@
-"""Parts of validation images by a run's networks: kept by --watch, or made now from its checkpoints."""
+"""Crops of validation images from a run's networks: kept by --watch, or made from its checkpoints."""
 
 import base64
 import io

@@ -1,8 +1,8 @@
-"""The learning rate as a pure function of the step."""
+"""The learning rate at each step of a run. The schedules themselves: configs/schedules.py."""
 
 import math
 
-from configs import Config
+from configs import SCHEDULES, Config
 
 
 def place_in_schedule(
@@ -18,17 +18,9 @@ def place_in_schedule(
 
 
 def lr_at_step(config: Config, epoch: int, step: int, total_steps: int) -> float:
-    """The learning rate in `epoch` and at `step` of total_steps, counted from the schedule's begin."""
-    period = config.restart_every or total_steps
-    factor = {
-        "constant": 1.0,
-        "step": config.step_gamma ** (epoch // config.step_epochs),
-        "milestones": config.step_gamma ** sum(step >= milestone for milestone in config.milestones),
-        "cosine": (1 + math.cos(math.pi * (step / total_steps))) / 2,
-        "restarts": (1 + math.cos(math.pi * (step % period / period))) / 2,  # SGDR, Loshchilov and Hutter, ICLR 2017
-    }
+    """The learning rate in `epoch` and at `step` of total_steps, counted from the schedule's beginning."""
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    return config.learning_rate * warm * factor[config.schedule]
+    return config.learning_rate * warm * SCHEDULES[config.schedule](config, epoch, step, total_steps)
 
 
 def first_and_last_step(config: Config, epoch_steps: int) -> tuple[int, int]:
@@ -37,20 +29,23 @@ def first_and_last_step(config: Config, epoch_steps: int) -> tuple[int, int]:
     return first, first + config.steps if config.steps else config.endepoch * epoch_steps
 
 
-def stretched_cosine(before: Config, now: Config, epoch_steps: int, step: int) -> str | None:
-    """A note if a run that resumes at `step` stretches its cosine, so that the rate jumps; else None."""
-    rates = []
-    for settings, at in ((before, step - 1), (now, step)):
-        first, last = first_and_last_step(settings, epoch_steps)
-        own = next((x.config for x in settings.variants.values() if x.config.schedule == "cosine"), None)
-        if own is None:
-            return None
-        rate = lr_at_step(own, *place_in_schedule(max(at, first), epoch_steps, first, last))
-        rates.append((last - first, rate / own.learning_rate))
-    (old_steps, old), (new_steps, new) = rates
-    if old_steps == new_steps or math.isclose(old, new, rel_tol=0.01):
+def stretched_schedule(before: Config, now: Config, epoch_steps: int, step: int) -> str | None:
+    """A note if the new length of a run that resumes at `step` makes its learning rate jump; else None."""
+    (first, old_last), (_, new_last) = (first_and_last_step(config, epoch_steps) for config in (before, now))
+
+    def share(config: Config, at: int, last: int) -> float:
+        place = place_in_schedule(max(at, first), epoch_steps, first, last)
+        return lr_at_step(config, *place) / config.learning_rate
+
+    if old_last == new_last or step > old_last or step >= new_last:
         return None
-    return (
-        f"the cosine goes over {new_steps} steps instead of {old_steps}: at step {step} the learning rate jumps from "
-        f"{100 * old:.3g} % of --learning-rate to {100 * new:.3g} %"
-    )
+    for (_, was), (_, own) in zip(before.variants.values(), now.variants.values()):
+        by_length = [share(own, step - 1, last) for last in (old_last, new_last)]
+        old, new = share(was, step - 1, old_last), share(own, step, new_last)
+        depends = was.schedule == own.schedule and not math.isclose(*by_length, rel_tol=1e-9)
+        if depends and not math.isclose(old, new, rel_tol=0.01):
+            return (
+                f"the {own.schedule} goes over {new_last - first} steps instead of {old_last - first}: at step {step} "
+                f"the learning rate jumps from {100 * old:.3g} % of --learning-rate to {100 * new:.3g} %"
+            )
+    return None

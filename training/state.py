@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import configs
-from runs.checkpoint import check_progress, learner_states, load_checkpoint, load_kept, load_last
+from runs.checkpoint import check_progress, expect, is_count, learner_states, load_checkpoint, load_kept, load_last
 
 from .experiment import Experiment
 
@@ -48,37 +48,29 @@ class TrainingState:
         A `best` network of a later step is not of the run that goes on from here: it stays until the next validation.
         """
         state, path = load_kept(folder, name)
+        files = {learner: folder / f"best_{learner.name}.pt" for learner in self.experiment.learners}
+        best_steps = {learner: load_checkpoint(file).get("step", 0) for learner, file in files.items() if file.exists()}
+        for learner, step in best_steps.items():
+            expect(is_count(step), str(files[learner]), f"step {step!r}")
         notes = self.load_state_dict(state, path)
-        notes.append(f"goes back to {path.name}: what the folder holds of later steps is written over")
-        for learner in self.experiment.learners:
-            best = folder / f"best_{learner.name}.pt"
-            if best.exists() and load_checkpoint(best).get("step", 0) > self.step:
+        notes.append(f"goes back to {path.name}: what the folder holds of later steps will be overwritten")
+        for learner, step in best_steps.items():
+            if step > self.step:
                 learner.best = math.inf
-                notes.append(f"{best.name} is of a later step: best begins anew")
+                notes.append(f"{files[learner].name} is of a later step: the next validation replaces it")
         return notes
 
     def load_state_dict(self, state: dict, path: Path) -> list[str]:
-        """Load what `state_dict` returned, read from path; return notes on what differs. Raises ValueError."""
+        """Load what `state_dict` returned, read from path; return notes on what differs.
+
+        Raises ValueError, with nothing loaded, if anything of it does not fit.
+        """
+        notes = self.check_state_dict(state, path)
         e = self.experiment
-        saved = learner_states(state, path)
-        names = [learner.name for learner in e.learners]
-        if sorted(saved) != sorted(names):
-            raise ValueError(f"{path}: is of losses {' '.join(saved)}; these settings give {' '.join(names)}")
-        try:
-            check_progress(state, str(path))
-            notes = self._compare_images(state["images"], path)
-            for learner in e.learners:
-                learner.load_state_dict(saved[learner.name], str(path))
-        except (AttributeError, KeyError, TypeError, RuntimeError) as error:
-            reason = configs.one_line(str(error), 160)
-            raise ValueError(f"{path}: not a state of this run ({type(error).__name__}: {reason})") from None
-        if state.get("epoch_steps") != e.epoch_steps:
-            raise ValueError(
-                f"{path}: is of {state.get('epoch_steps')} steps an epoch; these settings give {e.epoch_steps}"
-            )
+        e.patches.reorder(state["images"])
+        for learner in e.learners:
+            learner.load_state_dict(state["learners"][learner.name], str(path))
         self.step, self.validated = state["step"], state["validated"]
-        if self.step > e.last_step:
-            raise ValueError(f"{path}: is at step {self.step}, beyond {e.last_step}; raise --endepoch or --steps")
         if state["selection_criterion"] != e.selection_criterion:
             print(
                 f"best is chosen by {' '.join(e.selection_criterion)} from now on, "
@@ -88,19 +80,42 @@ class TrainingState:
                 learner.best = math.inf
         return notes
 
+    def check_state_dict(self, state: dict, path: Path) -> list[str]:
+        """Check every part of a state and change nothing; return notes as `load_state_dict` does."""
+        e = self.experiment
+        saved = learner_states(state, path)
+        names = [learner.name for learner in e.learners]
+        if sorted(saved) != sorted(names):
+            raise ValueError(f"{path}: has the losses {' '.join(saved)}; these settings give {' '.join(names)}")
+        try:
+            check_progress(state, str(path))
+            notes = self._compare_images(state["images"], path)
+            for learner in e.learners:
+                learner.check_state_dict(saved[learner.name], str(path))
+        except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+            reason = configs.one_line(str(error), 160)
+            raise ValueError(f"{path}: not a state of this run ({type(error).__name__}: {reason})") from None
+        if state.get("epoch_steps") != e.epoch_steps:
+            raise ValueError(
+                f"{path}: has {state.get('epoch_steps')} steps per epoch; these settings give {e.epoch_steps}"
+            )
+        if state["step"] > e.last_step:
+            raise ValueError(f"{path}: is at step {state['step']}, beyond {e.last_step}; raise --endepoch or --steps")
+        return notes
+
     def _compare_images(self, before: list[int], path: Path) -> list[str]:
-        """Take the training images in the order they had in path; return notes if some of them changed since.
+        """Return a note if some of the training images are not those of path, with checksums `before`.
 
         Raises ValueError if they are others: another number, or most of them have other pixels.
         """
         now, left_out = self.experiment.patches.checksums(), self.experiment.left_out
-        if self.experiment.patches.reorder(before):
+        if sorted(before) == sorted(now):
             return []
         remedy = "name the folders of its images with --trainpath"
         if left_out:
-            remedy = f"put an image in the place of the one left out: {left_out[0]}"
+            remedy = f"replace the image that is left out: {left_out[0]}"
         if len(before) != len(now):
-            raise ValueError(f"{path}: is of {len(before)} training images, these are {len(now)}; {remedy}")
+            raise ValueError(f"{path}: was trained on {len(before)} images, these are {len(now)}; {remedy}")
         changed = sum((Counter(now) - Counter(before)).values())
         if 2 * changed > len(now):
             raise ValueError(f"{path}: {changed} of these {len(now)} training images are not of this run; {remedy}")

@@ -138,7 +138,9 @@ class EvaluationSet:
                 if min(size) < needed:
                     small.setdefault(i, too_small(path, size, needed, metrics, protocol))
         if small and not skip_small:
-            raise ValueError(f"{next(iter(small.values()))}; leave it out, or all that are too small with --skip-small")
+            raise ValueError(
+                f"{next(iter(small.values()))}; remove it, or leave out all that are too small with --skip-small"
+            )
         self.leave_out(small)
 
     def pair(self, index: int) -> dict[str, tuple[Tensor, Tensor]]:

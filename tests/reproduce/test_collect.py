@@ -173,6 +173,14 @@ def test_the_tables_again_from_the_files(tmp_path, capsys):
     assert "no images.csv" in capsys.readouterr().err
 
 
+def test_each_seed_may_begin_from_weights_of_its_own(tmp_path):
+    cells = [finish(cell(tmp_path, seed=seed, init=f"L1_{seed}.pt"), {"Set5": [33, 33, 33]}) for seed in (0, 1)]
+    assert len(collect.read_cells(cells).trainings) == 2
+    (swapped,) = [cell(tmp_path, seed=1, init="L1_0.pt")]
+    with pytest.raises(ValueError, match="in init;"):
+        collect.read_cells([cells[0], swapped])
+
+
 def test_the_curves_of_validations(tmp_path, monkeypatch):
     """Means over seeds by step; of a step validated twice (the run resumed) the later scores; seconds as measured."""
     monkeypatch.chdir(tmp_path)
