@@ -83,8 +83,9 @@ def draw(args: argparse.Namespace) -> Drawn:
         span, width = max(high - low, 0.1), max(most - least, 0.01)
         for ax in (axes[0], axes[2]):
             ax.set_ylim(low - 3 * span, high + 0.5 * span)
-        axes[1].set_ylim(least - 0.5 * width, most + 3 * width)
-        axes[2].set_xlim(least - 0.5 * width, most + 3 * width)
+        best = min(row[args.metric] for rows in own.values() for row in rows)
+        axes[1].set_ylim(best - 0.3 * width, most + 3 * width)
+        axes[2].set_xlim(best - 0.3 * width, most + 3 * width)
         for ax in axes:
             ax.grid(alpha=0.3)
     labels = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels())))
