@@ -340,7 +340,7 @@ WRONG_VALUES = [
     ("log_every", 0),
     ("watch", -1),
     ("watch", 17),
-    ("schedule", "linear"),
+    ("schedule", "no-such-schedule"),
     ("precision", "fp16"),
     ("protocol", "papers"),
     ("m_step", "x"),
