@@ -15,14 +15,12 @@ from .habits import ALIASES
 from .reading import expand_path, has_commas, parse_pairs, read_yaml
 from .setting import KIND_NAMES, OF_FILE, kind_of, shown
 
-PRESETS = ("finish",)  # recipes that won in docs/results.md; the files beside this one
 EXAMPLES = """\
 examples:
   python train.py --config configs/quickstart.yaml                      minutes on a CPU, nothing to download
   python train.py --judge tiny --patch 96 --batchsize 8 --trainpath DIR --valpath DIR
   python train.py --model RCAN --losses L1 L1+TLW --device cuda --trainpath DIR --valpath DIR --modelpath runs/rcan
   python train.py --load runs/rcan --endepoch 200                       resumes a run
-  python train.py --preset finish --init runs/L1 --steps 600 --trainpath DIR --valpath DIR    L1 first, TLW last
   torchrun --nproc-per-node 4 train.py --batchsize 16 --patch 96 --trainpath DIR --valpath DIR
 
 exit codes: 0 done; 1 failed; 2 bad input; 130, 138, 143 saved and stopped by SIGINT, SIGUSR1, SIGTERM"""
@@ -93,7 +91,6 @@ def make_parser() -> OneLineParser:
         prog="train.py", description=about, epilog=EXAMPLES, usage="train.py [--config FILE] [settings]"
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below; flags win")
-    parser.add_argument("--preset", choices=PRESETS, help="a recipe, configs/NAME.yaml; --config and flags win over it")
     add_settings(parser)
     return parser
 
@@ -103,7 +100,7 @@ def load(
     newest_run: Callable[..., Path] | None = None,
     complete: Callable[[Mapping], Mapping] | None = None,
 ) -> Config:
-    """The settings of a command line: defaults, then --preset, --config, flags. Exits with code 2 on a bad one.
+    """The settings of a command line: defaults, then --config, then flags. Exits with code 2 on a bad one.
 
     Args:
         newest_run: newest_run(resumable=True) is the folder that --load without a name resumes. Raises ValueError if
@@ -112,14 +109,12 @@ def load(
     """
     parser = make_parser()
     flags = vars(parser.parse_args(argv))
-    file, preset = flags.pop("config"), flags.pop("preset")
+    file = flags.pop("config")
     try:
         if isinstance(flags.get("model_options"), list):
             flags["model_options"] = parse_pairs(flags["model_options"], "--model-options", "blocks=4")
         path = None if file is None else expand_path(file)
         written = {} if path is None else canonical(read_yaml(path), path)
-        if preset is not None:
-            written = read_yaml(Path(__file__).parent / f"{preset}.yaml") | written
         values = {**_with_folder(written), **_with_folder(flags)}
         if "endepoch" in flags and "steps" not in flags:
             values["steps"] = None  # of the two ends the one that was typed

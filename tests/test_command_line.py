@@ -397,17 +397,6 @@ def test_auto_resume_begins(runs, typed):
     assert not config.load and config.seed == 5
 
 
-def test_a_preset_is_below_the_file_and_the_flags(tmp_path, capsys):
-    (tmp_path / "mine.yaml").write_text("learning_rate: 1.0e-4\nsteps: 50\n")
-    preset = configs.load(["--preset", "finish"])
-    assert (preset.losses, preset.learning_rate, preset.clip_grad) == (("L1+TLW",), 2e-4, 1.0)
-    config = configs.load(["--preset", "finish", "--config", str(tmp_path / "mine.yaml"), "--steps", "60"])
-    assert (config.losses, config.learning_rate, config.steps) == (("L1+TLW",), 1e-4, 60)
-    with pytest.raises(SystemExit) as end:
-        configs.load(["--preset", "begin"])
-    assert end.value.code == 2 and "finish" in capsys.readouterr().err
-
-
 def test_load_in_a_file(runs):
     Path("c.yaml").write_text("resume: checkpoints/old\nseed: 1\nendepoch: 300\n")
     config = configs.load(["--config", "c.yaml"])
