@@ -11,6 +11,7 @@ From these files alone `python -m reproduce.report FOLDER` makes every table aga
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,10 +23,10 @@ import numpy as np
 from configs import Config
 from data import list_images
 from runs.atomic import atomic_write
-from runs.history import read_paces
+from runs.history import History, read_history
 from training.evaluation import label_folders
 
-from .cells import CHECKPOINTS, Cell, differing, network_name, read_evaluation, read_log, saved_config
+from .cells import CHECKPOINTS, Cell, differing, network_name, read_evaluation, saved_config
 
 RISING = ("PSNR-Y", "SSIM-Y")  # metrics of which more is better; of all others, less
 SAME = 1e-3  # by how much the bicubic rows of one image may differ between devices, in dB
@@ -79,21 +80,21 @@ class Results(NamedTuple):
         return list(dict.fromkeys(getattr(key, name) for key in self.scores if key.loss != "bicubic"))
 
 
-def _logged_seconds(cell: Cell) -> float | str:
+def _logged_seconds(cell: Cell, history: History) -> float | str:
     """Seconds of a training step by the cell's own log, images' reading left out; empty where it has none."""
-    pace = next(iter(read_paces(cell.folder, cell.config).values()), None)
+    pace = next(iter(history.paces(cell.config.variants).values()), None)
     return float(f"{pace.seconds:.4g}") if pace else ""
 
 
-def _progress(cell: Cell) -> list[dict]:
+def _progress(cell: Cell, history: History) -> list[dict]:
     """The validations in a cell's log, each step once: where it resumed, the later one."""
     own = {"network": cell.network, "scale": cell.config.scale, "loss": cell.loss, "seed": cell.config.seed}
     rows = {}
-    for entry in read_log(cell.folder):
-        if "validation" in entry:
-            scores = {name: value for name, value in entry.items() if name not in ("step", "epoch", "validation")}
-            shown = {name: f"{value:.6g}" for name, value in scores.items() if isinstance(value, float)}
-            rows[entry["step"]] = own | {"step": entry["step"]} | shown
+    for metric in history.metrics:
+        (curve,) = history.curves[metric].values()  # a cell has one loss
+        for step, value in curve:
+            row = rows.setdefault(step, own | {"step": step})
+            row[metric] = f"{value:.6g}" if math.isfinite(value) else ""
     return list(rows.values())
 
 
@@ -155,6 +156,7 @@ def read_cells(
         "left out": [name for name in every if name not in common],
         "lacking": [str(cell) for cell in cells if cell not in [one for one, *_ in found]],
     }
+    histories = {cell: read_history(cell.folder) for cell, *_ in found}
     trainings = [
         {
             "network": cell.network,
@@ -164,13 +166,15 @@ def read_cells(
             "steps": c.steps or "",
             "learning_rate": c.learning_rate,
             "seconds": round(cell.seconds(), 1),
-            "seconds_per_step": seconds_per_step.get(cell.block, {}).get(cell.loss) or _logged_seconds(cell),
+            "seconds_per_step": seconds_per_step.get(cell.block, {}).get(cell.loss)
+            or _logged_seconds(cell, histories[cell]),
         }
         for cell, c, _ in found
     ]
     sizes = {key.dataset: len(next(iter(of.values()))) for key, of in scores.items()}
     names = {name: _image_names(labels.get(name), size) for name, size in sizes.items()}
-    return Results(scores, trainings, names, about, [row for cell, *_ in found for row in _progress(cell)])
+    progress = [row for cell, history in histories.items() for row in _progress(cell, history)]
+    return Results(scores, trainings, names, about, progress)
 
 
 def _image_names(folder: str | None, size: int) -> list[str]:
