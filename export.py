@@ -158,7 +158,7 @@ def load_spandrel(path: Path) -> Run:
 
 def write_edsr(source: Source) -> bytes:
     """The bare state dict that EDSR-PyTorch's --pre_train loads; the metadata are beside it."""
-    theirs = OrderedDict(to_edsr(*source.identity, source.net.state_dict()))
+    theirs = OrderedDict(to_edsr(source.identity[0], source.identity[2], source.net.state_dict()))
     theirs = OrderedDict(rounded_to_half(theirs)) if source.half else theirs
     # Where torch keeps the versions of modules: their code, which takes any other name for a parameter, skips it.
     theirs._metadata = OrderedDict(

@@ -1,6 +1,6 @@
-"""The super-resolution networks by name.
+"""The super-resolution networks by name, and how to build them.
 
-All map lr (B,3,h,w) -> sr (B,3,s*h,s*w), RGB in [-1,1], not clamped; with colours=1, (B,1,h,w) -> (B,1,s*h,s*w).
+Each maps lr (B,3,h,w) -> sr (B,3,s*h,s*w), RGB in [-1,1], not clamped; with colours=1, (B,1,h,w) -> (B,1,s*h,s*w).
 """
 
 import inspect
@@ -38,8 +38,8 @@ def init_paper(module: nn.Module) -> None:
     """Initialise a network in place as the TLW paper's code does, from torch's global random stream.
 
     Weights of Conv2d, Linear and BatchNorm2d ~ N(0, 0.02^2); biases of Linear and BatchNorm2d ~ N(0.02, 1);
-    everything else (biases of convolutions, LayerNorm) keeps its values. The means of 0.02 with a deviation of 1 look
-    like a slip in the original, kept because its results were made with it.
+    convolutions' biases and LayerNorm keep their values. N(0.02, 1) looks like swapped arguments in the original; it is
+    kept because the paper's results were made with it.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
@@ -55,13 +55,14 @@ def option_defaults(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in named}
 
 
-MOST, MOST_WEIGHTS = 4096, 10**9  # of an option, and of all: a network of a billion blocks takes hours to build
+# Limits of an option's value and of a network's size: a network of a billion blocks would take hours to build.
+MOST, MOST_WEIGHTS = 4096, 10**9
 
 
 def fits_default(value: Any, default: Any) -> str | None:
-    """The kind of value that fits an option with this default, if value does not; None if it does.
+    """Return None if value fits an option with this default, else a description of the values that do.
 
-    Numbers are at least 1, or 0 if the default is a fraction or 0 itself.
+    An int is at least 1, or 0 if the default is 0; a float is at least 0. MOST is the largest number.
     """
     if isinstance(default, (tuple, list)):
         fits = isinstance(value, (tuple, list)) and 0 < len(value) <= 64
@@ -78,13 +79,13 @@ def fits_default(value: Any, default: Any) -> str | None:
 
 
 def check_options(name: str, options: Mapping) -> None:
-    """Raise ValueError unless SR_MODELS[name] has these options, and each value is of its default's kind."""
+    """Raise ValueError unless SR_MODELS[name] has these options and each value fits its default."""
     defaults = option_defaults(name)
     listed = " ".join(f"{key}={list(x) if isinstance(x, tuple) else x}".replace(" ", "") for key, x in defaults.items())
     for option, value in options.items():
         shown = f"--model-options {option}={reprlib.repr(value)}"
         if option == "scale":
-            raise ValueError(f"{shown}: expected no scale, which is --scale")
+            raise ValueError(f"{shown}: the scale is no model option; use --scale")
         wanted = "an option that it has" if option not in defaults else fits_default(value, defaults[option])
         if wanted:
             raise ValueError(f"{shown}: expected {wanted}; the options of {name} and their defaults: {listed}")
@@ -93,17 +94,18 @@ def check_options(name: str, options: Mapping) -> None:
 def build_network(
     name: str, scale: int, options: Mapping | None = None, weights: Mapping[str, Tensor] | None = None
 ) -> SRNetwork | SpandrelNetwork:
-    """Build the SR network `name` with fresh weights; a "spandrel:FILE" is built from its weights.
+    """Build the SR network `name` with fresh weights, or "spandrel:FILE" with `weights`.
 
-    weights: a state dict that spandrel reads, or one of SpandrelNetwork; others have no use for it. Raises ValueError
-    for an unknown name, a wrong option, a network that breaks SRNetwork's contract and weights that spandrel cannot
-    read.
+    weights: a state dict that spandrel reads, or SpandrelNetwork's own; ignored for other networks.
+
+    Raises ValueError for an unknown name, scale or option, a network that breaks SRNetwork's contract, or weights that
+    spandrel cannot read.
     """
     if name.startswith(PREFIX):
         if (options or {}).get("colours") == 1:
-            raise ValueError(f"--color grey: a network of ours; {name} is one of spandrel's, for RGB")
+            raise ValueError(f"--color grey: {name} is spandrel's and takes RGB; use one of {', '.join(SR_MODELS)}")
         if options:
-            raise ValueError(f"--model-options {dict(options)}: the file says what network it is; leave them out")
+            raise ValueError(f"--model-options {dict(options)}: the file decides the network; leave them out")
         try:
             return SpandrelNetwork(weights or {}, scale)
         except ValueError as error:
@@ -117,7 +119,7 @@ def build_network(
     check_options(name, options)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of layers without weights, which the check refuses
+            warnings.simplefilter("ignore")  # torch warns of layers without weights; check_network rejects them
             if options:
                 _check_size(name, scale, options)
             return check_network(SR_MODELS[name](scale=scale, **options), scale)
@@ -129,13 +131,13 @@ def build_network(
 
 
 def scales_of(name: str) -> tuple[int, ...]:
-    """The scales of SR_MODELS[name]; none if it does not say."""
+    """The scales of SR_MODELS[name]; () if it declares none."""
     entry: Any = SR_MODELS[name]
     return getattr(getattr(entry, "func", entry), "scales", ())
 
 
 def _check_scale(name: str, scale: int) -> None:
-    """Raise ValueError if the network does not come in this scale."""
+    """Raise ValueError if the network does not support this scale."""
     scales = scales_of(name)
     if scales and scale not in scales:
         others = " ".join(other for other in SR_MODELS if scale in scales_of(other))
@@ -144,7 +146,7 @@ def _check_scale(name: str, scale: int) -> None:
 
 
 def _check_size(name: str, scale: int, options: Mapping) -> None:
-    """Raise ValueError if the network would have more than MOST_WEIGHTS; takes no memory."""
+    """Raise ValueError if the network would have more than MOST_WEIGHTS weights; allocates none of them."""
     with torch.device("meta"):
         size = sum(tensor.numel() for tensor in SR_MODELS[name](scale=scale, **options).state_dict().values())
     if size > MOST_WEIGHTS:
@@ -152,9 +154,9 @@ def _check_size(name: str, scale: int, options: Mapping) -> None:
 
 
 def model_id(name: str, scale: int, options: Mapping | None = None) -> str:
-    """The name of a network in checkpoints, such as "EDSR x4 blocks=4": shapes do not tell the scale.
+    """Name a network in checkpoints, as in "EDSR x4 blocks=4", for shapes do not tell the scale.
 
-    The file of a spandrel network may move; its names and shapes say the rest.
+    For a spandrel network the file's path is left out, because the file may move.
     """
     name = PREFIX.removesuffix(":") if name.startswith(PREFIX) else name
     words = [f"{option}={value}" for option, value in sorted((options or {}).items())]

@@ -1,7 +1,7 @@
 """Bicubic upscaling. Keys, "Cubic convolution interpolation for digital image processing", 1981.
 
-Two forms are in use. PyTorch's `interpolate` (a = -0.75) gives the bicubic rows of the TLW paper's Table I;
-MATLAB's `imresize` (a = -0.5, symmetric borders) gives those that the field's tables print.
+PyTorch's `interpolate` (a = -0.75) gives the bicubic rows of the TLW paper's Table I, MATLAB's `imresize` (a = -0.5,
+symmetric borders) those of most other papers.
 """
 
 import torch
@@ -18,7 +18,7 @@ def keys_kernel(x: Tensor, a: float) -> Tensor:
 
 
 class Bicubic(nn.Module):
-    """lr (B,3,h,w) -> (B,3,s*h,s*w) as PyTorch does it (a = -0.75, align_corners=False)."""
+    """lr (B,3,h,w) -> (B,3,s*h,s*w) as F.interpolate computes it (a = -0.75, align_corners=False)."""
 
     def __init__(self, scale: int):
         super().__init__()
@@ -30,7 +30,7 @@ class Bicubic(nn.Module):
 
 
 class MatlabBicubic(nn.Module):
-    """lr (B,3,h,w) -> (B,3,s*h,s*w) as MATLAB's imresize(lr, s, 'bicubic') does it."""
+    """lr (B,3,h,w) -> (B,3,s*h,s*w) as MATLAB's imresize(lr, s, 'bicubic') computes it."""
 
     def __init__(self, scale: int):
         super().__init__()
@@ -52,6 +52,6 @@ class MatlabBicubic(nn.Module):
 
 
 def _mirrored(n: int, device) -> Tensor:
-    """Indices -2 .. n+1 mirrored at the borders, the border pixel included, as often as it takes."""
+    """Indices -2 .. n+1, mirrored at the borders (border pixel repeated) until they are in 0 .. n-1."""
     i = torch.arange(-2, n + 2, device=device) % (2 * n)
     return torch.where(i < n, i, 2 * n - 1 - i)

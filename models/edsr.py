@@ -33,7 +33,7 @@ class ResBlock(nn.Module):
 class EDSR(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    res_scale: factor of each block's residual (section 3.3 of the paper: 0.1 keeps wide networks stable).
+    res_scale: factor on each block's residual (section 3.3 of the paper: 0.1 keeps wide networks stable).
     padding: see models/padding.py.
     """
 

@@ -1,11 +1,11 @@
-"""Our networks in what other programs load: RGB in [0,1] in and out, with metadata.
+"""Our networks in the formats that other programs load. Images are in [0,1], unless said otherwise.
 
-    safetensors   names as in UnitRange, read back by `from_safetensors`
-    ONNX          one file, any height and width
-    spandrel      the layouts of RCAN, HAT and RRDBNet that it reads, exactly, or an error that says why not
+    safetensors   UnitRange's state dict, read back by `from_safetensors`
+    ONNX          one file, for one image of any height and width
+    spandrel      the layouts of RCAN, HAT and RRDBNet, or an error that says why a network does not fit
     EDSR          the EDSR authors' layout, in [0,255]
 
-Tried with onnxruntime 1.32 and spandrel 0.4.2.
+Tested with onnxruntime 1.32 and spandrel 0.4.2.
 """
 
 import copy
@@ -34,9 +34,9 @@ OPSET = 17
 
 
 class UnitRange(nn.Module):
-    """A network of ours for images in [0,1]: lr (B,3,h,w) -> sr (B,3,s*h,s*w), not clamped, float32.
+    """One of our networks for images in [0,1]: lr (B,3,h,w) -> sr (B,3,s*h,s*w), not clamped, float32.
 
-    The names of its state dict begin with "network.": no program takes them for a network in another range.
+    The prefix "network." in its state dict keeps programs from loading it as a network for another range.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -49,7 +49,7 @@ class UnitRange(nn.Module):
 
 
 def checksum(state_dict: Mapping[str, Tensor]) -> str:
-    """A SHA-256 of names, shapes and values, in the order of names, floats as float32; for any format."""
+    """The SHA-256 of a state dict's sorted names, shapes and values, floats as float32."""
     digest = hashlib.sha256()
     for name, value in sorted(state_dict.items()):
         value = value.float() if value.is_floating_point() else value.long()
@@ -59,7 +59,7 @@ def checksum(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def rounded_to_half(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The floating-point values in half precision, but those of mean shifts, which carry the whole range."""
+    """Round floats to half precision, except the mean shifts, whose rounding would shift all colours."""
     return {
         name: value.half() if value.is_floating_point() and not name.startswith(("sub_mean.", "add_mean.")) else value
         for name, value in state_dict.items()
@@ -67,10 +67,9 @@ def rounded_to_half(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def describe(model: str, scale: int, options: Mapping | None, **about: str) -> dict[str, str]:
-    """The metadata of an exported network; about: what else is to be said of it."""
-    name = PREFIX if model.startswith(PREFIX) else model
+    """The metadata of an exported network; about: further entries."""
     return {
-        "network": name,
+        "network": PREFIX if model.startswith(PREFIX) else model,
         "scale": str(scale),
         "options": json.dumps(dict(options or {})),
         "images": "grey in [0,1], (B,1,H,W)" if _is_grey(options) else "RGB in [0,1], (B,3,H,W)",
@@ -83,25 +82,25 @@ def _is_grey(options: Mapping | None) -> bool:
 
 
 def to_safetensors(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A state dict of ours as a safetensors file of UnitRange."""
+    """Encode the state dict of one of our networks as a safetensors file of UnitRange."""
     tensors = {f"network.{name}": value.contiguous() for name, value in state_dict.items()}
     return save(tensors, {**metadata, "checksum": checksum(state_dict)})
 
 
 def is_our_export(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
-    """True if a file of these tensors and metadata was written by to_safetensors."""
+    """True if these tensors and metadata look like a file that to_safetensors wrote."""
     return "network" in metadata and all(name.startswith("network.") for name in tensors)
 
 
 def split_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, int, dict, dict]:
-    """Read what to_safetensors wrote: the network's name, scale, options and state dict in float32.
+    """Return name, scale, options and float32 state dict of the network in a file of to_safetensors.
 
-    Raises ValueError where it is no such file, or the weights are not those that were written.
+    Raises ValueError for other files and for a wrong checksum.
     """
     try:
         options, scale, name = json.loads(metadata["options"]), int(metadata["scale"]), metadata["network"]
     except (KeyError, ValueError):
-        raise ValueError("no metadata of an export of ours (network, scale, options)") from None
+        raise ValueError("the metadata lacks network, scale or options; expected a file of export.py") from None
     state = {key.removeprefix("network."): value for key, value in tensors.items()}
     if checksum(state) != metadata.get("checksum"):
         raise ValueError("the weights are not those that were exported (wrong checksum)")
@@ -109,7 +108,7 @@ def split_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def from_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> UnitRange:
-    """The tensors and metadata of such a file -> the network, in eval mode. Raises ValueError."""
+    """Build the network in a file of to_safetensors, in eval mode. Raises ValueError if it does not fit."""
     name, scale, options, state = split_safetensors(tensors, metadata)
     network = build_network(name, scale, options, state)
     try:
@@ -120,23 +119,23 @@ def from_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 
 
 def to_onnx(network: nn.Module, metadata: Mapping[str, str], half: bool = False) -> bytes:
-    """An ONNX file: input "lr" (1,3,height,width) -> output "sr", float32 in [0,1].
+    """Encode a network as ONNX: "lr" (1,3 or 1,height,width) -> "sr", float32 in [0,1], not clamped.
 
     half: the network computes in float16 inside.
 
-    Raises ValueError if a package is missing, or the network cannot be written so.
+    Raises ValueError if onnx is not installed or cannot represent the network.
     """
     try:
         import onnx
     except ImportError:
         raise ValueError("ONNX needs a package that is not installed; pip install onnx onnxruntime") from None
     if isinstance(network, HAT):
-        raise ValueError("HAT lays out its windows by the image's size, which an ONNX graph cannot; use --to spandrel")
+        raise ValueError("HAT lays out its windows by the image's size, an ONNX graph cannot; use --to spandrel")
     network = copy.deepcopy(network).eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
     file: Any = io.BytesIO()
-    # On failure the exporter prints all of the graph.
+    # On failure the exporter prints the whole graph.
     with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")  # that this exporter is the older one; the newer needs one more package
+        warnings.simplefilter("ignore")  # torch deprecates this exporter; the new one needs another package
         try:
             torch.onnx.export(
                 UnitRange(network.half() if half else network),
@@ -148,7 +147,7 @@ def to_onnx(network: nn.Module, metadata: Mapping[str, str], half: bool = False)
                 output_names=["sr"],
                 dynamic_axes={"lr": {2: "height", 3: "width"}, "sr": {2: "sr_height", 3: "sr_width"}},
             )
-        except Exception as error:  # whatever an operation that ONNX does not have makes the exporter raise
+        except Exception as error:  # the exporter raises many kinds for operations that ONNX lacks
             reason = " ".join(str(error).split("\n")[0].split())[:160] or type(error).__name__
             raise ValueError(f"ONNX cannot hold this network ({reason})") from None
     model = onnx.load_model_from_string(file.getvalue())
@@ -158,7 +157,7 @@ def to_onnx(network: nn.Module, metadata: Mapping[str, str], half: bool = False)
 
 
 def _mean_shift_entries(padding: str) -> dict[str, Tensor]:
-    """The mean shifts from [0,255] to our [-1,1] less the padding's colour, and from our output back."""
+    """Mean shifts from [0,255] to our [-1,1] minus the padding's colour, and from our output to [0,255]."""
     return {
         "sub_mean.weight": 2 / 255 * torch.eye(3).view(3, 3, 1, 1),
         "sub_mean.bias": -1 - padding_colour(padding).flatten(),
@@ -167,21 +166,24 @@ def _mean_shift_entries(padding: str) -> dict[str, Tensor]:
     }
 
 
-def to_edsr(model: str, scale: int, options: Mapping | None, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our EDSR -> the EDSR authors' layout (RGB, 0-255), res_scale 1. Raises ValueError for others."""
+def to_edsr(model: str, options: Mapping | None, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert our EDSR to the EDSR authors' layout (RGB in [0,255], res_scale 1).
+
+    Raises ValueError for other networks and for grey images.
+    """
     if model != "EDSR":
         raise ValueError(f"the EDSR authors' code has no {model}; use --to onnx or --to safetensors")
     if _is_grey(options):
-        raise ValueError("the EDSR authors' layout is of RGB, this network of grey; use --to onnx or --to safetensors")
+        raise ValueError("the EDSR authors' layout takes RGB, this network grey; use --to onnx or --to safetensors")
     folded = dict(state_dict)
-    for name in state_dict:  # the factor of a block's residual is that of its last convolution
+    for name in state_dict:
         if re.fullmatch(r"body\.\d+\.body\.2\.(weight|bias)", name):
             folded[name] = state_dict[name] * (options or {}).get("res_scale", 1.0)
     return {**_mean_shift_entries((options or {}).get("padding", "grey")), **folded}
 
 
 def run_edsr(weights: Mapping[str, Tensor], lr: Tensor) -> Tensor:
-    """Run a file in the EDSR authors' layout as their code does: lr (B,3,h,w) in [0,255] -> sr in [0,255]."""
+    """Run weights in the EDSR authors' layout: lr (B,3,h,w) -> sr (B,3,s*h,s*w), both in [0,255]."""
 
     def conv(x: Tensor, name: str) -> Tensor:
         weight = weights[f"{name}.weight"].float()
@@ -200,15 +202,15 @@ def run_edsr(weights: Mapping[str, Tensor], lr: Tensor) -> Tensor:
 
 
 def to_spandrel(model: str, scale: int, options: Mapping | None, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A network of ours -> the layout that spandrel reads, for images in [0,1].
+    """Convert one of our networks to the layout that spandrel reads, for images in [0,1].
 
-    Raises ValueError with the reason and the way out where spandrel has no place for it.
+    Raises ValueError, with the reason and a remedy, for a network that spandrel cannot represent exactly.
     """
     others = "use --to onnx or --to safetensors"
-    if model.startswith("spandrel:"):
+    if model.startswith(PREFIX):
         return {name.removeprefix("spandrel."): value for name, value in state_dict.items()}
     if _is_grey(options):
-        raise ValueError(f"for spandrel the network is of RGB, this one of grey; {others}")
+        raise ValueError(f"spandrel's networks take RGB, this one grey; {others}")
     chosen = defaults_of(model) | dict(options or {})
     if model == "RCAN":
         if scale in (4, 8) and chosen["upsample"] != "two-step":
@@ -220,19 +222,20 @@ def to_spandrel(model: str, scale: int, options: Mapping | None, state_dict: Map
         return {**_mean_shift_entries(chosen["padding"]), **state_dict}
     if model == "RRDBNet":
         if scale == 3:
-            raise ValueError(f"spandrel takes an RRDBNet x3 for x2 without a word; {others}")
+            raise ValueError(f"spandrel silently loads an RRDBNet x3 as x2; {others}")
         if chosen["growth"] != 32:
-            raise ValueError(f"spandrel reads RRDBNet with growth=32 alone, this one has {chosen['growth']}; {others}")
+            raise ValueError(f"spandrel reads RRDBNet with growth=32 only, this one has {chosen['growth']}; {others}")
         if chosen["padding"] != "black":
             raise ValueError(
-                f"spandrel's RRDBNet pads images with black, this one with {chosen['padding']}: other near borders; "
-                f"train on from here with --model-options padding=black (--init keeps the inside), or {others}"
+                f"spandrel's RRDBNet pads images with black, this one with {chosen['padding']}: borders differ; "
+                f"go on training with --model-options padding=black (--init changes the borders alone), or {others}"
             )
         return rescaled(state_dict, 2.0, "conv_last", offset=0.5)
     if model in ("HAT", "HAT-TLW"):
         if (state_dict["mean"] - padding_colour("mean")).abs().max() > 1e-6:
             raise ValueError(
-                "spandrel's HAT subtracts DIV2K's RGB mean, this one another (the TLW authors'); use --to safetensors"
+                "spandrel's HAT subtracts DIV2K's RGB mean, this one another mean (the TLW authors'); "
+                "use --to safetensors"
             )
         if chosen["conv_scale"] != 0.01:
             found = chosen["conv_scale"]

@@ -3,8 +3,8 @@
 Chen et al., "Activating More Pixels in Image Super-Resolution Transformer", CVPR 2023, arXiv 2205.04437.
 
 Parameter and buffer names are those of the authors' release (plus `mean`, which theirs does not store). Inside the
-body, features are channels-last, (B,H,W,C), with H and W multiples of the window; a window of side m holds n = m*m
-positions and N is the number of windows in all images.
+body, features are channels-last, (B,H,W,C), with H and W multiples of the window's side. A window holds n positions;
+N is the number of windows in the batch.
 """
 
 import torch
@@ -20,17 +20,16 @@ from .upsample import STEPS, PixelShuffleUpsampler, reflect_to_multiple
 
 
 def self_attention_index(window: int) -> Tensor:
-    """(n,n): the row of the bias table for each pair of a query's and a key's position in one window."""
+    """The bias table's row for each pair of a query's and a key's position in a window, (n,n)."""
     position = torch.cartesian_prod(torch.arange(window), torch.arange(window))
     offset = position[:, None] - position[None, :] + window - 1
     return offset[..., 0] * (2 * window - 1) + offset[..., 1]
 
 
 def overlapping_attention_index(window: int, key_window: int) -> Tensor:
-    """(window^2, key_window^2): the same for keys from an enlarged window around the queries' one.
+    """The same for keys from an enlarged window around the queries' window, (window^2, key_window^2).
 
-    The authors' offset makes some rows negative, which indexing counts from the table's end. It is kept: trained
-    tables depend on it.
+    The authors' offset makes some rows negative, that is, counted from the table's end. Trained tables depend on it.
     """
     query = torch.cartesian_prod(torch.arange(window), torch.arange(window))
     key = torch.cartesian_prod(torch.arange(key_window), torch.arange(key_window))
@@ -39,19 +38,19 @@ def overlapping_attention_index(window: int, key_window: int) -> Tensor:
 
 
 def bias_of(table: Tensor, index: Tensor) -> Tensor:
-    """A bias table (rows,heads) and the row of each pair (n,m) -> (heads,n,m)."""
+    """Look up a bias table (rows,heads) at an index (n,m) of rows -> (heads,n,m)."""
     return table.index_select(0, index.flatten() % len(table)).T.reshape(-1, *index.shape)
 
 
 def _rand_of_batch(samples: int, device: torch.device) -> Tensor:
-    """Uniform random numbers (samples,): this rank's part of those drawn for the global batch."""
+    """This rank's part (samples,) of the uniform random numbers drawn for the global batch."""
     parallel = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
     return torch.rand(world_size * samples, device=device)[rank * samples : (rank + 1) * samples]
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., ECCV 2016): in training, zero a branch for random samples."""
+    """Stochastic depth (Huang et al., ECCV 2016): in train mode, drop a branch for random samples."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -98,7 +97,7 @@ class ConvBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between, on every position."""
+    """Two linear layers with GELU in between, applied to each position."""
 
     def __init__(self, channels: int, ratio: float) -> None:
         super().__init__()
@@ -110,7 +109,7 @@ class MLP(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention inside windows: (N*n,C) -> (N*n,C), window after window."""
+    """Self-attention inside windows: (N*n,C) -> (N*n,C), one window after another."""
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
@@ -157,10 +156,7 @@ class HybridAttentionBlock(nn.Module):
 
 
 class OverlappingAttentionBlock(nn.Module):
-    """OCAB: a window's queries attend to keys of a larger window around it, then an MLP.
-
-    Outside of the image keys and values are zeros.
-    """
+    """OCAB: attention to keys of a larger window around it, zeros outside the image, then an MLP."""
 
     def __init__(self, channels: int, heads: int, window: int, key_window: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -207,9 +203,8 @@ class ResidualGroup(nn.Module):
 class HAT(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    Images of any size are extended inside. The defaults are the published HAT (20,772,507 parameters at x4). `channels`
-    is the width after the body. The buffer `mean` is subtracted from the input and added to the output; it is DIV2K's,
-    moved to [-1,1].
+    lr of any size is padded to multiples of the window. The defaults are the published HAT (20,772,507 parameters at
+    x4). channels: the width after the body. mean: subtracted from lr and added to sr, DIV2K's RGB mean in [-1,1].
     """
 
     mean: Tensor
@@ -233,11 +228,11 @@ class HAT(SRNetwork):
         super().__init__(scale, feature_channels=channels, colours=colours)
         for option, value, most in (("window", window, 64), ("overlap_ratio", overlap_ratio, 1)):
             if value > most:  # the attention of a window of side m takes m^4 numbers
-                raise ValueError(f"{option}={value} is beyond {most}; use {most} or less")
+                raise ValueError(f"{option}={value} is too large; use {most} or less")
         if len(heads) != len(depths):
-            raise ValueError(f"heads={heads} has not one number for each of depths={depths}")
+            raise ValueError(f"heads={heads} and depths={depths} differ in length; give one number of heads per depth")
         if not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path={drop_path} is no probability below 1; use 0.1")
+            raise ValueError(f"drop_path={drop_path} is not a probability below 1; use 0.1")
         key_window = window + int(window * overlap_ratio)
         if (key_window - window) % 2:
             raise ValueError(
@@ -286,7 +281,7 @@ class HAT(SRNetwork):
                 nn.init.zeros_(layer.bias)
 
     def forward_body(self, lr: Tensor) -> Tensor:
-        """lr (B,3,h,w) -> (B,channels,H,W), H and W the next multiples of the window, before cropping."""
+        """lr (B,3,h,w) -> (B,channels,H,W), with h and w rounded up to multiples of the window."""
         x = self.conv_first(reflect_to_multiple(lr - self.mean, self.window))
         y = self.patch_embed["norm"](x.permute(0, 2, 3, 1))
         batch, height, width, _ = y.shape
@@ -302,7 +297,7 @@ class HAT(SRNetwork):
         return self.forward_body(lr)[:, :, : lr.shape[2], : lr.shape[3]]
 
     def forward_head(self, lr: Tensor, features: Tensor) -> Tensor:
-        """The body's features, before cropping, and the lr they come from -> sr, not cropped either."""
+        """forward_body's features (B,channels,H,W) -> sr (B,3,s*H,s*W), not yet cropped to lr's size."""
         return self.conv_last(self.upsample(features)) + self.mean
 
     def forward_with_features(self, lr: Tensor) -> tuple[Tensor, Tensor]:

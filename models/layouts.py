@@ -1,14 +1,13 @@
-"""State dicts in the layouts of other toolkits -> those of our networks; back: models/export.py.
+"""Convert state dicts from other toolkits' layouts to ours. models/export.py converts them back.
 
-Ours take and give RGB in [-1,1], theirs [0,1] or [0,255], some with a mean shift around the network. Where their first
-convolution sees a * (x - colour), x the image in [-1,1], ours sees x - colour (option padding, see models/padding.py).
-(Leaky) ReLUs keep scales: with the same weights and all biases divided by a, features are theirs divided by a, and the
-last convolution's bias moves the output. Only the gates of RCAN's channel attention want their input as it was: the
-weights before them are multiplied by a. All that is exact but for rounding, borders included. Weights stay of their
-size, so that a training can continue with the usual learning rate.
+Our networks map RGB in [-1,1], theirs [0,1] or [0,255], some with mean shifts around the network. Their first
+convolution takes a * (x - colour), x the image in [-1,1]; ours takes x - colour (see models/padding.py). (Leaky) ReLU
+is homogeneous: if we keep the weights and divide all biases by a, our features are theirs divided by a, and the last
+convolution restores range and offset. Only the gates of RCAN's channel attention need their original input, so the
+weights before them are multiplied by a. The result is exact up to rounding, borders included. The weights keep their
+magnitude, so that training can continue with the usual learning rate.
 
-`import_weights` takes a state dict as torch.load returns it, and leaves it untouched. What is said of names and ranges
-was checked against spandrel 0.4 and, in the tests, against networks written from the papers.
+The names and ranges were checked against spandrel 0.4 and, in the tests, against networks written from the papers.
 """
 
 import math
@@ -24,7 +23,7 @@ from .padding import DIV2K_MEAN, padding_colour
 
 StateDict = Mapping[str, Tensor]
 
-# What each source is, in words; "--source NAME" on the command line.
+# The values of --source, and their descriptions.
 SOURCES = {
     "tlw": "the TLW authors' (BGR, [-1,1])",
     "edsr": "the EDSR authors' (RGB, 0-255, mean shift)",
@@ -32,13 +31,13 @@ SOURCES = {
     "basicsr": "BasicSR's (RGB, [0,1])",
     "hat": "the HAT authors' (RGB, [0,1])",
 }
-# Under which keys files have their weights; of several the first is taken.
+# Keys under which files hold their weights; the first one found is used.
 WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 LAST = {"EDSR": "tail.1", "RCAN": "tail.1", "RRDBNet": "conv_last", "SRResNet": "conv_last"}
 
 
 class Imported(NamedTuple):
-    """A network of ours: what build_network takes, its state dict, and a line for each assumption."""
+    """An imported network: arguments of build_network, its state dict, and one line per assumption made."""
 
     model: str
     scale: int | None  # None: the weights do not tell
@@ -48,9 +47,9 @@ class Imported(NamedTuple):
 
 
 def unwrap(state_dict: Mapping) -> tuple[dict[str, Tensor], str]:
-    """The weights in a file without DataParallel's "module.", and the key that they were under ("": none).
+    """Return a file's weights, without DataParallel's "module.", and the key that held them ("" if none).
 
-    Raises ValueError if there are none.
+    Raises ValueError unless they are tensors by name.
     """
     key = next((key for key in WRAPPERS if isinstance(state_dict.get(key), Mapping)), "")
     weights = dict(state_dict[key] if key else state_dict)
@@ -63,7 +62,7 @@ def unwrap(state_dict: Mapping) -> tuple[dict[str, Tensor], str]:
 
 
 def sources_of(weights: StateDict) -> list[str]:
-    """Whose the weights can be, by their names: none, one or, for an EDSR, two of SOURCES."""
+    """The SOURCES that the weights may come from, by their names: none, one or, for an EDSR, two."""
     kind = released.looks_like(weights)
     if kind in ("UHAT", "HAT-TLW", "VDSR", "RCAN"):
         return ["tlw"]
@@ -77,26 +76,27 @@ def sources_of(weights: StateDict) -> list[str]:
         return []
     shift = weights.get("sub_mean.weight", torch.zeros(9))
     ours = shift.numel() == 9 and torch.allclose(shift.reshape(3, 3).float(), 2 / 255 * torch.eye(3), atol=1e-6)
-    return ["edsr"] if ours else ["tlw", "edsr"]  # ours: what export.py writes for the EDSR authors' code
+    return ["edsr"] if ours else ["tlw", "edsr"]  # export.py's mean shift tells its files from the others
 
 
 def import_weights(
     content: Mapping, source: str | None = None, scale: int | None = None, res_scale: float | None = None
 ) -> Imported:
-    """A file's content -> a network of ours that gives the same images.
+    """Convert a file's content, as torch.load returns it, to a network of ours with the same output.
 
     Args:
-        source: whose it is, one of SOURCES; None: by its names.
-        scale: needed where the weights do not tell it (VDSR).
-        res_scale: EDSR's residual scaling, which the weights do not tell; None: the authors' for this size.
+        content: a state dict, perhaps under one of WRAPPERS; it is not changed.
+        source: one of SOURCES; None: found by the names.
+        scale: for weights whose shapes do not tell it (VDSR).
+        res_scale: EDSR's residual scaling, which the weights do not tell; None: the authors' for this width.
 
-    Raises ValueError if it is of no known kind, or could be of two.
+    Raises ValueError for unknown or ambiguous names, or if source or scale contradicts the weights.
     """
     weights, key = unwrap(content)
     found = sources_of(weights)
     if source is None and len(found) > 1:
         choices = " or ".join(f"--source {name} for {SOURCES[name]}" for name in found)
-        raise ValueError(f"an EDSR can be of two sources, with other ranges and channels; expected {choices}")
+        raise ValueError(f"an EDSR can be of two sources, which differ in range and channel order; expected {choices}")
     if not found or source not in (None, *found):
         names = ", ".join([*weights][:3])
         said = f"names like those of {' or '.join(SOURCES[name] for name in found)}" if found else f"names like {names}"
@@ -115,17 +115,17 @@ def import_weights(
 
 
 def count(weights: StateDict, pattern: str) -> int:
-    """One more than the largest number that the pattern's group has among the names."""
+    """One more than the largest number that the pattern's group matches in the names; 0 without a match."""
     return 1 + max((int(m[1]) for name in weights if (m := re.match(pattern, name))), default=-1)
 
 
 def _divisor(whole: int, part: int, usual: int) -> int:
-    """r with whole // r == part: the usual one if it fits, else the smallest."""
+    """Find r with whole // r == part: `usual` if it fits, else the smallest."""
     return next(r for r in (usual, *range(1, whole + 1)) if whole // r == part)
 
 
 def _ratio(part: int, whole: int) -> float:
-    """r with int(whole * r) == part, part / whole where that is one."""
+    """Find r with int(whole * r) == part: part / whole if rounding allows it."""
     return part / whole if int(whole * (part / whole)) == part else (part + 0.5) / whole
 
 
@@ -148,7 +148,7 @@ def _hat_options(w: StateDict) -> dict:
 
 
 def options_of(model: str, w: StateDict) -> dict:
-    """The options of our network `model` that its state dict's shapes tell, if they are no defaults."""
+    """The options of our network `model` that its shapes reveal and that differ from the defaults."""
     if model == "EDSR":
         options = {"channels": len(w["head.0.weight"]), "blocks": count(w, r"body\.(\d+)\.body\.")}
     elif model == "RCAN":
@@ -173,12 +173,12 @@ def options_of(model: str, w: StateDict) -> dict:
 
 
 def defaults_of(model: str) -> dict:
-    """The options of our network `model` with their defaults."""
+    """The options of our network `model` with their defaults, tuples as lists."""
     return {name: list(x) if isinstance(x, tuple) else x for name, x in option_defaults(model).items()}
 
 
 def without_defaults(model: str, options: Mapping) -> dict:
-    """The options that are not their defaults."""
+    """The options that differ from the defaults."""
     defaults = defaults_of(model)
     return {name: value for name, value in options.items() if value != defaults[name]}
 
@@ -186,9 +186,9 @@ def without_defaults(model: str, options: Mapping) -> dict:
 def rescaled(
     state_dict: StateDict, a: float, last: str, gain: float = 1.0, offset: float | Tensor = 0.0
 ) -> dict[str, Tensor]:
-    """The network with the features of state_dict divided by a, and the output gain * theirs + offset.
+    """Divide a network's features by a, and turn its output y into gain * y / a + offset.
 
-    last: its last convolution. offset: a number, or one for each channel.
+    last: the name of its last convolution. offset: a number, or one for each channel.
     """
     exact = {name: value.double() if value.is_floating_point() else value for name, value in state_dict.items()}
     for name in exact:
@@ -202,9 +202,9 @@ def rescaled(
 
 
 class MeanShift(NamedTuple):
-    """The shifts around a network in [0,255].
+    """The mean shifts around a network: scale * x + shift before it, back_scale * y + back_shift after it.
 
-    It sees scale * y + shift and gives (r - back_shift) / back_scale.
+    Images x are in [0,255].
     """
 
     scale: float
@@ -217,9 +217,9 @@ DIV2K_SHIFT = MeanShift(1.0, -255 * torch.tensor(DIV2K_MEAN), 1.0, 255 * torch.t
 
 
 def _split_mean_shift(weights: StateDict) -> tuple[dict[str, Tensor], MeanShift | None]:
-    """The weights without the entries of the mean shifts, and those; None where there are none.
+    """Separate the weights from the mean shift, which is None if an entry is missing.
 
-    Raises ValueError if a shift mixes channels or scales them apart.
+    Raises ValueError if a shift mixes channels or scales them differently.
     """
     rest = {name: value for name, value in weights.items() if not name.startswith(("sub_mean.", "add_mean."))}
     if "sub_mean.weight" not in weights or "add_mean.weight" not in weights:
@@ -228,21 +228,21 @@ def _split_mean_shift(weights: StateDict) -> tuple[dict[str, Tensor], MeanShift 
     for name in ("sub_mean.weight", "add_mean.weight"):
         matrix = weights[name].reshape(3, 3)
         if not torch.allclose(matrix, matrix[0, 0] * torch.eye(3)) or matrix[0, 0] <= 0:
-            raise ValueError(f"{name} is no multiple of the identity; such a shift has no place in our networks")
+            raise ValueError(f"{name} is no multiple of the identity; our networks cannot represent such a mean shift")
         scales.append(float(matrix[0, 0]))
     return rest, MeanShift(scales[0], weights["sub_mean.bias"], scales[1], weights["add_mean.bias"])
 
 
 def _in_our_range(model: str, weights: StateDict, shift: MeanShift) -> tuple[dict[str, Tensor], str]:
-    """Weights (in our names) of a network in [0,255] with this shift -> our state dict, and its padding."""
-    a = 127.5 * shift.scale  # the first convolution sees scale * 127.5 * (x + 1) + shift = a * (x - colour)
+    """Convert weights (in our names) with this mean shift to our state dict and option `padding`."""
+    a = 127.5 * shift.scale  # the first convolution takes scale * 127.5 * (x + 1) + shift = a * (x - colour)
     colour = -(a + shift.shift.double()) / a
     padding = next(
         (p for p in ("mean", "grey", "black") if (padding_colour(p).flatten() - colour).abs().max() < 1e-5), ""
     )
     if not padding:
         found = ", ".join(f"{(c + 1) / 2:.4f}" for c in colour.tolist())
-        raise ValueError(f"its mean shift is by ({found}) of [0,1]; expected DIV2K's mean, 0.5 or 0")
+        raise ValueError(f"its mean shift is by ({found}) in [0,1]; expected DIV2K's mean, 0.5 or 0")
     offset = shift.back_shift.double() / 127.5 - 1
     return rescaled(weights, a, LAST[model], shift.back_scale * a / 127.5, offset), padding
 
@@ -254,9 +254,11 @@ def _imported(model: str, state_dict: dict[str, Tensor], scale: int | None, padd
 
 
 def _scale_residuals(weights: StateDict, res_scale: float | None) -> tuple[dict[str, Tensor], list[str]]:
-    """EDSR's residual scaling moved into its convolutions (our EDSR has none), and what was assumed of it."""
-    chosen = res_scale if res_scale is not None else 0.1 if len(weights["head.0.weight"]) == 256 else 1.0
-    size = "256 channels" if len(weights["head.0.weight"]) == 256 else "this size"
+    """Fold EDSR's residual scaling into its convolutions, for res_scale=1; also list the assumption made."""
+    wide = len(weights["head.0.weight"]) == 256
+    chosen, size = res_scale, "256 channels" if wide else "this size"
+    if chosen is None:
+        chosen = 0.1 if wide else 1.0
     assumed = [] if res_scale is not None else [f"res_scale {chosen:g}, the authors' for {size} (else: --res-scale)"]
     scaled = {
         name: value * chosen if re.match(r"body\.\d+\.body\.2\.", name) else value for name, value in weights.items()
@@ -278,19 +280,19 @@ def from_edsr(weights: StateDict, res_scale: float | None = None) -> Imported:
     weights, shift = _split_mean_shift(weights)
     weights, assumed = _scale_residuals(weights, res_scale)
     if shift is None:
-        shift, assumed = DIV2K_SHIFT, [*assumed, "DIV2K's mean shift, the file holds none"]
+        shift, assumed = DIV2K_SHIFT, [*assumed, "DIV2K's mean shift, for the file holds none"]
     ours, padding = _in_our_range("EDSR", weights, shift)
     return _imported("EDSR", ours, released.scale_from_shapes(ours), padding, assumed)
 
 
 def from_rcan(weights: StateDict, res_scale: float | None = None) -> Imported:
-    """The RCAN authors' RCAN -> ours; a file without mean shift is taken for [0,1], as spandrel does."""
+    """The RCAN authors' RCAN -> ours; without a mean shift its range is taken as [0,1], as in spandrel."""
     weights, shift = _split_mean_shift(weights)
     if "head.0.weight" not in weights:
-        raise ValueError("an RCAN behind pixel-unshuffle, another network; train it with --model spandrel:FILE")
+        raise ValueError("an RCAN with pixel-unshuffle, which ours has not; train it with --model spandrel:FILE")
     if shift is None:
         ours, padding = rescaled(weights, 0.5, "tail.1", offset=-1.0), "black"
-        assumed = ["[0,1] without mean shift, the file holds none"]
+        assumed = ["images in [0,1], for the file holds no mean shift"]
     else:
         (ours, padding), assumed = _in_our_range("RCAN", weights, shift), []
     return _imported("RCAN", ours, released.scale_from_shapes(ours), padding, assumed)
@@ -302,8 +304,8 @@ def from_hat(weights: StateDict, res_scale: float | None = None) -> Imported:
     return _imported("HAT", ours, released.scale_from_shapes(ours), "grey")
 
 
-# By names that tell BasicSR's networks, and ESRGAN's in its two older layouts: ours, and (pattern, replacement) pairs
-# that turn their names into ours. {N} is the number of blocks or groups, {M} that of blocks in a group.
+# Names that identify BasicSR's networks, and ESRGAN's two older layouts -> our network, and (pattern, replacement)
+# pairs that turn the names into ours. {N} is the number of blocks or groups, {M} that of blocks in a group.
 TAIL = ((r"^upsample\.", "tail.0."), (r"^conv_last\.", "tail.1."))
 BASICSR = {
     ("body.0.conv1.weight", "conv_after_body.weight"): (
@@ -352,14 +354,14 @@ def from_basicsr(weights: StateDict, res_scale: float | None = None) -> Imported
     first = named.get("head.0.weight", named.get("conv_first.weight"))
     if first is not None and first.shape[1] != 3:
         raise ValueError(
-            f"takes {first.shape[1]} channels: Real-ESRGAN's network behind pixel-unshuffle, or not RGB; "
+            f"takes {first.shape[1]} channels: Real-ESRGAN's network with pixel-unshuffle, or not RGB; "
             "train it with --model spandrel:FILE"
         )
     if model in ("EDSR", "RCAN"):
         named, assumed = _scale_residuals(named, res_scale) if model == "EDSR" else (named, [])
         ours, padding = _in_our_range(model, named, DIV2K_SHIFT)
         return _imported(model, ours, released.scale_from_shapes(ours), padding, assumed)
-    # A residual to a bilinearly enlarged image (SRResNet) has no offset of its own.
+    # SRResNet's output is a residual, which the change of range does not shift.
     ours = rescaled(named, 0.5, "conv_last", offset=0.0 if model == "SRResNet" else -1.0)
     scale = released.scale_from_shapes(ours) if model == "SRResNet" else 2 ** count(named, r"conv_up(\d)\.") // 2
     if scale not in (2, 4) and model == "RRDBNet":

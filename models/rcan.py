@@ -3,8 +3,8 @@
 Zhang et al., "Image Super-Resolution Using Very Deep Residual Channel Attention Networks", ECCV 2018, arXiv 1807.02758.
 
 Without mean shift and with a single PixelShuffle(scale), as in the TLW paper (arXiv 2301.10575). The RCAN authors'
-own x4 network upsamples in two steps of x2, their x8 in three: upsample=two-step. Parameter names are those of the
-RCAN authors' release.
+networks upsample in steps of x2, two for x4 and three for x8: upsample=two-step. Parameter names are those of their
+release.
 """
 
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class ResidualChannelAttentionBlock(nn.Module):
 
 
 class ResidualGroup(nn.Module):
-    """A chain of blocks, a conv and a skip over all of them: (B,C,h,w) -> (B,C,h,w)."""
+    """A chain of blocks, a conv and a skip around them: (B,C,h,w) -> (B,C,h,w)."""
 
     def __init__(self, channels: int, blocks: int, reduction: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class ResidualGroup(nn.Module):
 class RCAN(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    padding: see models/padding.py.
+    upsample: "one-step" or "two-step", see above. padding: see models/padding.py.
     """
 
     scales = (1, 2, 3, 4, 8)

@@ -1,7 +1,7 @@
 """Checkpoints that others released, converted to state dicts of our networks.
 
-Two kinds: the TLW authors' (arXiv 2301.10575; BGR, [-1,1]) and the HAT authors' (arXiv 2205.04437; RGB, [0,1]). All
-functions take a state dict as torch.load returns it and leave it untouched.
+Two kinds: the TLW authors' (arXiv 2301.10575; BGR, [-1,1]) and the HAT authors' (arXiv 2205.04437; RGB, [0,1]).
+Functions take a state dict as torch.load returns it and do not change it.
 """
 
 import re
@@ -18,7 +18,7 @@ StateDict = Mapping[str, Tensor]
 RELEASED_TLW = ("EDSR", "RCAN", "VDSR", "HAT-TLW")
 HEAD = "u_estimator."  # the uncertainty head of UHAT, which is HAT-TLW with that head
 
-# One key per kind of checkpoint that tells it from the others; the first match counts.
+# One key that identifies each kind of checkpoint; the first match counts.
 SIGNATURES = {
     "UHAT": "u_estimator.1.weight",
     "HAT-TLW": "net.conv_first.weight",
@@ -30,7 +30,7 @@ SIGNATURES = {
     "published HAT": "layers.0.residual_group.overlap_attn.qkv.weight",
 }
 
-# What to do with each kind if another was expected.
+# The advice for each kind if another was expected.
 REMEDIES = {
     "UHAT": "convert without_uncertainty(state_dict) as HAT-TLW, its head with uncertainty_from_released(state_dict)",
     **{name: f"convert it with from_released_tlw(state_dict, {name!r})" for name in RELEASED_TLW},
@@ -55,7 +55,7 @@ RENAMES = {
     "VDSR": ((r"^conv1\.", "head."), (r"^trunk\.(\d+)\.conv\.", r"body.\1.0."), (r"^conv2\.", "tail.")),
     "HAT-TLW": ((r"^net\.", ""),),
 }
-# Our names of the convolutions that take the image in and give it out.
+# Our names of the first and last convolutions.
 OUTER_CONVS = {
     "EDSR": ("head.0", "tail.1"),
     "RCAN": ("head.0", "tail.1"),
@@ -65,7 +65,7 @@ OUTER_CONVS = {
 
 
 def looks_like(state_dict: StateDict) -> str:
-    """Name what a state dict holds, by its keys: one of SIGNATURES, or a few words for anything else."""
+    """Name the kind of a state dict: a key of SIGNATURES, or a phrase that describes it as unknown."""
     for kind, key in SIGNATURES.items():
         if key in state_dict:
             return kind
@@ -76,24 +76,24 @@ def expect(state_dict: StateDict, *kinds: str) -> str:
     """Return the state dict's kind; raise ValueError if it is none of `kinds`."""
     found = looks_like(state_dict)
     if found not in kinds:
-        remedy = REMEDIES.get(found, "check which network the file is of")
+        remedy = REMEDIES.get(found, "check which network the file holds")
         raise ValueError(f"the state dict looks like {found}; expected {' or '.join(kinds)}; {remedy}")
     return found
 
 
 def released_model_of(state_dict: StateDict) -> str:
-    """Name the TLW authors' network of a state dict: "EDSR", "RCAN", "VDSR" or "HAT-TLW".
+    """Name the TLW authors' network in a state dict: "EDSR", "RCAN", "VDSR" or "HAT-TLW"; else ValueError.
 
-    The EDSR authors' own release (RGB, 0-255) and our EDSR have the same names as the TLW authors' EDSR: only a
-    file's origin tells these three apart.
+    The EDSR authors' release (RGB, 0-255), the TLW authors' EDSR and ours have the same parameter names: only a file's
+    origin tells them apart.
     """
     return expect(state_dict, *RELEASED_TLW)
 
 
 def scale_from_shapes(state_dict: StateDict) -> int | None:
-    """The scale of a released checkpoint, or of one of ours, from its upsampler.
+    """The scale of a released checkpoint or one of ours, from its upsampler's shapes.
 
-    None if the shapes do not tell: VDSR has no upsampler, and RRDBNet's nearest upsampling no weights.
+    None for x1 and for VDSR and RRDBNet, whose upsampling has no weights.
     """
     scale = 1
     for name, value in state_dict.items():
@@ -103,7 +103,7 @@ def scale_from_shapes(state_dict: StateDict) -> int | None:
 
 
 def swap_channels(state_dict: dict[str, Tensor], first: str, last: str) -> dict[str, Tensor]:
-    """Turn a BGR network into an RGB one: `first` and `last` are the names of its outermost convolutions."""
+    """Turn a BGR network into an RGB one; first, last: the names of its first and last convolutions."""
     swapped = dict(state_dict)
     swapped[f"{first}.weight"] = state_dict[f"{first}.weight"].flip(1)
     for name in (f"{last}.weight", f"{last}.bias"):
@@ -113,7 +113,10 @@ def swap_channels(state_dict: dict[str, Tensor], first: str, last: str) -> dict[
 
 
 def from_released_tlw(state_dict: StateDict, model_name: str) -> dict[str, Tensor]:
-    """The TLW authors' EDSR, RCAN, VDSR or HAT-TLW (BGR, [-1,1]) -> the state dict of our network."""
+    """The TLW authors' EDSR, RCAN, VDSR or HAT-TLW (BGR, [-1,1]) -> the state dict of our network.
+
+    Raises ValueError if state_dict is not of model_name.
+    """
     if model_name not in RELEASED_TLW:
         raise ValueError(f"model_name={model_name!r} was not released; use one of {', '.join(RELEASED_TLW)}")
     expect(state_dict, model_name)
@@ -125,7 +128,7 @@ def from_released_tlw(state_dict: StateDict, model_name: str) -> dict[str, Tenso
     if model_name == "EDSR":  # the file holds mean shifts that its network never applies
         ours = {name: value for name, value in ours.items() if not name.startswith(("sub_mean.", "add_mean."))}
     if model_name == "HAT-TLW":
-        # The RGB mean of [0,1] images, applied as it is to BGR images in [-1,1].
+        # Their code subtracts the RGB mean of [0,1] images, unchanged, from BGR images in [-1,1].
         ours["mean"] = torch.tensor(DIV2K_MEAN).flip(0).view(1, 3, 1, 1)
     return swap_channels(ours, *OUTER_CONVS[model_name])
 
@@ -133,9 +136,8 @@ def from_released_tlw(state_dict: StateDict, model_name: str) -> dict[str, Tenso
 def from_published_hat(state_dict: StateDict) -> dict[str, Tensor]:
     """The HAT authors' checkpoint (RGB, [0,1]) -> our HAT's state dict.
 
-    It is bare, or under "params_ema" or "params".
-
-    Our [-1,1] moves into the outermost convolutions and the mean, exactly: the factors are powers of two.
+    The weights may be under "params_ema" or "params". The outermost convolutions and the mean absorb the change to
+    [-1,1]. Raises ValueError for other checkpoints.
     """
     for key in ("params_ema", "params"):
         inner: Any = state_dict.get(key, state_dict)
@@ -150,10 +152,10 @@ def from_published_hat(state_dict: StateDict) -> dict[str, Tensor]:
 
 
 def weighting_from_released(state_dict: StateDict) -> dict[str, Tensor]:
-    """The TLW authors' weighting network (BGR) -> our WeightingNet's state dict (RGB); names are equal."""
+    """The TLW authors' weighting network (BGR) -> our WeightingNet's state dict (RGB)."""
     expect(state_dict, "weighting network")
     ours = swap_channels(dict(state_dict), "conv.0", "conv.9")
-    # The input is cat([hr, sr]): two images, each with its channels to swap, in their order.
+    # The input is cat([hr, sr]): the channels are swapped within each image.
     ours["conv.0.weight"] = state_dict["conv.0.weight"].unflatten(1, (2, 3)).flip(2).flatten(1, 2)
     return ours
 
@@ -165,6 +167,6 @@ def uncertainty_from_released(state_dict: StateDict) -> dict[str, Tensor]:
 
 
 def without_uncertainty(state_dict: StateDict) -> dict[str, Tensor]:
-    """The TLW authors' UHAT less its u_estimator: their HAT-TLW, for from_released_tlw."""
+    """The TLW authors' UHAT without its u_estimator: their HAT-TLW, for from_released_tlw."""
     expect(state_dict, "UHAT")
     return {name: value for name, value in state_dict.items() if not name.startswith(HEAD)}

@@ -4,7 +4,7 @@ Wang et al., ECCVW 2018, arXiv 1809.00219.
 
 The defaults are the published network (16,697,987 parameters at x4); parameter names are BasicSR's. At x2 and x3 there
 is one upsampling step instead of two, as in the authors' first code and BSRGAN's x2 network. BasicSR's own x2 network
-is another one (pixel unshuffle, then the x4 network): its checkpoints do not fit here.
+(pixel unshuffle, then the x4 network) is different, and its checkpoints do not fit.
 """
 
 import torch
@@ -21,7 +21,7 @@ SLOPE = 0.2  # of the leaky ReLUs
 
 
 class DenseBlock(nn.ModuleDict):
-    """Five convolutions, each of which sees the input and all outputs before it: (B,C,h,w) -> (B,C,h,w)."""
+    """Five densely connected convolutions and a scaled skip: (B,C,h,w) -> (B,C,h,w)."""
 
     def __init__(self, channels: int, growth: int) -> None:
         widths = [growth] * 4 + [channels]
@@ -39,7 +39,7 @@ class DenseBlock(nn.ModuleDict):
 
 
 class RRDB(nn.ModuleDict):
-    """Three dense blocks in a row and a skip around them: (B,C,h,w) -> (B,C,h,w)."""
+    """Three dense blocks in a row and a scaled skip around them: (B,C,h,w) -> (B,C,h,w)."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__({f"rdb{i}": DenseBlock(channels, growth) for i in (1, 2, 3)})
@@ -54,7 +54,7 @@ class RRDB(nn.ModuleDict):
 class RRDBNet(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    With padding=black it is theirs in [0,1] exactly: see models/padding.py.
+    padding="black" makes it equivalent to BasicSR's network in [0,1], see models/padding.py.
     """
 
     padding: Tensor

@@ -1,7 +1,7 @@
-"""Any single-image network that spandrel reads (github.com/chaiNNer-org/spandrel).
+"""Any single-image network that spandrel reads, for --model spandrel:FILE.
 
-`--model spandrel:FILE` trains one. spandrel finds the architecture and its sizes by the names and shapes of a state
-dict; so a checkpoint of ours, which holds them all, is enough to build the network again.
+spandrel (github.com/chaiNNer-org/spandrel) finds the architecture and its sizes from a state dict's names and shapes:
+a checkpoint alone is enough to build the network again.
 """
 
 import copy
@@ -19,19 +19,17 @@ MEAN_SHIFTS = ("sub_mean.", "add_mean.")  # constants that RCAN keeps among its 
 class SpandrelNetwork(nn.Module):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    Inside it is spandrel's network in [0,1].
-
-    It gives no features: losses that read them (UDL) cannot train it.
+    Inside, spandrel's network works in [0,1]. This class returns no features: losses that need them (UDL) cannot train it.
 
     Args:
-        weights: a state dict in a layout that spandrel reads, or one of this class.
-        scale: what the network's must be; None: any.
+        weights: a state dict in a layout that spandrel reads, or this class's own.
+        scale: the scale that the network must have; None: any.
 
-    Raises ValueError if spandrel is not installed, does not know the network, or it does not take one RGB image and
-    give one.
+    Raises ValueError if spandrel is not installed or does not know the network, or if the network does not map one RGB
+    image to another.
     """
 
-    receptive_radius = None  # unknown: it runs whole
+    receptive_radius = None  # unknown: the network runs on whole images
 
     def __init__(self, weights: Mapping[str, Tensor], scale: int | None = None) -> None:
         super().__init__()
@@ -54,12 +52,12 @@ class SpandrelNetwork(nn.Module):
         return 2 * sr[:, :, : height * self.scale, : width * self.scale] - 1
 
     def freeze_unused(self) -> None:
-        """Exclude from learning what gets no gradient, such as SPAN's copies of convolutions for inference.
+        """Freeze parameters without a gradient, such as SPAN's copies of convolutions for inference.
 
-        Raises ValueError if no parameter learns.
+        Raises ValueError if no parameter has one.
         """
         lr = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        probe = copy.deepcopy(self)  # BatchNorm's statistics change
+        probe = copy.deepcopy(self)  # the forward pass changes BatchNorm's statistics
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             sr = probe(lr)
             if not sr.requires_grad:
@@ -69,30 +67,27 @@ class SpandrelNetwork(nn.Module):
             parameter.requires_grad_(probed.grad is not None)
 
     def forward_with_features(self, lr: Tensor) -> tuple[Tensor, None]:
-        """sr, and None for the features that it does not give."""
+        """sr, and None in place of features."""
         return self(lr), None
 
 
 def describe(weights: Mapping[str, Tensor]):
-    """Have spandrel read a state dict: a spandrel.ImageModelDescriptor.
-
-    Raises ValueError, see SpandrelNetwork.
-    """
+    """Load a state dict as a spandrel.ImageModelDescriptor. Raises ValueError as SpandrelNetwork does."""
     try:
         import spandrel
     except ImportError:
         raise ValueError("needs spandrel, which is not installed; pip install spandrel") from None
     weights = {name.removeprefix("spandrel."): value for name, value in weights.items()}
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's, of what its networks call
+        with warnings.catch_warnings(action="ignore"):  # torch's deprecations, from spandrel's networks
             found = spandrel.ModelLoader().load_from_state_dict(spandrel.canonicalize_state_dict(weights))
     except spandrel.UnsupportedModelError:
         names = ", ".join(list(weights)[:3]) or "nothing"
         raise ValueError(f"spandrel does not know the network (its first entries: {names})") from None
-    except Exception as error:  # whatever a state dict with entries missing or odd makes an architecture raise
+    except Exception as error:  # architectures raise many kinds for missing or odd entries
         raise ValueError(f"spandrel cannot load it ({' '.join(str(error).split())[:160]})") from None
     if not isinstance(found, spandrel.ImageModelDescriptor) or found.purpose == "FaceSR":
-        raise ValueError(f"is no network that upscales images but spandrel's {found.architecture.name}")
+        raise ValueError(f"holds spandrel's {found.architecture.name}, which does not upscale single images")
     if (found.input_channels, found.output_channels) != (3, 3):
         channels = f"{found.input_channels} and {found.output_channels}"
         raise ValueError(f"takes and gives {channels} channels; expected RGB, 3 and 3")

@@ -2,9 +2,8 @@
 
 Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a GAN", CVPR 2017, arXiv 1609.04802.
 
-In the form without BatchNorm that BasicSR calls MSRResNet (1,517,571 parameters at x4): bilinear upsampling of lr and
-what it lacks. The authors of the Dual Perceptual loss leave the upsampling out (bilinear_skip=False): SRGAN-DP's
-generator makes the whole image. Parameter names are BasicSR's.
+This is BasicSR's MSRResNet (1,517,571 parameters at x4): without BatchNorm, it predicts the residual to lr's bilinear
+upsampling. SRGAN-DP's generator predicts the whole image instead (bilinear_skip=False). Parameter names are BasicSR's.
 """
 
 from collections.abc import Iterable
@@ -19,10 +18,10 @@ from .upsample import STEPS, conv_pixel_shuffle
 
 
 def init_small(convs: Iterable[Any]) -> None:
-    """Give convolutions a tenth of Kaiming's weights and a bias of 0, so that residuals start small.
+    """Initialise convolutions in place with a tenth of Kaiming's weights and zero biases.
 
-    In place, from torch's global random stream. ESRGAN (arXiv 1809.00219, section 3.1) says why: deep networks train
-    easier.
+    Deep residual networks train more easily so (ESRGAN, arXiv 1809.00219, section 3.1). Uses torch's global random
+    stream.
     """
     for conv in convs:
         nn.init.kaiming_normal_(conv.weight)
@@ -45,8 +44,8 @@ class ResBlock(nn.Module):
 class SRResNet(SRNetwork):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    bilinear_skip: add the network's output to lr's bilinear upsampling, instead of taking it as the image.
-    With padding=black it is BasicSR's in [0,1] exactly: see models/padding.py.
+    bilinear_skip: add lr's bilinear upsampling to the output.
+    padding: "black" makes it equivalent to BasicSR's network in [0,1], see models/padding.py.
     """
 
     padding: Tensor

@@ -1,4 +1,4 @@
-"""Sub-pixel upsampling (Shi et al., CVPR 2016, arXiv 1609.05158) and reflection to a multiple."""
+"""Sub-pixel upsampling (Shi et al., CVPR 2016, arXiv 1609.05158) and reflection padding to a multiple."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The factors by which most published networks reach a scale: x4 in two steps of x2.
+# Most published networks upsample by x4 in two steps of x2.
 STEPS: dict[int, tuple[int, ...]] = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 
 
 def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Extend (B,C,h,w) at the bottom and the right by reflection to multiples of `multiple`.
+    """Pad (B,C,h,w) at the bottom and the right by reflection to multiples of `multiple`.
 
-    An image smaller than the border to add, which torch's "reflect" refuses, is reflected repeatedly.
+    Unlike F.pad's "reflect" it also pads by more than the image's size, by repeated reflection.
     """
     for dim in (2, 3):
         size = x.shape[dim]
@@ -27,9 +27,8 @@ def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
 def conv_pixel_shuffle(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
     """PixelShuffle(factor)(conv(x)): (B,C,h,w) -> (B,C',factor*h,factor*w).
 
-    conv has a bias, one group, no dilation, and pads with zeros. In channels_last its output channels are put in the
-    order that the larger image has in memory: then the shuffle and its gradient copy whole pixels instead of single
-    values.
+    conv has a bias, one group, no dilation, and pads with zeros. For x in channels_last its output channels are first
+    sorted as they lie in the larger image: then the shuffle and its gradient copy whole pixels, not single values.
     """
     if not x.is_contiguous(memory_format=torch.channels_last):
         return F.pixel_shuffle(conv(x), factor)

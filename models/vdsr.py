@@ -1,4 +1,4 @@
-"""VDSR, a residual to bicubic upscaling.
+"""VDSR, which predicts the residual to bicubic upscaling.
 
 Kim et al., "Accurate Image Super-Resolution Using Very Deep Convolutional Networks", CVPR 2016, arXiv 1511.04587.
 
@@ -32,7 +32,7 @@ class VDSR(SRNetwork):
         self.tail = nn.Conv2d(channels, colours, 3, padding=1, bias=False)
 
     def bicubic(self, lr: Tensor) -> Tensor:
-        """lr (B,3,h,w) -> (B,3,s*h,s*w), the image that the network corrects."""
+        """lr (B,3,h,w) -> (B,3,s*h,s*w), the image to which the network adds its residual."""
         return F.interpolate(lr, scale_factor=self.scale, mode="bicubic", align_corners=False)
 
     def forward_features(self, lr: Tensor) -> Tensor:

@@ -302,7 +302,7 @@ def test_weights_keep_their_size():
 def test_our_edsr_in_the_authors_code(scale, padding):
     options = {"channels": 8, "blocks": 2, "padding": padding}
     ours = filled(build_network("EDSR", scale, options))
-    state = to_edsr("EDSR", scale, options, ours.state_dict())
+    state = to_edsr("EDSR", options, ours.state_dict())
     theirs = edsr_authors(scale).requires_grad_(False)
     theirs.load_state_dict(state)
     assert difference(theirs, ours) < 3e-6

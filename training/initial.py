@@ -100,7 +100,7 @@ def _refuse_two_sources(path: Path) -> None:
     weights, _ = unwrap(read_weights_file(path)[0])
     if len(sources := sources_of(weights)) > 1:
         raise ValueError(
-            "an EDSR can be of two sources, with other ranges and channels; convert it first with: "
+            "an EDSR can be of two sources, which differ in range and channel order; convert it first with: "
             f"python convert.py {path} --source {' (or '.join(sources)}), and name the run that it writes"
         )
 

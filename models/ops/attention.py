@@ -1,8 +1,8 @@
 """softmax(q k^T / sqrt(d) + bias + mask) v in windows that share a learned bias; window partition.
 
-torch's scaled_dot_product_attention has a fast kernel on the CPU, but not if the bias needs a gradient: then it falls
-back to plain operations, each of which writes and reads all logits of all windows. Here the forward uses the fast
-kernel, and the backward takes a few windows at a time, so that their logits stay in the cache.
+On the CPU torch's scaled_dot_product_attention has no fast kernel for a bias that needs a gradient: it falls back to
+plain operations, each of which reads and writes the logits of all windows. Here the forward uses the fast kernel, and
+the backward processes a few windows at a time, so that their logits stay in the cache.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _AT_ONCE = 1 << 20  # logits in the backward: 4 MB in float32, a part of the last-level cache
-_LANES = 8  # products with sides that are multiples of it are faster on CPUs
-_MAX_BATCH = 65535  # what CUDA's kernels take: they count the batch in a grid's third dimension
+_LANES = 8  # CPUs multiply matrices faster if their sides are multiples of it
+_MAX_BATCH = 65535  # the limit of CUDA's kernels, which put the batch in the grid's third dimension
 
 
 class Windows(NamedTuple):
-    """The partition of images (B,H,W,C) into windows of m x m positions, shifted cyclically or not.
+    """The partition of images (B,H,W,C) into windows of n positions, cyclically shifted or not.
 
-    order, inverse: the B*H*W positions in the order of the windows, and back. counts: the number of windows of each
-    kind. masks: what is added to each kind's logits, (kinds,m*m,m*m), or None; see `attend`.
+    order, inverse: the permutation of the B*H*W positions into windows, and back. counts: the number of windows of each
+    kind. masks: added to the logits of each kind, (kinds,n,n), or None; see `attend`.
     """
 
     order: Tensor
@@ -31,20 +31,20 @@ class Windows(NamedTuple):
     masks: Tensor | None
 
     def partition(self, x: Tensor) -> Tensor:
-        """(B,H,W,C) -> (B*H*W,C), window after window."""
+        """(B,H,W,C) -> (B*H*W,C), one window after another."""
         return _Reorder.apply(x.flatten(0, 2), self.order, self.inverse)
 
     def reverse(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """(B*H*W,C) or any shape of it -> (B,H,W,C), the inverse of partition."""
+        """(B*H*W,C), in any view -> `shape` (B,H,W,C); the inverse of partition."""
         return _Reorder.apply(x.reshape(-1, shape[-1]), self.inverse, self.order).view(shape)
 
 
 def window_partition(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Windows:
     """Partition images (batch,height,width) into windows shifted up and left by `shift`.
 
-    height and width are multiples of the window. With a shift, a window of the last row or column holds positions that
-    only the shift made neighbours: their mask is -100 between them. All other windows share one mask of zeros, so that
-    there are four kinds.
+    height and width are multiples of the window. The cyclic shift joins opposite borders in the windows of the last row
+    and column: the mask is -100 between positions that are not neighbours in the image. So there are four kinds of
+    windows: inside, last column, last row, corner.
     """
     rows, columns = ((torch.arange(size, device=device) + shift) % size for size in (height, width))
     order = torch.arange(batch, device=device)[:, None, None] * height * width + rows[:, None] * width + columns
@@ -72,7 +72,7 @@ def window_partition(batch: int, height: int, width: int, window: int, shift: in
 
 
 class _Reorder(torch.autograd.Function):
-    """x[order]; by the inverse order, its backward is an index_select too, not a scattered sum."""
+    """x[order], whose backward is an index_select by the inverse, not a scattered sum."""
 
     @staticmethod
     def forward(ctx, x, order, inverse):
@@ -121,13 +121,13 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, masks: Tensor | None
 
 
 class _Attention(torch.autograd.Function):
-    """`attend` on the CPU with a gradient for the bias; the backward computes the logits again."""
+    """`attend` on the CPU with a gradient for the bias; the backward recomputes the logits."""
 
     @staticmethod
     def forward(ctx, q, k, v, bias, masks, counts):
         ctx.save_for_backward(q, k, v, bias, masks)
         ctx.counts = counts
-        # Detached: the kernel is refused if the bias needs a gradient, even if none is recorded here.
+        # torch rejects the fast kernel if the bias requires a gradient, even where none is recorded.
         return _forward(q.detach(), k.detach(), v.detach(), bias.detach(), masks, counts)
 
     @staticmethod

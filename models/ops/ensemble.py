@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class SelfEnsemble(nn.Module):
-    """lr (B,3,h,w) -> the mean of upscale over the eight flips and transpositions of lr, each turned back.
+    """lr (B,3,h,w) -> the mean of upscale, float32, over the eight flips and transpositions of lr.
 
-    upscale: (B,3,h,w) -> (B,3,s*h,s*w), such as a network or a TiledUpscaler. It takes eight times as long, and
-    beyond upscale's memory that of two images. The mean is taken before anything is clamped or rounded.
+    upscale: (B,3,h,w) -> (B,3,s*h,s*w), such as a network or a TiledUpscaler. The ensemble takes eight times as long,
+    and memory for two more SR images.
     """
 
     def __init__(self, upscale: Callable[[Tensor], Tensor]) -> None:

@@ -1,7 +1,7 @@
 """F.linear(x, weight, bias) as a 1x1 convolution, which is faster on CPUs with AVX-512.
 
-torch hands float32 matrix products to MKL and convolutions to oneDNN. On AMD's CPUs MKL does without their longest
-vectors: there the layers of HAT train twice as fast through oneDNN. With AVX2 alone they would be slower for it.
+torch computes float32 matrix products with MKL, convolutions with oneDNN. MKL does not use AVX-512 on AMD's CPUs: there
+HAT's layers train twice as fast with oneDNN. On CPUs with AVX2 only they would be slower.
 """
 
 import torch
@@ -18,6 +18,6 @@ class Linear(nn.Linear):
         if not BY_CONVOLUTION or x.device.type != "cpu" or x.numel() == 0:
             return super().forward(x)
         rows = x.reshape(1, -1, 1, self.in_features).permute(0, 3, 1, 2)  # an image one pixel wide, in channels_last
-        # A dilation changes nothing for a kernel of one pixel; without it torch does not use oneDNN with one thread.
+        # Dilation has no effect on a 1x1 kernel; without it torch does not use oneDNN on a single thread.
         out = F.conv2d(rows, self.weight[:, :, None, None], self.bias, dilation=2)
         return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)

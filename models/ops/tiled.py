@@ -1,9 +1,9 @@
-"""net(lr) on images of any size within a bound of memory: tile by tile, equal to rounding.
+"""net(lr) on images of any size in limited memory: tile by tile, the same up to rounding.
 
-Most of the memory goes to the head, which has scale^2 times the body's pixels. It sees no further than a few pixels, so
-that it can run in tiles that overlap by as much, whatever the body is. Bodies of convolutions alone can be tiled too,
-by their larger receptive radius. Those that average over the whole image (RCAN, HAT) cannot: they run whole, or in
-tiles that are cross-faded (BlendedTiles), with another result.
+Most of the memory goes to the head, which has scale^2 times the body's pixels. Its receptive radius is small, so it can
+run in overlapping tiles after any body. Purely convolutional bodies can run in tiles too, with their larger receptive
+radius. Bodies that average over the whole image (RCAN, HAT) cannot: they run on the whole image, or in cross-faded
+tiles (BlendedTiles), with a different result.
 """
 
 import warnings
@@ -16,27 +16,28 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-HEAD_RADIUS = 2  # pixels of LR
-SAMPLE = 32  # side of the image on which a network's memory is counted
-# Convolutions reorder their operands, and freed memory is not at once free: measured by benchmarks.validation.
+HEAD_RADIUS = 2  # receptive radius of forward_head, pixels of LR
+SAMPLE = 32  # side of the image on which a network's memory is measured
+# Convolutions reorder their operands, and freed memory is not reused at once: measured by benchmarks.validation.
 _SAFETY = 1.5
 
 
 class NotCut(UserWarning):
-    """A network runs whole although it takes more memory than it should."""
+    """Warning: a network runs on a whole image although it needs more memory than allowed."""
 
 
 class TiledUpscaler:
     """lr (B,3,h,w) -> net(lr) (B,3,s*h,s*w), in tiles if its activations would take more than `memory`.
 
-    The network runs whole if it fits; else its body whole and its head in tiles; else both in tiles. A body that
-    neither fits nor allows for tiles runs whole, with a warning. The network runs in eval mode; its mode is restored.
+    The network runs on the whole image if that fits; else only its head runs in tiles; else all of it does. A body that
+    neither fits nor can run in tiles runs on the whole image, with a warning (NotCut). The network runs in eval mode,
+    and its mode is restored.
 
     Args:
-        net: the network, an SRNetwork or any other.
+        net: a network with `scale`, an SRNetwork or another.
         memory: bytes of activations.
-        finish: applied to each part of sr, (B,3,H,W) -> (B,C,H,W) of any type, pixel by pixel, such as rounding: then
-            the whole image never exists in float32.
+        finish: a function of each part of sr, pixel by pixel, (B,3,H,W) -> (B,C,H,W) of any dtype, such as rounding to
+            8 bits: then no whole image in float32 takes memory.
     """
 
     def __init__(self, net: nn.Module, memory: int, finish: Callable[[Tensor], Tensor] = lambda sr: sr) -> None:
@@ -67,8 +68,8 @@ class TiledUpscaler:
             need = f"{pixels * (self.body_cost or self.whole_cost) / 2**20:.0f} MiB"
             inside = "it averages over the image" if self.staged else "how far it sees is not known"
             warnings.warn(
-                f"{type(self.net).__name__} needs about {need} for {lr.shape[2]}x{lr.shape[3]} pixels, which "
-                f"are more than {self.memory / 2**20:.0f}: {inside}, so it is not cut",
+                f"{type(self.net).__name__} needs about {need} for {lr.shape[2]}x{lr.shape[3]} pixels, more than "
+                f"{self.memory / 2**20:.0f}: {inside}, so it is not cut",
                 NotCut,
                 stacklevel=2,
             )
@@ -81,7 +82,7 @@ class TiledUpscaler:
         return sr[:, :, : lr.shape[2] * self.net.scale, : lr.shape[3] * self.net.scale]
 
     def _tiled(self, work: Callable, inputs: tuple[Tensor, ...], reach: int, pixels: float) -> Tensor:
-        """work(*inputs), lr the first of them, in tiles of about `pixels` over the whole batch."""
+        """work(*inputs) in tiles of about `pixels` pixels over the whole batch; inputs have lr's size."""
         batch, height, width = inputs[0].shape[0], *inputs[0].shape[2:]
         scale: int = self.net.scale
         sr: Any = None
@@ -98,16 +99,15 @@ class TiledUpscaler:
 class BlendedTiles:
     """lr (B,3,h,w) -> sr (B,3,s*h,s*w), float32, from square tiles that overlap and fade into one another.
 
-    For networks that average over the whole image: each tile has averages of its own, so that the result is another
-    than the whole image's, the more so the smaller the tiles. A network that sees no further than a quarter of the
-    overlap gives the whole image's.
+    For networks that average over the whole image. Each tile has its own averages, so the result differs from that on
+    the whole image, more so for smaller tiles. It is equal if the receptive radius is at most a quarter of the overlap.
 
     Args:
         upscale: a network, or a TiledUpscaler of one.
-        tile: side of a tile in pixels of lr.
-        overlap: pixels of lr that neighbours share at least. The outer quarter, which sees a border that is none, is
+        tile: side of a tile in pixels of lr; ValueError if less than 2 * overlap + align.
+        overlap: the least overlap of neighbours in pixels of lr. A tile's outer quarter, which its borders distort, is
             not used; over the middle half one tile fades into the next.
-        align: tiles begin at multiples of it, such as an attention window, so that their windows are the image's.
+        align: tiles begin at multiples of it; an attention window's side keeps the image's windows.
     """
 
     def __init__(
@@ -130,11 +130,10 @@ class BlendedTiles:
         return sr
 
     def cuts(self, size: int) -> list[tuple[int, int, Tensor]]:
-        """List (start, end, share) of each tile along one side.
+        """List (start, end, share) of each tile along one side; start and end are in pixels of lr.
 
-        start and end are in lr; share (s*(end-start),) is the tile's weight in sr against those before it.
-
-        The share rises from 0 to 1 over the middle half of what the tile has in common with the one before.
+        share (s*(end-start),) is the tile's weight against the tile before it; it rises from 0 to 1 over the middle
+        half of their overlap.
         """
         if size <= self.tile:
             return [(0, size, torch.ones(size * self.scale))]
@@ -149,7 +148,7 @@ class BlendedTiles:
 
 
 def has_stages(net: nn.Module) -> bool:
-    """True if net is an SRNetwork with features of lr's size, so that its head alone can go in tiles."""
+    """True if net is an SRNetwork with features of lr's size: its head alone can run in tiles."""
     return getattr(net, "feature_scale", None) == 1
 
 
@@ -158,11 +157,9 @@ _COSTS: WeakKeyDictionary[nn.Module, dict[bool, tuple[float, float, float]]] = W
 
 @torch.no_grad()
 def costs(net: Any, like: Tensor) -> tuple[float, float, float]:
-    """Bytes per pixel of lr that net, its body and its head take.
+    """Bytes per pixel of lr that net, its body and its head take; the last two are 0 without stages.
 
-    like: a tensor of lr's dtype and channels on net's device.
-
-    Of a network without stages, 0 for the last two. Counted once for each network, with and without
+    like: a tensor of lr's dtype and channels on net's device. Each network is measured once with and once without
     autocast, on a small image.
     """
     known = _COSTS.setdefault(net, {})
@@ -185,7 +182,7 @@ def costs(net: Any, like: Tensor) -> tuple[float, float, float]:
 
 
 class Widest(TorchDispatchMode):
-    """While it is on, `most` becomes the bytes of the tensors that the widest operation reads and writes."""
+    """A context that records in `most` the bytes that the largest operation inside it reads and writes."""
 
     most = 0
 
@@ -197,12 +194,10 @@ class Widest(TorchDispatchMode):
 
 
 def tiles(height: int, width: int, pixels: int, reach: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Tiles that cover (height,width), each of about `pixels` with its margins of `reach`.
+    """Yield tiles that cover (height,width), each of about `pixels` pixels with its margins of `reach`.
 
-    Inside of its margins a tile is no smaller than reach.
-
-    Yields (rows, columns), each (start, first, last, end): first to last is the tile's own part, start to end what it
-    has to see. The own parts neither overlap nor leave a gap.
+    Yields (rows, columns), each (start, first, last, end): first to last is the tile's own part, start to end includes
+    the margins. The own parts neither overlap nor leave gaps, and are no smaller than reach, except at the end.
     """
     across = min(width, max(int(pixels**0.5), 3 * reach, 1))
     down = min(height, max(pixels // across, 3 * reach, 1))
