@@ -1,7 +1,7 @@
 """All losses that a run can train with, by their names on the command line.
 
-A new loss is one file with a subclass of `Loss` (base.py), its import here, and its entry in LOSSES. `__all__` lists
-what other code imports by name; it needs no entry.
+A new loss is one file with a subclass of `Loss` (base.py), its import here, and its entry in LOSSES. It needs no entry
+in `__all__`, which lists what other code imports by name.
 """
 
 from collections.abc import Callable
@@ -52,12 +52,13 @@ def _tlw(pixel: str, settings, net) -> TLW:
 def _udl(settings, net) -> UDL:
     if settings.udl_epoch <= settings.startepoch:
         raise ValueError(
-            f"--udl-epoch {settings.udl_epoch}: UDL's second stage needs a first; expected an epoch after "
+            f"--udl-epoch {settings.udl_epoch}: UDL's second stage needs a first one; expected an epoch after "
             f"startepoch={settings.startepoch}"
         )
     if not hasattr(net, "feature_channels"):
         raise ValueError(
-            "--losses L1+UDL: its head reads the network's features, which one of spandrel does not give; leave it out"
+            "--losses L1+UDL: its head reads the network's features, which spandrel's networks do not return; "
+            "leave it out"
         )
     head = UncertaintyHead(net.feature_channels, net.scale // net.feature_scale, settings.udl_head, net.colours)
     return UDL(net, head, settings.udl_epoch, settings.udl_plus_one, settings.udl_minimum, settings.udl_restart)
@@ -81,7 +82,7 @@ def _discriminator(settings, net) -> VGGDiscriminator:
 
 
 def _generator(pixel: str, settings, net, gan: bool) -> WeightedSum:
-    """pixel_weight * pixel + DP (+ gan_weight * adversarial), the pixel term alone before pretrain_epochs."""
+    """pixel_weight * pixel + DP (+ gan_weight * adversarial); before pretrain_epochs the pixel term alone."""
     start = settings.pretrain_epochs
     terms = [
         Term(LOSSES[pixel](settings, net), settings.pixel_weight),
@@ -92,8 +93,7 @@ def _generator(pixel: str, settings, net, gan: bool) -> WeightedSum:
     return WeightedSum(*terms)
 
 
-# Called as LOSSES[name](settings, net): a run's settings (configs.Config), and the SR network that the loss trains.
-# An entry without settings is a lambda, as L1's.
+# Called as LOSSES[name](settings, net) with a run's settings (configs.Config) and the SR network that the loss trains.
 LOSSES: dict[str, Callable[..., Loss]] = {
     "L1+TLW": partial(_tlw, "L1"),
     "MSE+TLW": partial(_tlw, "MSE"),
@@ -112,7 +112,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
 def build_loss(name: str, settings, net) -> Loss:
     """Build the loss `name` for the SR network net.
 
-    Raises ValueError for settings that do not fit and for a loss that breaks the contract of `Loss`.
+    Raises KeyError for an unknown name, ValueError for wrong settings and for a loss that breaks `Loss`'s contract.
     """
     loss = LOSSES[name](settings, net)
     try:

@@ -1,18 +1,17 @@
 """Adversarial losses: a discriminator learns to tell hr from sr, the SR network to deceive it.
 
-C is the discriminator before the sigmoid, BCE(c, 1) = -log sigmoid(c), BCE(c, 0) = -log(1 - sigmoid(c)).
+C are the discriminator's logits, BCE(c, 1) = -log sigmoid(c), BCE(c, 0) = -log(1 - sigmoid(c)).
 
-vanilla (Goodfellow et al. 2014, with the generator's loss that does not saturate, as in SRGAN, CVPR 2017):
+vanilla (Goodfellow et al. 2014, with the non-saturating generator loss, as in SRGAN, CVPR 2017):
     discriminator  BCE(C(hr), 1) + BCE(C(sr), 0)                                SR network  BCE(C(sr), 1)
 
 ragan (relativistic average; Jolicoeur-Martineau 2018 and ESRGAN, Wang et al., ECCVW 2018, Eq. (1)-(2)):
     discriminator  BCE(C(hr) - mean C(sr), 1) + BCE(C(sr) - mean C(hr), 0)
     SR network     BCE(C(hr) - mean C(sr), 0) + BCE(C(sr) - mean C(hr), 1)
 
-The mean is over the batch. ESRGAN's code and those built on it halve both relativistic losses; here they are as
-printed, so half of --gan-weight gives their ratio (of the discriminator's loss Adam sees no factor). Those codes take
-the SR network's step first; here the helper's comes first, as in Algorithm 1 of TLW, on the same sr: the SR network
-meets the discriminator that has just learned from it, theirs that of one step before.
+The mean is over the batch. ESRGAN's code and its descendants halve both relativistic losses; here they are as printed,
+so half of their weight as --gan-weight is equivalent (Adam ignores a constant factor on the discriminator's loss). They
+update the SR network first; here, as in Algorithm 1 of TLW, the discriminator is updated first, on the same sr.
 """
 
 from collections.abc import Iterator
@@ -28,17 +27,17 @@ from .target import Target
 
 
 def cross_entropy(logits: Tensor, label: float) -> Tensor:
-    """The mean binary cross entropy of logits (B,1) that should all say `label`."""
+    """The mean binary cross entropy of logits (B,1) with `label`, 0 or 1, for all of them."""
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
 
 
 def vanilla(sr: Tensor, hr: Tensor, sr_label: float) -> Tensor:
-    """The loss whose logits (B,1) should say sr_label for sr and the opposite for hr."""
+    """The cross entropy of the logits sr (B,1) with sr_label and hr (B,1) with 1 - sr_label, summed."""
     return cross_entropy(sr, sr_label) + cross_entropy(hr, 1 - sr_label)
 
 
 def relativistic_average(sr: Tensor, hr: Tensor, sr_label: float) -> Tensor:
-    """`vanilla` with each side's logits relative to the mean of the other's."""
+    """`vanilla` of each side's logits minus the mean of the other side's logits."""
     return vanilla(sr - global_batch.all_reduce_mean(hr.mean()), hr - global_batch.all_reduce_mean(sr.mean()), sr_label)
 
 
@@ -56,7 +55,10 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 class Adversarial(Loss):
-    """The adversarial loss, kind "vanilla" or "ragan"; discriminator: (B,3,H,W) in [-1,1] -> logits (B,1)."""
+    """The adversarial loss.
+
+    discriminator: images (B,3,H,W) in [-1,1] -> logits (B,1). kind: "vanilla" or "ragan", else KeyError.
+    """
 
     helper: nn.Module
 

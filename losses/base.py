@@ -1,4 +1,4 @@
-"""The contract of the losses: what the training loop calls.
+"""The interface of the losses that the training loop calls.
 
 A new loss is one file with a subclass of Loss, and its entry in LOSSES (losses/__init__.py).
 """
@@ -13,15 +13,15 @@ from .target import Target
 class Loss(nn.Module):
     """Base class of all losses: loss(sr, target, epoch, features) -> a scalar, the SR network's loss.
 
-    A subclass implements forward and overrides other methods where it differs. Attributes:
+    A subclass implements forward and overrides other methods as needed. Attributes:
 
-    helper: the module trained beside the SR network on helper_loss (TLW's weighting network, a discriminator), or None.
-        Other modules with parameters are trained together with the SR network: see `joint_parameters`.
+    helper: the module trained on helper_loss (TLW's weighting network, a discriminator), or None. The loss's other
+        parameters are trained with the SR network: see `joint_parameters`.
     needs_judge: True if the loss calls target.distance.
-    extractors: the names of the feature extractors that it calls in target.features, such as "vgg19:conv5_4".
-    of_whole_batch: the settings, such as "wc=normalised", that make it more than a mean over samples: it needs the
-        batch as a whole, and cannot accumulate gradients over parts of it. BatchNorm does not count.
-    restart_epoch: the epoch in which the SR network gets a new optimizer and the learning-rate schedule restarts.
+    extractors: names of the feature extractors that it calls in target.features, such as "vgg19:conv5_4".
+    of_whole_batch: settings, such as "wc=normalised", with which the loss is no mean over samples, so that gradients
+        cannot be accumulated over parts of a batch. BatchNorm does not count.
+    restart_epoch: the epoch in which the optimizer is new and the learning-rate schedule restarts, or None.
     """
 
     needs_judge: bool = False
@@ -35,17 +35,17 @@ class Loss(nn.Module):
 
     @property
     def weighting(self) -> nn.Module | None:
-        """The network weighting(hr, sr, k) -> weights of the pixels, if this loss has one."""
+        """The network weighting(hr, sr, k) -> mu, the pixels' mean weights, or None."""
         return None
 
     def begin_epoch(self, net: nn.Module, epoch: float) -> None:
-        """Called with the SR network before the first step of an epoch; a second call changes nothing."""
+        """Prepare for an epoch, before its first step; net: the SR network. A second call changes nothing."""
 
     def begin_step(self, step: int) -> None:
-        """Called before each step with its number in the run, from 0."""
+        """Prepare for a step; step: its number in the run, from 0."""
 
     def helper_loss(self, sr: Tensor, target: Target, epoch: float) -> Tensor | None:
-        """The helper's loss, a scalar, with sr a constant; None if it has nothing to learn in this step."""
+        """The helper's loss, a scalar; None if it does not learn in this step. sr is taken as a constant."""
         return None
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
@@ -53,32 +53,32 @@ class Loss(nn.Module):
 
         Args:
             sr: (B,3,H,W) in [-1,1], with its graph.
-            target: what sr is measured against.
-            epoch: how far the training is, in epochs (2.5: half way through the third).
-            features: the SR network's features (B,C,h,w) that sr was made from.
+            target: the reference images and the distances to them.
+            epoch: the training's progress in epochs (2.5: half way through the third).
+            features: the SR network's features (B,C,h,w) from which sr was made.
         """
         raise NotImplementedError
 
     def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
-        """The numbers that the log shows beside the loss, given the value of the last helper_loss."""
+        """Further numbers for the log; helper_loss: its last value, None without one."""
         return {}
 
     def phase(self, epoch: float) -> int:
-        """A number that changes when this loss becomes another function, with values of another size."""
+        """An int that changes when the loss's values are no longer comparable with earlier ones."""
         return 0
 
     def helper_parameters(self, epoch: float) -> list[nn.Parameter]:
-        """The parameters of the helper that helper_loss has a gradient for in this epoch."""
+        """The helper's parameters that get a gradient from helper_loss now."""
         return [] if self.helper is None else [*self.helper.parameters()]
 
     def joint_parameters(self) -> list[nn.Parameter]:
-        """The parameters that learn together with the SR network, by its optimizer."""
+        """The loss's own parameters that the SR network's optimizer trains."""
         helpers = set(self.helper.parameters()) if self.helper is not None else set()
         return [p for p in self.parameters() if p.requires_grad and p not in helpers]
 
 
 def check_loss(loss: object) -> Loss:
-    """Return loss if it keeps the contract; raise ValueError otherwise."""
+    """Return loss if it is a Loss whose methods have the right parameters; else raise ValueError."""
     if not isinstance(loss, Loss):
         raise ValueError(f"{type(loss).__name__} is not a loss; expected a subclass of Loss, see losses/base.py")
     if type(loss).forward is Loss.forward:

@@ -1,7 +1,7 @@
 """The VGG-style discriminator of SRGAN and ESRGAN.
 
-Ledig et al., CVPR 2017, arXiv 1609.04802; Wang et al., ECCVW 2018, arXiv 1809.00219. As published it sees patches of
-128x128 (14,499,401 parameters). Parameter names are those of BasicSR's VGGStyleDiscriminator.
+Ledig et al., CVPR 2017, arXiv 1609.04802; Wang et al., ECCVW 2018, arXiv 1809.00219. The published one takes patches of
+128x128 pixels (14,499,401 parameters). Parameter names are those of BasicSR's VGGStyleDiscriminator.
 """
 
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ STAGES = 5  # each halves the image
 
 
 class VGGDiscriminator(nn.Sequential):
-    """Images (B,colours,size,size), in [-1,1] -> logits (B,1), high for images that look real.
+    """Images (B,colours,size,size) in [-1,1] -> logits (B,1), high for images that look real.
 
-    size is a multiple of 32. In train mode, size 32 takes no batch of one image: its last BatchNorm sees one value per
-    channel and image. Raises ValueError for another size, of the network or of an image.
+    size: a multiple of 32, else ValueError, as for images of another size. In train mode, size 32 needs 2 images or
+    more: the last BatchNorm sees one value per channel and image.
     """
 
     def __init__(self, channels: int = 64, size: int = 128, colours: int = 3) -> None:
@@ -26,7 +26,7 @@ class VGGDiscriminator(nn.Sequential):
         before = colours
         for i in range(STAGES):
             width = channels * min(2**i, 8)
-            # BatchNorm would undo a bias; the first convolution has none after it.
+            # BatchNorm would cancel a bias; the first convolution is not followed by one.
             self.add_module(f"conv{i}_0", nn.Conv2d(before, width, 3, padding=1, bias=i == 0))
             if i > 0:
                 self.add_module(f"bn{i}_0", nn.BatchNorm2d(width))
@@ -44,7 +44,7 @@ class VGGDiscriminator(nn.Sequential):
         height, width = images.shape[2:]
         if (height, width) != (self.size, self.size):
             raise ValueError(
-                f"images of {height}x{width} pixels, and a discriminator for {self.size}x{self.size}; "
+                f"images of {height}x{width} pixels for a discriminator of {self.size}x{self.size}; "
                 f"crop HR patches of {self.size}, or build it with the patches' size"
             )
         return super().forward(images)

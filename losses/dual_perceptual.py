@@ -1,16 +1,13 @@
-"""Dual Perceptual loss: two feature extractors, the second held at a fixed share of the first.
+"""Dual Perceptual loss: two feature distances in a fixed ratio.
 
 Song et al., "Dual Perceptual Loss for Single Image Super-Resolution Using ESRGAN", 2022 (ESRGAN-DP), Eq. (8)-(9):
 
-    DP = L_a + sg(L_a / (mu * L_b + eps)) * L_b,      sg: a constant for the gradient
+    DP = L_a + sg(L_a / (mu * L_b + eps)) * L_b,      sg: stop-gradient
 
-L_a and L_b are the L1 distances of features: in the paper of VGG19's conv5_4 before activation and of a stage of
-ResNet-50. So the second term is always 1/mu of the first: the larger mu, the less the second extractor says. The
-authors' code multiplies the ratio by 1/mu instead, which is the same up to eps. Without dynamic weighting it is
-L_a + L_b, Eq. (6) and the second row of the paper's Table 7. With one extractor it is L_a alone, the perceptual loss
-of SRGAN and ESRGAN.
-
-eps keeps the weight finite if L_b is 0: there L_b's own derivative is 0, and so is the second term's.
+L_a and L_b are L1 distances of features, in the paper VGG19's conv5_4 before activation and a stage of ResNet-50. The
+second term is always 1/mu of the first. The authors' code multiplies the ratio by 1/mu instead, which is the same up to
+eps. Without dynamic weighting the loss is L_a + L_b, Eq. (6) and the second row of the paper's Table 7. With one
+extractor it is L_a, the perceptual loss of SRGAN and ESRGAN. eps keeps the weight finite if L_b is 0.
 """
 
 import torch
@@ -22,7 +19,7 @@ from .target import Target
 
 
 class DualPerceptual(Loss):
-    """DP of one or two feature extractors, by their names in target.features; their sum if not dynamic."""
+    """DP of one or two feature extractors, named as in target.features; the plain sum if not dynamic."""
 
     def __init__(self, extractors: tuple[str, ...], mu: float = 0.5, dynamic: bool = True, eps: float = 1e-6):
         super().__init__()

@@ -1,8 +1,8 @@
 """Noise, means, minima and BatchNorm's statistics of a batch that several processes share.
 
-Each process of a torch.distributed group has equally many samples, in the order of ranks. In a single process
-everything here is torch's own; in several, each gets its part of what a single one would compute. A process may compute
-its samples in equal parts, one after the other (`part`): noise, but no mean, is then that of all of them.
+The processes of a torch.distributed group have equally many samples, in the order of ranks. Each gets its part of what
+a single process with all samples would compute. A process may also compute its samples in equal parts, one after the
+other (`part`): noise is then drawn for all parts together, but means are those of a single part.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,15 @@ def rank_and_world_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
 
 
-_part: tuple[int, int, Iterator[Tensor], list[Tensor]] = 0, 1, iter(()), []  # as in `part`; noise that is there, drawn
+# The arguments of `part`, with the noise that earlier parts drew before the list to which new noise is added.
+_part: tuple[int, int, Iterator[Tensor], list[Tensor]] = 0, 1, iter(()), []
 
 
 @contextmanager
 def part(number: int, count: int, noise: list[Tensor]) -> Iterator[None]:
-    """Have samples be part `number` of the `count` equal ones of this process's batch.
+    """Make the samples inside this context part `number` of `count` equal parts of this process's batch.
 
-    noise: empty before the first part, and the same list for all: what global_rand draws for all of them.
+    noise: one list for all parts, empty before the first: global_rand keeps its draws in it.
     """
     global _part
     before, _part = _part, (number, count, iter([*noise]), noise)
@@ -37,7 +38,7 @@ def part(number: int, count: int, noise: list[Tensor]) -> Iterator[None]:
 
 
 def global_rand(*shape: int, batch_dim: int = 0, device=None) -> Tensor:
-    """torch.rand of this shape: this process's part of what all processes draw for the global batch."""
+    """This process's part, of the given shape, of torch.rand for the global batch along batch_dim."""
     rank, world_size = rank_and_world_size()
     number, parts, found, drawn = _part
     count = shape[batch_dim]
@@ -49,7 +50,7 @@ def global_rand(*shape: int, batch_dim: int = 0, device=None) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes; of gradients too, because each process's x acts on the losses of all."""
+    """The sum over processes, of gradients too, because each process's x affects the losses of all."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -65,10 +66,10 @@ class _Sum(torch.autograd.Function):
 
 
 def all_reduce_mean(x: Tensor) -> Tensor:
-    """Average x over the processes: a mean over samples becomes the global batch's.
+    """Average x over the processes: the mean of a process's samples becomes that of the global batch.
 
-    All processes must call it. Gradients flow as if the processes' losses were averaged, as DistributedDataParallel
-    does.
+    All processes must call it. Gradients are right if the processes' gradients are averaged, as
+    DistributedDataParallel does.
     """
     world_size = rank_and_world_size()[1]
     return _Sum.apply(x) / world_size if world_size > 1 else x
@@ -107,12 +108,12 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def convert_global_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
-    """Give module's BatchNorm layers the statistics of the global batch, in place; names stay."""
+    """Make module's BatchNorm layers use the global batch's statistics, and return it; names stay."""
     if rank_and_world_size()[1] == 1:
         return module
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for layer in module.modules():
         if type(layer) is nn.BatchNorm2d:
-            layer.__class__ = GlobalBatchNorm2d  # parameters, buffers and mode stay as they are
+            layer.__class__ = GlobalBatchNorm2d  # keeps parameters, buffers and mode
     return module

@@ -7,7 +7,7 @@ from torch import Tensor
 from .base import Loss
 from .target import Target
 
-LEVELS = 255 / 2  # of images in [0,255], in a unit of images in [-1,1]
+LEVELS = 255 / 2  # 8-bit levels per unit of images in [-1,1]
 
 
 def absolute_error(sr: Tensor, hr: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def squared_error(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 class PixelLoss(Loss):
-    """Mean of `error` over all pixels; only the SR network learns."""
+    """The mean over all pixels of error(sr, hr), images (B,3,H,W) -> errors (B,3,H,W)."""
 
     def __init__(self, error: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()

@@ -1,18 +1,18 @@
-"""Pixel-level self-paced learning: badly reconstructed pixels first, the others in later epochs.
+"""Pixel-level self-paced learning: the loss attends to badly reconstructed pixels first, later to all.
 
 Lin et al., "Pixel-Level Self-Paced Learning for Super-Resolution", ICASSP 2020, arXiv 2003.03113:
 
     w = max * exp(-((SSIM(hr, sr) + 1) / sigma)^2),  sigma = alpha * epoch + beta,  loss = mean error of w*sr to w*hr
 
 per pixel and channel, w a constant; an epoch of the authors' code is 1,000 steps. As there, errors are of images
-in [0,255], MSE squares w, and SSIM's map is that of an 11x11 Gaussian window (sigma 1.5) on the zero-padded image.
+in [0,255], MSE squares w, and SSIM uses an 11x11 Gaussian window (sigma 1.5) on the zero-padded images.
 
-- The unit matters because w begins tiny: in that of [-1,1] gradients are LEVELS (L1) or LEVELS^2 (MSE) times smaller,
-  and Adam's epsilon of 1e-8 is what its first steps are divided by.
-- The code takes SSIM of images in [0,255] with the constants of images in [0,1], 0.01^2 and 0.03^2. That is
-  ssim="authors"; w differs from the standard one's by half of its mean and more at sigma = 1, by 0.2 % at sigma = 20.
-- The code's epochs begin at 0 plus one step, where every w is 0 in float32, and nothing learns until sigma has grown
-  to about 0.4. Here sigma is at least MIN_SIGMA; with alpha = 1 that is the sigma after 500 steps.
+- The range matters because w is tiny at first: in [-1,1] gradients would be LEVELS (L1) or LEVELS^2 (MSE) times
+  smaller, and Adam's epsilon of 1e-8 would dominate the denominator of its first steps.
+- The authors' code computes SSIM of images in [0,255] with the constants for [0,1], 0.01^2 and 0.03^2: ssim="authors".
+  It changes w by half of its mean and more at sigma = 1, by 0.2 % at sigma = 20.
+- In the authors' code sigma begins near 0, where every w is 0 in float32, and nothing learns until sigma is about 0.4.
+  Here sigma is at least MIN_SIGMA, which is sigma after 500 of their steps if alpha = 1.
 """
 
 import torch
@@ -26,13 +26,13 @@ from .target import Target
 WINDOW, DEVIATION = 11, 1.5
 MIN_SIGMA = 0.5
 ERRORS = {"L1": absolute_error, "MSE": squared_error}
-RANGES = {"standard": 1.0, "authors": 1 / 255}  # of the images that SSIM's constants are of, in units of [0,1]
+RANGES = {"standard": 1.0, "authors": 1 / 255}  # SSIM's data_range for images in [0,1]
 
 
 def ssim_map(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
-    """SSIM of each pixel and channel: a, b (B,C,H,W) -> (B,C,H,W), zeros around the images.
+    """SSIM of each pixel and channel: a, b (B,C,H,W), padded with zeros -> (B,C,H,W).
 
-    data_range: of the values, which the constants (0.01 data_range)^2 and (0.03 data_range)^2 are made for.
+    data_range: the range of values in SSIM's constants, (0.01 data_range)^2 and (0.03 data_range)^2.
     """
     position = torch.arange(WINDOW, device=a.device, dtype=a.dtype) - WINDOW // 2
     window = torch.exp(-position.square() / (2 * DEVIATION**2))
@@ -53,7 +53,7 @@ def ssim_map(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
 
 
 def attention(similarity: Tensor, sigma: float, maximum: float) -> Tensor:
-    """The weights w of pixels with this SSIM, in (0,maximum]."""
+    """The weights w, in (0,maximum], of pixels with this SSIM."""
     return maximum * torch.exp(-((similarity + 1) / sigma).square())
 
 
@@ -61,9 +61,10 @@ class PSPL(Loss):
     """PSPL on a pixel loss, "L1" or "MSE".
 
     Args:
-        alpha, beta: of sigma. maximum: max, the weight of the worst pixels.
-        epoch_steps: steps in an epoch of sigma's, counted by begin_step; None: the epoch that the loss is given counts.
-        ssim: whose constants SSIM has, a name in RANGES.
+        alpha, beta: sigma's growth per epoch and its start.
+        maximum: max, the weight of the worst pixels.
+        epoch_steps: steps of begin_step that count as an epoch for sigma; None: sigma follows forward's epoch.
+        ssim: the constants of SSIM, a name in RANGES.
     """
 
     def __init__(
@@ -85,20 +86,20 @@ class PSPL(Loss):
         self.step = step
 
     def sigma(self, epoch: float) -> float:
-        """The width of the attention in this epoch."""
+        """The width of the attention; grows with the epoch or with the steps, see epoch_steps."""
         epoch = epoch if self.epoch_steps is None else self.step / self.epoch_steps
         return max(self.alpha * epoch + self.beta, MIN_SIGMA)
 
     def phase(self, epoch: float) -> int:
-        """A phase of the growing loss, in which a perfect pixel's weight grows by a factor of e at most."""
+        """A phase of the growing loss; within one, a perfect pixel's weight grows by at most a factor of e."""
         power = 1 if self.error is absolute_error else 2
         return round(power * (2 / self.sigma(epoch)) ** 2)
 
     @torch.no_grad()
     def weight(self, sr: Tensor, hr: Tensor, epoch: float) -> Tensor:
         """The attention w: sr, hr (B,3,H,W) in [-1,1] -> (B,3,H,W) in (0,maximum]."""
-        # Variances are differences of like numbers: no bf16, and float64 where the constants are as small as float32's
-        # rounding, so that flat areas have the SSIM of their pixels.
+        # Variances are differences of nearly equal numbers, so no bf16; and float64 where SSIM's constants are as small
+        # as float32's rounding errors, which would decide the SSIM of flat areas.
         with torch.autocast(sr.device.type, enabled=False):
             precise = torch.float64 if self.data_range < 1 else sr.dtype
             similarity = ssim_map(hr.to(precise) / 2 + 0.5, sr.to(precise) / 2 + 0.5, self.data_range)

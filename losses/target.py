@@ -1,4 +1,4 @@
-"""The target of one training iteration: reference images and the distances to them."""
+"""The target of one training step: reference images and the distances to them."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -13,15 +13,15 @@ Distance = Callable[[Tensor], Tensor]  # images (...,B,3,H,W) in [-1,1] -> dista
 
 
 class Target(NamedTuple):
-    """Reference images and the distances to them, shared by all losses and samples of an iteration.
+    """Reference images and the distances to them, shared by all losses and samples of a step.
 
-    Images may be grey, (...,1,H,W): judge and extractors then see three equal channels.
+    Grey images (...,1,H,W) are shown to judge and extractors with three equal channels.
 
     hr: (B,3,H,W) in [-1,1].
-    distance: the judge's distance to hr, None without a judge. The judges of this project compute hr's features once
-        (`judge.with_reference(hr)`), at the first call: not every step has one.
-    lr: (B,3,h,w) in [-1,1], which the SR images are made from; UDL's second stage needs it.
-    features: the distances of feature extractors by their names; likewise made once.
+    distance: the judge's distance to hr, or None. Judges with `with_reference` compute hr's features once, at the first
+        call, because not every step calls the judge.
+    lr: (B,3,h,w) in [-1,1], the SR network's input; UDL's second stage needs it.
+    features: the feature extractors' distances to hr by name, also prepared at the first call.
     """
 
     hr: Tensor
@@ -33,13 +33,13 @@ class Target(NamedTuple):
     def judged_by(
         cls, judge: Judge | None, hr: Tensor, lr: Tensor | None = None, extractors: Mapping | None = None
     ) -> "Target":
-        """Build the target of one iteration.
+        """Build the target of one step.
 
         Args:
             judge: a PerceptualMetric, any callable judge(a, b) -> (B,) or (B,1,1,1), or None.
             hr: (B,3,H,W) in [-1,1].
             lr: (B,3,h,w) in [-1,1], for losses that need it.
-            extractors: metrics by name, for the perceptual losses.
+            extractors: PerceptualMetrics by name, for the perceptual losses.
         """
         features = {name: _at_first_call(extractor, hr) for name, extractor in (extractors or {}).items()}
         if judge is None:
@@ -55,11 +55,11 @@ class Target(NamedTuple):
 
 
 def _at_first_call(judge, hr: Tensor) -> Distance:
-    """The distance judge.with_reference(hr), made once, when it is first called."""
+    """The distance judge.with_reference(hr), prepared at its first call."""
 
     @cache
     def distance() -> Distance:
-        with torch.enable_grad():  # the first call may need no gradient, and a later one does
+        with torch.enable_grad():  # the first call may be under no_grad, and a later one need a gradient
             return judge.with_reference(as_rgb(hr))
 
     return lambda images: distance()(as_rgb(images))

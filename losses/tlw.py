@@ -4,19 +4,19 @@ Chaichi Mellatshahi and Kasaei, "Trainable Loss Weights in Super-Resolution", ar
 Eq. (4), (8)-(13), Algorithm 1. In the paper's letters: x = hr, x^ = sr, g_phi = the weighting network,
 D = the judge, T = samples.
 
-Where the released code differs from the paper, the paper is the default and the code's form is the
-setting m_step="released": -log of the WC-weighted mean of exp(-weighted error) instead of Eq. (13), 0.2
-instead of 0.1 in the weights of MSE, and no epsilon in the numerator of the M-step's WC (its E-step has
-one). Like that code we take |D| in Eq. (4), so that WC > 0 for a judge of any sign.
+The defaults follow the paper. m_step="released" follows the released code where it differs: -log of the WC-weighted
+mean of exp(-weighted error) instead of Eq. (13), 0.2 instead of 0.1 in the weights of MSE, and no epsilon in the
+numerator of the M-step's WC (the E-step keeps it). As in that code, |D| replaces D in Eq. (4), so that WC > 0 even if a
+judge is negative.
 
-The other settings are not the paper's. `weights` and `wc` are controls, which tell what the paper's gain comes from.
-They change the M-step alone, whose WC is that of the weights in use:
-- weights: "uniform" has w = k everywhere and no weighting network; "shuffled" permutes the pixels of the learned mu,
-  "inverted" takes FixedSum(1 - mu, k). All have the same mean.
-- wc: "normalised" divides WC by its mean over batch and samples, "one" replaces it by 1.
+The other settings are not the paper's. `weights` and `wc` are controls, to see where the paper's gain comes from. They
+change the M-step only, and its WC is computed from the weights in use:
+- weights: "uniform" is w = k everywhere, without a weighting network; "shuffled" permutes the pixels of the learned mu;
+  "inverted" is FixedSum(1 - mu, k). All have the same mean.
+- wc: "normalised" divides WC by its mean over batch and samples; "one" replaces it by 1.
 The rest saves time:
 - e_every: one E-step in this many steps.
-- reuse_mu: the M-step takes the E-step's mu, which is g_phi's before its update; Algorithm 1 takes the updated g_phi's.
+- reuse_mu: the M-step uses the E-step's mu, computed before g_phi's update; Algorithm 1 uses the updated g_phi.
 - weighting_scale, weighting_channels: a smaller g_phi.
 """
 
@@ -39,30 +39,30 @@ def k_schedule(epoch: int, k_start: float = 0.3, k_end: float = 0.9, k_epochs: f
     return k_start + (k_end - k_start) * (1 - math.exp(-epoch / k_epochs))
 
 
-# Bounds of both sides of WC's fraction, so that WC, its logarithm and its gradient are finite in float32. They are far
-# beyond any distance, and the lower one is no larger than the smallest epsilon in use (the released M-step's).
+# Bounds of WC's numerator and denominator that keep WC, its logarithm and its gradient finite in float32. They are far
+# beyond usual distances. The released M-step uses the lower one as its epsilon.
 MIN_DISTANCE, MAX_DISTANCE = 1e-8, 1e15
 
 
 def mix(w: Tensor, sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
-    """x_w = w hr + (1 - w) sr, in which w corrects its pixels, and x_{1-w}; w (...,B,3,H,W) in [0,1]."""
+    """x_w = w hr + (1 - w) sr, sr corrected where w is large, and x_{1-w}; w (...,B,3,H,W) in [0,1]."""
     gap = w * (hr - sr)
     return sr + gap, hr - gap
 
 
 def weight_criterion(w: Tensor, sr: Tensor, target: Target, eps: float = 1e-3, far_eps: float | None = None) -> Tensor:
-    """WC of Eq. (4): how much more it helps to correct the pixels that w picks than all the others.
+    """WC of Eq. (4): how much more it helps to correct the pixels that w selects than the others.
 
-    WC = (D(x_{1-w}) + eps) / (D(x_w) + eps); both mixtures of all samples go through the judge in one batch.
+    WC = (D(x_{1-w}) + eps) / (D(x_w) + eps); the judge sees both mixtures of all samples in one batch.
 
     Args:
         w: (...,B,3,H,W) in [0,1].
         sr: (B,3,H,W) in [-1,1].
         target: hr and the judge's distance to it.
         eps: epsilon, added to both distances.
-        far_eps: epsilon of the numerator if it is not `eps`.
+        far_eps: the numerator's epsilon; None: eps.
 
-    Returns WC (...,B) within [1e-23, 1e23]; NaN, so that the step is skipped, only for an infinite or NaN distance.
+    Returns WC (...,B) within [1e-23, 1e23], or NaN where a distance is infinite or NaN, so that the step is skipped.
     Raises ValueError without a judge.
     """
     if target.distance is None:
@@ -81,7 +81,7 @@ def weigh_l1(w: Tensor, sr: Tensor, hr: Tensor, offset: float) -> Tensor:
 def weigh_mse(w: Tensor, sr: Tensor, hr: Tensor, offset: float) -> Tensor:
     """w / (|sr - hr| + offset) * (sr - hr)^2, the divisor a constant.
 
-    The division makes up for MSE being an L1 that is weighted by |sr - hr| already.
+    MSE is an L1 already weighted by |sr - hr|; the division cancels that weight.
     """
     return w / (absolute_error(sr.detach(), hr) + offset) * squared_error(sr, hr)
 
@@ -89,14 +89,14 @@ def weigh_mse(w: Tensor, sr: Tensor, hr: Tensor, offset: float) -> Tensor:
 def paper_loss(w: Tensor, wc: Tensor, sr: Tensor, hr: Tensor, weigh: Callable) -> Tensor:
     """Eq. (13): sum over the samples of WC(w) * ||w * (hr - sr)||, mean over pixels and batch.
 
-    w: (T,B,3,H,W), wc: (T,B), both constants. The sum of WC * w is taken first: one map per image.
+    w: (T,B,3,H,W), wc: (T,B), both constants. WC * w is summed first, to one map per image.
     """
     total = (wc[..., None, None, None] * w).sum(dim=0)
     return weigh(total, sr, hr, offset=0.1).mean()
 
 
 def released_loss(w: Tensor, wc: Tensor, sr: Tensor, hr: Tensor, weigh: Callable) -> Tensor:
-    """The released code's: -log(sum_i WC_i exp(-e_i) / sum_i WC_i), e_i an image's mean weighted error."""
+    """The released code's loss: -log(sum_i WC_i exp(-e_i) / sum_i WC_i), e_i the mean weighted error."""
     error = weigh(w, sr, hr, offset=0.2).mean(dim=(-3, -2, -1))  # (T,B)
     log_share = (wc / wc.sum(dim=0)).log()
     return -torch.logsumexp(log_share - error, dim=0).mean()
@@ -106,13 +106,13 @@ WEIGH = {"L1": weigh_l1, "MSE": weigh_mse}
 
 
 class MStep(NamedTuple):
-    """One form of the M-step: its loss (w, wc, sr, hr, weigh) -> scalar, and far_eps of its WC."""
+    """A form of the M-step: its loss(w, wc, sr, hr, weigh) -> scalar, and far_eps of its WC."""
 
     loss: Callable
     far_eps: float | None
 
 
-# The released code's far_eps is 0; MIN_DISTANCE keeps the logarithm finite if sr equals hr.
+# The released code has no far_eps; MIN_DISTANCE keeps the logarithm finite if sr equals hr.
 M_STEPS = {"paper": MStep(paper_loss, far_eps=None), "released": MStep(released_loss, far_eps=MIN_DISTANCE)}
 
 
@@ -122,13 +122,13 @@ def learned(mu: Tensor, k: float) -> Tensor:
 
 
 def shuffled(mu: Tensor, k: float) -> Tensor:
-    """mu (B,3,H,W) with the pixels of each image in a random order, the same in all channels."""
+    """mu (B,3,H,W) with each image's pixels in a random order, the same for all channels."""
     order = global_batch.global_rand(len(mu), mu[0, 0].numel(), device=mu.device).argsort(dim=1)
     return mu.flatten(2).take_along_dim(order[:, None], dim=2).view_as(mu)
 
 
 def inverted(mu: Tensor, k: float) -> Tensor:
-    """1 - mu, moved to the mean k: most weight where mu has least."""
+    """1 - mu, moved to the mean k."""
     return fixed_sum(1 - mu, k)
 
 
@@ -138,8 +138,17 @@ MAPS = {"learned": learned, "shuffled": shuffled, "inverted": inverted}
 class TLW(Loss):
     """The loss of Algorithm 1 on a pixel loss ("L1" or "MSE").
 
-    helper_loss is the weighting network's (`helper`; None with uniform weights), forward the SR network's. Both draw
-    their samples from torch's global random stream. k is the same for a whole epoch.
+    helper_loss trains the weighting network (`helper`, None with uniform weights), forward the SR network. Both draw
+    samples from torch's global random stream.
+
+    Args:
+        samples: T, samples of the M-step.
+        eps: epsilon of WC.
+        k: epoch -> the mean weight k; constant within an epoch.
+        m_step: "paper" or "released".
+        weights: "learned", "uniform", "shuffled" or "inverted".
+        wc: "sum" (WC as it is), "normalised" or "one".
+        colours: channels of the images, 3 or 1.
     """
 
     helper: WeightingNet | None
@@ -168,7 +177,7 @@ class TLW(Loss):
         self.needs_judge = self.helper is not None or wc != "one"
         self.of_whole_batch = ("wc=normalised",) if wc == "normalised" else ()
         self.e_step_is_due = True
-        self.mu: list[Tensor] = []  # the E-step's, of each part of a batch, until the M-step takes it
+        self.mu: list[Tensor] = []  # with reuse_mu, the E-step's, one per part of the batch
 
     @property
     def weighting(self) -> WeightingNet | None:
@@ -191,31 +200,31 @@ class TLW(Loss):
         return -weight_criterion(w, sr, target, self.eps).log().mean()
 
     def forward(self, sr: Tensor, target: Target, epoch: float, features: Tensor | None = None) -> Tensor:
-        """M-step: the weighted pixel loss of T fresh samples; gradients flow through the error alone."""
+        """M-step: the weighted pixel loss of T new samples; gradients flow through the pixel error only."""
         with torch.no_grad():
             w = self.draw(sr, target.hr, self.k(math.floor(epoch)))
             wc = self.criterion(w, sr, target)
         return self.m_step.loss(w, wc, sr, target.hr, self.weigh)
 
     def draw(self, sr: Tensor, hr: Tensor, k: float) -> Tensor:
-        """T samples of the M-step's weights (T,B,3,H,W); uniform weights, all the same, are (1,1,1,1,1)."""
+        """T samples of the M-step's weights (T,B,3,H,W); for uniform weights k, (1,1,1,1,1)."""
         if self.helper is None:
             return hr.new_full((1, 1, 1, 1, 1), k)
         mu = self.move(self.mu.pop(0) if self.mu else self.helper(hr, sr, k), k)
         return relaxed_bernoulli(mu, global_batch.global_rand(self.samples, *mu.shape, batch_dim=1, device=mu.device))
 
     def criterion(self, w: Tensor, sr: Tensor, target: Target) -> Tensor:
-        """The WC (T,B) of each sample w (T,B,3,H,W), in the form of `wc`."""
+        """The WC (T,B) of each sample w (T,B,3,H,W), as the setting `wc` says."""
         if self.wc == "one":
             wc = w.new_ones(len(w), len(sr))
         else:
             wc = weight_criterion(w, sr, target, self.eps, self.m_step.far_eps)
         if self.wc == "normalised":
             wc = wc / global_batch.all_reduce_mean(wc.mean())
-        return wc * (self.samples / len(w))  # a uniform w counts T times
+        return wc * (self.samples / len(w))  # the one uniform w stands for T samples
 
     def phase(self, epoch: float) -> int:
-        """k in tenths: WC, and with it the loss, grows with k."""
+        """k in tenths: WC, and therefore the loss, grows with k."""
         return int(10 * self.k(math.floor(epoch)))
 
     def helper_parameters(self, epoch: float) -> list[nn.Parameter]:

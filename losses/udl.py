@@ -6,17 +6,16 @@ logarithm of the uncertainty, from a head on the SR network's features:
     stage 1 (ESU):  mean(|sr - hr| * exp(-s)) + 2 mean(s)      SR network and head learn together
     stage 2:        mean(|sr - hr| * (s - min s + 1))          min over height and width, per sample and channel
 
-Stage 2 begins from the weights of stage 1, and its s is that of stage 1's network, which no longer learns.
+Stage 2 goes on from the weights of stage 1; s then comes from a frozen copy of that network and head.
 
-- The paper's weight is s - min s. The authors' code adds 1, without which pixels of little uncertainty have next to
-  no weight; the code's weight is the default, the paper's is plus_one=False. TLW's code for its comparison adds no 1
-  either, and takes the minimum over the whole batch: minimum="batch".
-- The code's images are in [0,255], and its head, which ends in an ELU, gives s > -1. For ours in [-1,1] the best s,
-  ln(|sr - hr| / 2), would lie below that almost everywhere. So stage 1 is that of the code's unit, divided by
-  LEVELS: mean(|sr - hr| * exp(-s)) + 2 mean(s) / LEVELS. It has the same optimum, and the scale of stage 2.
-- In the code the stages are two runs, with an optimizer and a schedule each: restart=True. Here the loss changes at
-  the beginning of an epoch of one run and keeps a frozen copy. (TLW's released comparison never trains the head;
-  here it is trained.)
+- The paper's weight is s - min s (plus_one=False). The default, s - min s + 1, is that of the authors' code; without
+  the 1, pixels of low uncertainty have almost no weight. The UDL in TLW's code adds no 1 and takes the minimum over the
+  whole batch (minimum="batch").
+- The authors' images are in [0,255], and their head ends in an ELU, so that s > -1. For images in [-1,1] the optimal s,
+  ln(|sr - hr| / 2), would be lower almost everywhere. So stage 1 is the loss of images in [0,255] divided by LEVELS:
+  mean(|sr - hr| * exp(-s)) + 2 mean(s) / LEVELS. It has the authors' optimum and the scale of stage 2.
+- In the authors' code the stages are two runs, each with its own optimizer and schedule: restart=True. Here the loss
+  changes at the beginning of an epoch of one run. (The UDL in TLW's code never trains the head; here it is trained.)
 """
 
 import copy
@@ -37,19 +36,19 @@ def image_minimum(s: Tensor) -> Tensor:
 
 
 def batch_minimum(s: Tensor) -> Tensor:
-    """The minimum of the whole batch, whichever processes share it: (B,C,H,W) -> ()."""
+    """The minimum over the global batch of all processes: (B,C,H,W) -> ()."""
     return global_batch.all_reduce_min(s.amin())
 
 
 class UDL(Loss):
-    """Both stages on L1. forward needs features in stage 1 and target.lr in stage 2.
+    """Both stages with L1. forward needs features in stage 1 and target.lr in stage 2.
 
     Args:
         net: the SR network; it is copied.
         head: features -> s (B,3 or 1,H,W).
-        second: epoch at which stage 2 begins.
+        second: the epoch in which stage 2 begins.
         plus_one: add 1 to the weights of stage 2.
-        minimum: what is subtracted from them, the minimum of each "image" and channel or that of the "batch".
+        minimum: subtract from s its minimum over each "image" and channel, or over the "batch".
         restart: begin stage 2 with a new optimizer and schedule.
     """
 
@@ -67,11 +66,11 @@ class UDL(Loss):
         self.minimum = {"image": image_minimum, "batch": batch_minimum}[minimum]
         self.of_whole_batch = ("udl_minimum=batch",) if minimum == "batch" else ()
         self.head = head
-        # There from the beginning, so that all states of a run have the same names.
+        # Created here already, so that all checkpoints of a run have the same parameter names.
         self.frozen = nn.ModuleDict({"net": copy.deepcopy(net), "head": copy.deepcopy(head)})
         self.frozen.eval().requires_grad_(False)
         self.second, self.plus_one = second, plus_one
-        self.stage = 1  # a plain number: reading it from a GPU would wait for the device
+        self.stage = 1  # an int, not a buffer: reading a buffer would wait for the GPU
 
     def train(self, mode: bool = True) -> "UDL":
         super().train(mode)
@@ -79,7 +78,7 @@ class UDL(Loss):
         return self
 
     def get_extra_state(self) -> Tensor:
-        """The stage, which belongs to the state; under this name torch saves it."""
+        """The stage, which state_dict() includes through this method."""
         return torch.tensor(self.stage)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -92,13 +91,13 @@ class UDL(Loss):
         self.head.requires_grad_(stage == 1)
 
     def begin_epoch(self, net: nn.Module, epoch: float) -> None:
-        """Enter stage 2 at its epoch. Raises ValueError if stage 1 was left out."""
+        """Enter stage 2 in epoch `second`. Raises ValueError in a later epoch if still in stage 1."""
         if epoch < self.second or self.stage == 2:
             return
         if epoch > self.second:
             raise ValueError(
-                f"epoch {epoch:g} is in UDL's second stage (--udl-epoch {self.second}), and there is no "
-                "first to weight it; begin the run before that epoch"
+                f"epoch {epoch:g} is in UDL's second stage (--udl-epoch {self.second}), which needs the "
+                "uncertainty of the first; begin the run before that epoch"
             )
         self.frozen["net"].load_state_dict(net.state_dict())
         self.frozen["head"].load_state_dict(self.head.state_dict())

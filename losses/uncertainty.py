@@ -1,21 +1,21 @@
-"""The uncertainty head of UDL, a second head on an SR network's body.
+"""The uncertainty head of UDL, which predicts how uncertain each pixel of sr is.
 
-Ning et al., "Uncertainty-Driven Loss for Single Image Super-Resolution", NeurIPS 2021. It says how uncertain every
-pixel of sr is. Its layers are numbered like the `u_estimator` of the TLW authors' UHAT.
+Ning et al., "Uncertainty-Driven Loss for Single Image Super-Resolution", NeurIPS 2021. Parameter names are those of the
+`u_estimator` in the TLW authors' UHAT.
 """
 
 from torch import Tensor, nn
 
-# Output channels (None: as many as the images), the last ELU's alpha and what is added to it: as UDL's authors have it,
-# and as the TLW authors do.
+# Output channels (None: the images'), the last ELU's alpha and an offset, in the code of UDL's and of TLW's authors.
 HEADS = {"authors": (None, 1.0, 0.0), "tlw": (1, 0.1, 0.1)}
 
 
 class UncertaintyHead(nn.Sequential):
     """Features (B,in_channels,h,w) -> s = log-variance (B,3 or 1,scale*h,scale*w).
 
-    scale: from the features to HR size, the network's scale / feature_scale. head="authors": s > -1, one map per colour
-    channel, of which there are `colours`. head="tlw": s > 0, one map for all. Raises ValueError for another head.
+    Args:
+        scale: HR size over the features' size, the network's scale / feature_scale.
+        head: "authors": s > -1, one map for each of `colours` channels; "tlw": s > 0, one map for all. Else ValueError.
     """
 
     def __init__(self, in_channels: int, scale: int, head: str = "authors", colours: int = 3) -> None:

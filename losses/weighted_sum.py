@@ -1,4 +1,4 @@
-"""The weighted sum of losses, as for the generator of a GAN: Ledig et al., SRGAN, CVPR 2017."""
+"""A weighted sum of losses, as in the generator loss of SRGAN (Ledig et al., CVPR 2017)."""
 
 from functools import reduce
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from .target import Target
 
 
 class Term(NamedTuple):
-    """A loss, its weight, and the epoch from which it acts and its helper learns."""
+    """A loss, its weight, and the epoch from which it is active and its helper learns."""
 
     loss: Loss
     weight: float = 1.0
@@ -19,7 +19,7 @@ class Term(NamedTuple):
 
 
 class WeightedSum(Loss):
-    """The weighted sum of the terms that act; their helpers learn together, each on its own loss."""
+    """The weighted sum of the active terms; helper_loss is the unweighted sum of their helpers' losses."""
 
     def __init__(self, *terms: Term):
         helpers = nn.ModuleList(term.loss.helper for term in terms if term.loss.helper is not None)
@@ -37,7 +37,7 @@ class WeightedSum(Loss):
         return next((term.loss.weighting for term in self.terms if term.loss.weighting is not None), None)
 
     def acting(self, epoch: float) -> list[Term]:
-        """The terms that act in this epoch."""
+        """The terms that are active in this epoch."""
         return [term for term in self.terms if epoch >= term.start_epoch]
 
     def begin_epoch(self, net: nn.Module, epoch: float) -> None:
@@ -64,6 +64,6 @@ class WeightedSum(Loss):
         return [p for term in self.acting(epoch) for p in term.loss.helper_parameters(epoch)]
 
     def log_scalars(self, helper_loss: float | None, epoch: float) -> dict[str, float]:
-        """The terms' scalars; helpers' only if there is one helper, because the sum hides their single losses."""
+        """The terms' scalars; the helper's only if there is one, because the sum hides the single losses."""
         own = helper_loss if self.has_one_helper else None
         return {name: value for term in self.acting(epoch) for name, value in term.loss.log_scalars(own, epoch).items()}

@@ -1,6 +1,6 @@
-"""Perceptual metrics and judges, PSNR and SSIM: the distance of an SR image to its reference.
+"""Perceptual metrics and judges, PSNR and SSIM: they compare an SR image with its reference.
 
-The classes below are imported when they are first asked for: LPIPS brings two packages that take seconds to import.
+The classes below are imported at their first use: LPIPS needs two packages that take seconds to import.
 """
 
 from importlib import import_module

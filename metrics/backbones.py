@@ -1,6 +1,6 @@
 """ImageNet weights of the perceptual networks, from a local file or torchvision's download.
 
-They come from nowhere else: a metric whose network holds other weights is another metric.
+There is no other source: with other weights a metric would be another metric.
 """
 
 import re
@@ -18,7 +18,7 @@ from .tensor_file import load_tensor_file
 
 
 class WeightsNotFoundError(ValueError):
-    """Raised for weights that are in no file, nor in torchvision's cache, and could not be downloaded."""
+    """Error for weights that are neither in a file nor in torchvision's cache and cannot be downloaded."""
 
 
 URLS = {
@@ -28,8 +28,8 @@ URLS = {
     "alex": AlexNet_Weights.IMAGENET1K_V1.url,
     "squeeze": SqueezeNet1_1_Weights.IMAGENET1K_V1.url,
 }
-# A parameter that only this network has, with its shape, is enough to tell the files apart; None: has no such one.
-# (VGG19 has no layer 17, the other VGGs no such layer 16, deeper ResNets a longer layer3, wider ones other shapes.)
+# Parameters whose shapes identify a network; None: the network has no such parameter. (VGG19 has no layer 17, the other
+# VGGs no such layer 16, deeper ResNets a longer layer3, wider ones other shapes.)
 SIGNATURES = {
     "vgg": {"17.weight": (512, 256, 3, 3)},
     "vgg19": {"16.weight": (256, 256, 3, 3)},
@@ -41,10 +41,10 @@ TIMEOUT = 5  # seconds without an answer
 
 
 def read_backbone_file(path: str | Path) -> tuple[str, dict]:
-    """Read a torchvision checkpoint of VGG16 or 19, ResNet-50, AlexNet or SqueezeNet 1.1: (net, features).
+    """Read a torchvision checkpoint of a network in URLS: (its name there, the features' weights).
 
-    The file has the whole network or its features only (without the classifier); the names of the features are
-    torchvision's without "features.". Raises ValueError for any other file.
+    The file holds the whole network or its features only. Returned names are torchvision's without "features.". Raises
+    ValueError for any other file.
     """
     state = load_tensor_file(path, "weights", "; fetch it again")
     named = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
@@ -61,25 +61,25 @@ def read_backbone_file(path: str | Path) -> tuple[str, dict]:
 
 
 def unused_files(files: Iterable[str | Path], nets: Iterable[str]) -> list[tuple[str | Path, str]]:
-    """List the files that hold a network other than nets, with that network. Raises as read_backbone_file."""
+    """List (file, network) for files that hold none of `nets`. Raises ValueError for other files."""
     nets = set(nets)
     return [(path, net) for path in files if (net := read_backbone_file(path)[0]) not in nets]
 
 
 def cache_file(net: str) -> Path:
-    """The file in which torchvision keeps the weights of `net` once they are downloaded."""
+    """The path at which torchvision caches the downloaded weights of `net`."""
     return Path(torch.hub.get_dir()) / "checkpoints" / URLS[net].rsplit("/", 1)[1]
 
 
 def at_hand(net: str, files: tuple = ()) -> bool:
-    """True if the weights of `net` are in one of files or in torchvision's cache: nothing is downloaded."""
+    """True if the weights of `net` are in one of files or in torchvision's cache; downloads nothing."""
     return cache_file(net).exists() or any(kind == net for kind, _ in map(read_backbone_file, files))
 
 
 def download_backbone(net: str, needed_by: str, flag: str) -> Path:
-    """The file of torchvision's ImageNet weights of `net`, from its cache folder or the network.
+    """Return the path of torchvision's ImageNet weights of `net`, downloaded if they are not cached.
 
-    Raises ValueError if it is in neither, saying what needs it and which flag names a local file.
+    Raises WeightsNotFoundError, which says what needs them and which flag names a local file.
     """
     cached = cache_file(net)
     if cached.exists():
@@ -99,15 +99,15 @@ def download_backbone(net: str, needed_by: str, flag: str) -> Path:
 
 
 def find_backbone(net: str, files: tuple = (), needed_by: str = "", flag: str = "--judge-weights") -> tuple[Path, dict]:
-    """Find the weights of `net` in local files, else in torchvision's cache or download; (file, weights).
+    """Find the weights of `net` in local files, else in torchvision's cache or download: (file, weights).
 
     Args:
         net: a name in URLS.
-        files: local backbone files, of any networks.
-        needed_by: what the error says needs the weights; by default LPIPS.
+        files: local weights files of any networks in URLS.
+        needed_by: the metric that needs the weights, for the error; "": LPIPS.
         flag: the flag that names a local file, for the error.
 
-    Raises ValueError if they cannot be had.
+    Raises ValueError for an invalid file, WeightsNotFoundError if the weights cannot be downloaded.
     """
     for path in map(Path, files):
         kind, features = read_backbone_file(path)
@@ -118,12 +118,12 @@ def find_backbone(net: str, files: tuple = (), needed_by: str = "", flag: str = 
 
 
 def fill_backbone(module: nn.Module, features: dict, path: Path) -> None:
-    """Load features into `module`: layers by torchvision's names, or the `lpips` package's slices of them.
+    """Load weights into `module`, whose layers are named as torchvision's or the `lpips` package's.
 
-    Features that the module has no layer for are left out. Raises ValueError if they do not fit.
+    Weights without a layer in the module are left out. Raises ValueError if the others do not fit.
     """
     try:
-        # The slices keep torchvision's layer numbers: slice2.3.weight is features.3.weight.
+        # slice2.3.weight in lpips is torchvision's features.3.weight.
         module.load_state_dict({key: features[re.sub(r"^slice\d+\.", "", key)] for key in module.state_dict()})
     except (KeyError, RuntimeError) as error:
         raise ValueError(

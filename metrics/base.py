@@ -1,4 +1,4 @@
-"""The contract of the perceptual metrics and judges: what an evaluation and the criterion of TLW need.
+"""The interface of the perceptual metrics and judges, for evaluations and TLW's weight criterion.
 
 A new metric is one file with a subclass of PerceptualMetric, and its entry in OTHER_METRICS (metrics/judges.py).
 """
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class ReferenceDistance:
-    """The distance of images to B references whose part is computed once: images (...,B,3,H,W) -> (...,B).
+    """The distances of images (...,B,3,H,W) to the same B references -> (...,B).
 
     Args:
-        compare: images (N,3,H,W) and `prepared`, N a multiple of B -> (N,).
-        prepared: what was computed of the references, tensors (B,...).
+        compare: images (N,3,H,W) and `prepared` -> (N,); N is a multiple of B, image i has reference i modulo B.
+        prepared: tensors (B,...) computed from the references once, such as their features.
     """
 
     def __init__(self, compare: Callable[[Tensor, Sequence[Tensor]], Tensor], prepared: Sequence[Tensor]) -> None:
@@ -23,7 +23,7 @@ class ReferenceDistance:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it holds."""
+        """Bytes of `prepared`."""
         return sum(x.nbytes for x in self.prepared)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -33,12 +33,12 @@ class ReferenceDistance:
 class PerceptualMetric(nn.Module, ABC):
     """Base class of metrics: a, b (B,3,H,W), RGB in [-1,1] -> distances (B,), lower if closer.
 
-    A judge is a metric with a gradient with respect to a; nothing else of it may learn. A subclass calls this
-    constructor and implements forward; with_reference too if some of b's part can be computed once.
+    A judge is a metric with a gradient with respect to a and without trainable parameters. A subclass calls this
+    constructor and implements forward; also with_reference, if b's features can be computed once for many a.
 
     Args:
-        name: what tables call it; in lower case its name in METRICS ("1-MS-SSIM" and "LPIPS-alex" are so by word_of).
-        min_size: least height and width of an image.
+        name: its name in tables; in lower case its name in METRICS (up to the affixes that judges.word_of removes).
+        min_size: the smallest height and width of an image.
     """
 
     def __init__(self, name: str, min_size: int = 1) -> None:
@@ -50,7 +50,7 @@ class PerceptualMetric(nn.Module, ABC):
         """The distances (B,) of a to b, both (B,3,H,W) in [-1,1]."""
 
     def with_reference(self, reference: Tensor) -> ReferenceDistance:
-        """Return the distance to reference (B,3,H,W): a function of images (...,B,3,H,W) -> (...,B)."""
+        """Return a function that maps images (...,B,3,H,W) to distances (...,B) to reference (B,3,H,W)."""
 
         def compare(images: Tensor, references: Sequence[Tensor]) -> Tensor:
             return self(images, references[0].repeat(len(images) // len(references[0]), 1, 1, 1))
@@ -60,7 +60,10 @@ class PerceptualMetric(nn.Module, ABC):
 
 @torch.no_grad()
 def check_metric(metric: nn.Module, name: str) -> PerceptualMetric:
-    """Return metric, the entry `name` of METRICS or JUDGES; raise ValueError if it breaks the contract."""
+    """Return metric if it is a PerceptualMetric that returns distances (B,); else raise ValueError.
+
+    name: its name in METRICS or JUDGES, for the error.
+    """
     wrong = f"metric {name} is a {type(metric).__name__}"
     if not isinstance(metric, PerceptualMetric):
         raise ValueError(f"{wrong}; expected a subclass of PerceptualMetric, see metrics/base.py")

@@ -1,11 +1,11 @@
-"""Errors of bad input: the nearest name, and the message of another error on one line."""
+"""Helpers for error messages: the nearest valid name, and a message on one line."""
 
 import difflib
 from collections.abc import Collection
 
 
 def choose(name: str, options: Collection[str], what: str) -> str:
-    """Return name if it is one of options; raise ValueError with the nearest one and the list otherwise."""
+    """Return name if it is in options; else raise ValueError with the nearest one and the list."""
     if name in options:
         return name
     near = difflib.get_close_matches(name.lower(), options, n=1, cutoff=0.5)
@@ -14,5 +14,5 @@ def choose(name: str, options: Collection[str], what: str) -> str:
 
 
 def one_line(message: object) -> str:
-    """A message, or an error's, on one line of at most 160 characters."""
+    """A message or exception as one line of at most 160 characters."""
     return " ".join(str(message).split())[:160]

@@ -21,8 +21,8 @@ HIGHER_IS_BETTER = {"psnr-y", "ssim-y"}  # all others are distances
 class Protocol(NamedTuple):
     """The cropping, rounding and shaving of images before they are compared.
 
-    multiple: HR is cropped at the bottom and right to multiples of it (None: of the scale). eight_bit: LR and SR
-    are rounded to 8 bits. shave: PSNR and SSIM leave out `scale` pixels at each border. LPIPS sees the whole image.
+    multiple: HR is cropped at the bottom and right to multiples of it (None: of the scale). eight_bit: LR and SR are
+    rounded to 8 bits. shave: PSNR and SSIM ignore `scale` pixels at each border; perceptual metrics do not.
     """
 
     multiple: int | None
@@ -30,16 +30,16 @@ class Protocol(NamedTuple):
     shave: bool
 
     def border(self, scale: int) -> int:
-        """The pixels that PSNR and SSIM leave out at each side."""
+        """The width in pixels of the border that PSNR and SSIM ignore."""
         return scale if self.shave else 0
 
 
 PROTOCOLS = {
-    # The PSNR of the TLW paper's Table I's bicubic rows to the fourth decimal, on Urban100, Set5, Set14 and BSDS100.
+    # Reproduces PSNR in the bicubic rows of the TLW paper's Table I to four decimals on Urban100, Set5, Set14, BSDS100.
     "paper": Protocol(multiple=12, eight_bit=False, shave=False),
-    # The field's convention, rounded in RGB (some tables round Y instead: 0.02 dB less for bicubic).
+    # The usual convention, with RGB rounded (some papers round Y instead: 0.02 dB less for bicubic).
     "standard": Protocol(multiple=None, eight_bit=True, shave=True),
-    # The code released for the TLW paper's Table II: HAT's windows of 7 at x4.
+    # As in the code released for the TLW paper's Table II: HAT's windows of 7 at x4.
     "table2": Protocol(multiple=28, eight_bit=False, shave=False),
 }
 
@@ -55,16 +55,16 @@ def check_scale(protocol: str, scale: int) -> None:
 
 
 def least_size(scale: int, metrics: Mapping[str, PerceptualMetric], protocol: str, inside: bool = False) -> int:
-    """The height and width that an image needs for SSIM's window and the metrics' networks.
+    """The smallest height and width of an image that SSIM's window and the metrics accept.
 
-    inside: the metrics, too, leave out the border that the protocol shaves.
+    inside: the metrics, too, ignore the border that the protocol shaves.
     """
     border = PROTOCOLS[protocol].border(scale)
     return max([WINDOW + 2 * border, *(metric.min_size + 2 * border * inside for metric in metrics.values())])
 
 
 def check_sizes(pairs, metrics: Mapping[str, PerceptualMetric], protocol: str) -> None:
-    """Raise ValueError, naming the image, if one is too small for SSIM's window or a metric's network."""
+    """Raise ValueError, naming the image, if one is too small for SSIM's window or a metric."""
     needed = least_size(pairs.scale, metrics, protocol)
     for path, (height, width) in zip(pairs.paths, pairs.sizes):
         if min(height, width) < needed:
@@ -72,7 +72,7 @@ def check_sizes(pairs, metrics: Mapping[str, PerceptualMetric], protocol: str) -
 
 
 def too_small(path, size: tuple[int, int], needed: int, metrics: Mapping[str, PerceptualMetric], protocol: str) -> str:
-    """The error for an image of this size."""
+    """The error message for an image of this size (H,W)."""
     names = ", ".join(["SSIM-Y", *metrics])
     return f"{path} is {size[0]}x{size[1]} as protocol {protocol} crops it; {names} need {needed} pixels each way"
 
@@ -83,10 +83,10 @@ def build_metrics(nets, weights: tuple = (), bgr: bool = False, memory: int = ME
     Args:
         nets: names in METRICS.
         weights: local backbone files.
-        bgr: show LPIPS the channels in OpenCV's order.
+        bgr: give LPIPS the channels in OpenCV's order, BGR.
         memory: bytes for a metric's activations; larger images are measured in tiles.
 
-    Raises ValueError for an unknown name and for weights that cannot be had.
+    Raises ValueError for an unknown name and for weights that cannot be read or downloaded.
     """
     metrics = [build_metric(net, weights, memory, bgr) for net in nets]
     return {metric.name: metric for metric in metrics}
@@ -107,11 +107,11 @@ def evaluate(
 
     Args:
         upscale: lr (1,3,h,w) in [-1,1] -> sr (1,3,s*h,s*w), such as `models.ops.tiled.TiledUpscaler`.
-        pairs: a sequence of lr (3,h,w), hr (3,H,W) in [-1,1] with their `scale`.
+        pairs: a sequence of lr (3,h,w), hr (3,H,W) in [-1,1], with an attribute `scale`, made for the protocol.
         protocol: a name in PROTOCOLS.
-        label: what the progress bar says; it is shown even without a terminal if it is not empty.
-        precision: the network's, "fp32" or "bf16"; metrics never compute in less than fp32.
-        cache: keeps what metrics compute of the HR images for the next call with the same arguments.
+        label: the progress bar's label, seen on terminals only; "": no bar.
+        precision: the network's, "fp32" or "bf16"; metrics always compute in fp32 or more.
+        cache: keeps the HR images' features for later calls with the same pairs and metrics.
     """
     p = PROTOCOLS[protocol]
     scores = {name: [] for name in ("PSNR-Y", "SSIM-Y", *metrics)}
@@ -127,12 +127,12 @@ def evaluate(
 
 
 def finish(sr: Tensor, protocol: Protocol) -> Tensor:
-    """sr in the valid range, rounded if the protocol rounds; may change sr."""
+    """Clamp sr to [-1,1], perhaps in place, and round it to 8 bits if the protocol does."""
     return quantize(sr) if protocol.eight_bit else sr.clamp_(-1, 1)
 
 
 def mean_scores(scores: Mapping[str, list[float]]) -> dict[str, float]:
-    """The means over images by metric; PSNR's over the images for which it is finite, if any."""
+    """The mean over images of each metric; infinite PSNRs are left out unless all are infinite."""
     means = {}
     for name, values in scores.items():
         finite = [value for value in values if value != math.inf] if name.startswith("PSNR") else values
@@ -141,6 +141,6 @@ def mean_scores(scores: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def count_infinite(scores: Mapping[str, list[float]]) -> dict[str, int]:
-    """The number of images with infinite PSNR, for each PSNR for which there are any."""
+    """The number of images with infinite PSNR, for each PSNR that has any."""
     counts = {name: values.count(math.inf) for name, values in scores.items() if name.startswith("PSNR")}
     return {name: count for name, count in counts.items() if count}

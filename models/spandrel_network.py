@@ -19,7 +19,7 @@ MEAN_SHIFTS = ("sub_mean.", "add_mean.")  # constants that RCAN keeps among its 
 class SpandrelNetwork(nn.Module):
     """lr (B,3,h,w), RGB in [-1,1] -> sr (B,3,s*h,s*w) in [-1,1], not clamped.
 
-    Inside, spandrel's network works in [0,1]. This class returns no features: losses that need them (UDL) cannot train it.
+    spandrel's network inside works in [0,1]. Without features, it cannot be trained with UDL.
 
     Args:
         weights: a state dict in a layout that spandrel reads, or this class's own.

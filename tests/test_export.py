@@ -195,7 +195,7 @@ def test_safetensors_and_our_network(run_of, model):
     tensors["network.conv_last.bias" if model == "HAT" else "network.tail.1.bias"][0] += 1e-3
     with pytest.raises(ValueError, match="wrong checksum"):
         from_safetensors(tensors, metadata)
-    with pytest.raises(ValueError, match="no metadata"):
+    with pytest.raises(ValueError, match="the metadata lacks"):
         from_safetensors(tensors, {})
 
 

@@ -266,7 +266,10 @@ def test_bad_files_and_losses(community, common, refused):
         (["--model", model, "--scale", "4"], "is x2, not x4; use --scale 2"),
         (["--model", model, "--model-options", "blocks=2"], "the file says what network it is"),
         (["--model", model, "--init", "paper"], "--init paper: expected a network of ours"),
-        (["--model", model, "--losses", "L1+UDL"], "reads the network's features, which one of spandrel does not give"),
+        (
+            ["--model", model, "--losses", "L1+UDL"],
+            "reads the network's features, which spandrel's networks do not return",
+        ),
         (
             ["--model", f"spandrel:{folder / 'run' / 'best_L1.pt'}"],
             "expected the tensors of a state dict by their names, found sr_network",
