@@ -1,11 +1,11 @@
-"""Distances between the features of a frozen ImageNet network, the parts of the Dual Perceptual loss.
+"""Distances between the features of a frozen ImageNet network, as in the Dual Perceptual loss.
 
 Song et al., "Dual Perceptual Loss for Single Image Super-Resolution Using ESRGAN", 2022, arXiv 2201.06383: VGG19's
-conv5_4 beside stages of ResNet-50. Both stay in eval mode, BatchNorm on ImageNet's statistics. Images: RGB in [-1,1].
+conv5_4 and stages of ResNet-50. Images are RGB in [-1,1]; BatchNorm uses ImageNet's statistics.
 
-Networks see images normalised by ImageNet's mean and deviation, and those whose name ends in "-unnormalised" see them
-in [0,1], as the authors' ResNet-50 does: "resnet50-unnormalised:layer1+layer2+layer3" is the sum of their code. (In
-that code it also normalises by the statistics of each batch. Here it never does: sr and hr would be measured apart.)
+Networks get images normalised by ImageNet's mean and deviation; with "-unnormalised" behind their name they get them in
+[0,1], like the authors' ResNet-50: "resnet50-unnormalised:layer1+layer2+layer3" is the sum in their code. (There, its
+BatchNorm uses each batch's statistics, so that sr and hr are normalised differently. Here it never does.)
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ UNNORMALISED = "-unnormalised"
 
 
 def vgg_layers(*convs_per_block: int) -> dict[str, str]:
-    """A VGG's layers by Simonyan and Zisserman's names: conv5_4 before its activation, relu5_4 after it."""
+    """Map Simonyan and Zisserman's names, such as conv5_4 and relu5_4, to torchvision's layers of a VGG."""
     layers, position = {}, 0
     for block, convs in enumerate(convs_per_block, start=1):
         for i in range(1, convs + 1):
@@ -37,14 +37,14 @@ def vgg_layers(*convs_per_block: int) -> dict[str, str]:
 
 
 class Network(NamedTuple):
-    """A network: its name in backbones.py, its constructor, and torchvision's layers by our names."""
+    """A network: its name in backbones.py, its constructor, and our layer names -> torchvision's."""
 
     backbone: str
     build: Callable[[], nn.Module]
     layers: dict[str, str]
 
 
-# convN is before the activation, reluN, fireN and layerN (ResNet's stages) after it; shallow first.
+# Layers, shallow first: convN before the activation; reluN, fireN and layerN (ResNet's stages) after it.
 NETWORKS = {
     "vgg19": Network("vgg19", lambda: zoo.vgg19().features, vgg_layers(2, 2, 4, 4, 4)),
     "vgg16": Network("vgg", lambda: zoo.vgg16().features, vgg_layers(2, 2, 3, 3, 3)),
@@ -89,9 +89,8 @@ NETWORKS = {
 def parse_extractor(name: str) -> tuple[str, list[str], bool]:
     """Parse "resnet50:layer1+layer2" into ("resnet50", ["layer1", "layer2"], True).
 
-    The layers are in the order of the network.
-
-    The last says whether the network sees images normalised. Raises ValueError on unknown or repeated names.
+    The layers come in the network's order; the bool says whether it gets normalised images. Raises ValueError for
+    unknown or repeated names.
     """
     network, colon, layers = str(name).partition(":")
     normalised = not network.endswith(UNNORMALISED)
@@ -106,7 +105,7 @@ def parse_extractor(name: str) -> tuple[str, list[str], bool]:
 
 
 def smallest_size(layers: nn.Sequential) -> int:
-    """The least height and width that the layers, on the meta device, take: pooling leaves something."""
+    """The smallest height and width of an image for layers on the meta device, which compute no values."""
     for size in range(1, 512):
         try:
             layers(torch.empty(1, 3, size, size, device="meta"))
@@ -119,9 +118,9 @@ def smallest_size(layers: nn.Sequential) -> int:
 class FeatureDistance(PerceptualMetric):
     """Mean absolute difference of features, summed over layers; a, b (B,3,H,W) in [-1,1] -> (B,).
 
-    name: network and layers, as "vgg19:conv5_4" (see NETWORKS), the network with UNNORMALISED behind it or without. It
-    ends at the deepest layer that is named, and its weights are left empty: build_extractor fills them. No gradient
-    reaches b or the weights, and train() has no effect.
+    name: network and layers, such as "vgg19:conv5_4" (see NETWORKS); the network may end in UNNORMALISED. Layers behind
+    the deepest one named are left out. The weights are uninitialised: build_extractor loads them. b and the weights get
+    no gradient, and train() has no effect.
     """
 
     mean: Tensor
@@ -131,7 +130,7 @@ class FeatureDistance(PerceptualMetric):
         super().__init__(name)
         network, layers, normalised = parse_extractor(name)
         self.taken = [NETWORKS[network].layers[layer] for layer in layers]
-        with torch.device("meta"):  # no time or random numbers for weights that a file replaces
+        with torch.device("meta"):  # saves time, and random numbers, for weights that a file replaces
             children = dict(NETWORKS[network].build().named_children())
         names = list(children)
         self.net = nn.Sequential()
@@ -150,7 +149,7 @@ class FeatureDistance(PerceptualMetric):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "FeatureDistance":
-        """Stay in eval mode, whatever a module around this one switches to."""
+        """Stay in eval mode, also if a parent module calls train()."""
         return super().train(False)
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -170,7 +169,7 @@ class FeatureDistance(PerceptualMetric):
         return total
 
     def with_reference(self, reference: Tensor) -> ReferenceDistance:
-        """Return the distance to reference (B,3,H,W), whose features are computed here, without a gradient."""
+        """Return the distance to reference (B,3,H,W), whose features are computed here without a gradient."""
         with torch.no_grad():
             return ReferenceDistance(self.compare, self.features(reference))
 
@@ -178,18 +177,17 @@ class FeatureDistance(PerceptualMetric):
         return self.with_reference(b)(a)
 
 
-def build_extractor(name: str, weights: tuple = (), flag: str = "--extractor-weights") -> FeatureDistance:
+def build_extractor(name: str, weights: tuple = ()) -> FeatureDistance:
     """Build the feature distance `name` with ImageNet weights.
 
     Args:
-        name: network and layers, as "vgg19:conv5_4" or "resnet50:layer1+layer2+layer3".
-        weights: local backbone files, see find_backbone.
-        flag: the command's flag that names them.
+        name: network and layers, such as "vgg19:conv5_4" or "resnet50:layer1+layer2+layer3".
+        weights: local weights files, see find_backbone.
 
-    Raises ValueError for an unknown network or layer, and if the weights cannot be had.
+    Raises ValueError for an unknown network or layer, and for weights that cannot be read or downloaded.
     """
     extractor = FeatureDistance(name)
     backbone = NETWORKS[parse_extractor(name)[0]].backbone
-    path, features = find_backbone(backbone, weights, needed_by=name, flag=flag)
+    path, features = find_backbone(backbone, weights, needed_by=name, flag="--extractor-weights")
     fill_backbone(extractor.net, features, path)
     return extractor

@@ -1,4 +1,4 @@
-"""PSNR and SSIM on luma and on RGB, in float64, in strips of rows, which stay in the cache.
+"""PSNR and SSIM on luma and on RGB, in float64, in strips of rows that fit the CPU's cache.
 
 SSIM: Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural
 similarity", IEEE Trans. Image Processing 13(4), 2004. Luma: ITU-R BT.601 with studio swing, as MATLAB's rgb2ycbcr.
@@ -13,13 +13,13 @@ from .ops.gaussian import WINDOW, gaussian_window
 
 _PEAK = 255.0
 _C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
-_STRIP = 1 << 15  # pixels of a strip: its maps take 256 KB each
+_STRIP = 1 << 15  # pixels of a strip: 256 KB per map
 
 
 def luma(x: Tensor) -> Tensor:
     """RGB (B,3,H,W) in [-1,1] -> Y (B,1,H,W) in [16,235], float64; values are not clamped.
 
-    Grey (B,1,H,W) is its own Y, in [0,255], as in the field's tables.
+    Grey (B,1,H,W) in [-1,1] -> (B,1,H,W) in [0,255], as papers do for grey images.
     """
     if x.shape[1] == 1:
         return x.double().add(1).mul_(127.5)
@@ -33,7 +33,7 @@ def _luma_and_rgb(x: Tensor) -> Tensor:
 
 
 def quantize(x: Tensor) -> Tensor:
-    """Clamp x to [-1,1] and round it to the 256 levels of an 8-bit image; the shape and dtype stay."""
+    """Clamp x to [-1,1] and round it to the 256 levels of 8-bit images; shape and dtype stay."""
     levels = x.double().clamp(-1, 1).add_(1).mul_(127.5).round_()
     return levels.div_(255).mul_(2).sub_(1).to(x.dtype)
 
@@ -41,7 +41,7 @@ def quantize(x: Tensor) -> Tensor:
 def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
     """PSNR in dB on luma, peak 255, of images (B,3 or 1,H,W) in [-1,1]; (B,) float64, inf if equal.
 
-    shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
+    shave: pixels to ignore at each border. Neither clamps nor rounds: see `quantize`.
     Raises ValueError if the shapes differ or shave leaves nothing.
     """
     sr, hr = _shaved(sr, hr, shave, smallest=1)
@@ -52,20 +52,21 @@ def psnr_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
 
 
 def ssim_y(sr: Tensor, hr: Tensor, shave: int = 0) -> Tensor:
-    """SSIM on luma of RGB images (B,3,H,W) in [-1,1]; (B,) float64, 1 if equal.
+    """SSIM on luma of images (B,3 or 1,H,W) in [-1,1]; (B,) float64, 1 if equal.
 
-    Gaussian window 11x11 with sigma 1.5 inside the image ("valid"), K1 = 0.01, K2 = 0.03, L = 255, no downsampling.
-    shave: pixels to leave out at each border. Neither clamps nor rounds: see `quantize`.
+    11x11 Gaussian window with sigma 1.5, without padding, K1 = 0.01, K2 = 0.03, L = 255, no downsampling.
+    shave: pixels to ignore at each border. Neither clamps nor rounds: see `quantize`.
     Raises ValueError if the shapes differ or an image is smaller than the window after shaving.
     """
     return Fidelity(hr, shave)(sr)["SSIM-Y"]
 
 
 class Fidelity:
-    """PSNR and SSIM to hr (B,3,H,W), hr's part computed once: sr (B,3,H,W) -> the values (B,) by name.
+    """PSNR and SSIM to one hr for many sr, both (B,3 or 1,H,W) in [-1,1]: sr -> values (B,) by name.
 
-    Names: "PSNR-Y" and "SSIM-Y"; with rgb=True also "PSNR-RGB", of the squared error's mean over the three channels,
-    and "SSIM-RGB", the mean of the channels' SSIM. nbytes: what it holds. Raises ValueError as ssim_y does.
+    Names: "PSNR-Y" and "SSIM-Y"; with rgb=True, for RGB images, also "PSNR-RGB", from the mean squared error over the
+    three channels, and "SSIM-RGB", the mean SSIM of the channels. nbytes: the memory of hr's part. Raises ValueError as
+    ssim_y does.
     """
 
     def __init__(self, hr: Tensor, shave: int = 0, rgb: bool = False) -> None:
@@ -91,7 +92,7 @@ class Fidelity:
             zip(_strips(sr, self.strip, WINDOW - 1), self.strips)
         ):
             y = self.planes(part)
-            own = slice(None, None if i == last else mean_hr.shape[2])  # the rows that the next strip has not
+            own = slice(None, None if i == last else mean_hr.shape[2])  # without the rows shared with the next strip
             squares = squares + (y - hr)[:, :, own].square().sum(dim=(2, 3))
             mean, square, product = _blur(torch.cat([y, y * y, y * hr], dim=1)).chunk(3, dim=1)
             means, mean2 = mean * mean_hr, mean.square() + mean_hr2
@@ -100,7 +101,7 @@ class Fidelity:
             similarity = similarity + here.sum(dim=(2, 3))
         height, width = self.inside[-2:]
         mse = squares / (height * width)
-        # Equal images' mean may be rounded to a little above 1.
+        # For equal images rounding may give a little more than 1.
         ssim = (similarity / ((height - WINDOW + 1) * (width - WINDOW + 1))).clamp(max=1)
         scores = {"PSNR-Y": _psnr(mse[:, 0]), "SSIM-Y": ssim[:, 0]}
         if self.planes is _luma_and_rgb:
@@ -113,7 +114,7 @@ def _psnr(mse: Tensor) -> Tensor:
 
 
 def _strips(x: Tensor, pixels: int, overlap: int = 0) -> list[Tensor]:
-    """Parts (B,C,h,W) of x (B,C,H,W) of about so many pixels, overlapping by `overlap` rows."""
+    """Split x (B,C,H,W) into strips (B,C,h,W) of about `pixels` pixels that overlap by `overlap` rows."""
     height, width = x.shape[-2:]
     rows = max(1, pixels // width)
     return [x[..., first : first + rows + overlap, :] for first in range(0, height - overlap, rows)]
@@ -137,7 +138,7 @@ def _shaved(sr: Tensor, hr: Tensor, shave: int, smallest: int) -> tuple[Tensor, 
 def _blur(x: Tensor) -> Tensor:
     """The Gaussian window's weighted mean, (B,C,H,W) -> (B,C,H-10,W-10).
 
-    Sums of slices, mirrored taps first: torch's float64 convolution on the CPU is several times slower.
+    As sums of slices, because torch's float64 convolution on the CPU is several times slower.
     """
     window = gaussian_window(torch.float64).tolist()
     middle = WINDOW // 2

@@ -1,7 +1,7 @@
 """The perceptual metrics and the judges by name.
 
 A new metric is one file with a subclass of `PerceptualMetric` (base.py), its import here, and its entry in
-OTHER_METRICS. METRICS and JUDGES take it from there.
+OTHER_METRICS, which METRICS and JUDGES include.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ from .ms_ssim import MSSSIM
 from .perceptual import LPIPS
 from .tiny import Tiny
 
-# Called as METRICS[name](weights=files, memory=bytes, check_range=False). An entry that needs none of these is
+# Called as METRICS[name](weights=files, memory=bytes, check_range=False). For a metric that needs none of these write
 # lambda **ignored: MyMetric().
 LPIPS_METRICS: dict[str, Callable[..., PerceptualMetric]] = {
     "alex": partial(LPIPS, "alex"),
@@ -25,8 +25,8 @@ OTHER_METRICS: dict[str, Callable[..., PerceptualMetric]] = {  # a new metric go
     "ms-ssim": lambda weights=(), **options: MSSSIM(**options),
 }
 METRICS = {**LPIPS_METRICS, **OTHER_METRICS}
-# Called likewise. `lpips-alex` judges with LPIPS's trained heads, `lpips-alex-unweighted` (the form that the released
-# TLW code trains against) sums the squared differences of the unit-normalised features.
+# Called likewise. `lpips-alex` has LPIPS's trained heads; `lpips-alex-unweighted`, which the released TLW code trains
+# against, sums the squared differences of the unit-normalised features.
 JUDGES = {
     "lpips-vgg": METRICS["vgg"],
     "lpips-alex": METRICS["alex"],
@@ -36,19 +36,20 @@ JUDGES = {
     "lpips-squeeze-unweighted": partial(LPIPS, "squeeze", heads=False),
     **OTHER_METRICS,
 }
-# MiB that a judge's activations may take by default. On CPUs several images at once are no faster.
+# MiB for a judge's activations by default. On CPUs larger batches are no faster.
 MEMORY = {"cpu": 128, "cuda": 4096}
 
 
 def build_metric(name: str, weights: tuple = (), memory: int = 4 << 30, bgr: bool = False) -> PerceptualMetric:
-    """Build the perceptual metric METRICS[name], for images that are known to be in [-1,1].
+    """Build the perceptual metric METRICS[name], without a check that images are in [-1,1].
 
     Args:
-        weights: local backbone files.
+        weights: local weights files.
         memory: bytes for its activations; larger images are measured in tiles.
-        bgr: show LPIPS the channels in OpenCV's order.
+        bgr: give LPIPS the channels in OpenCV's order, BGR.
 
-    Raises ValueError for an unknown name, weights that cannot be had and a metric that breaks the contract.
+    Raises ValueError for an unknown name, weights that cannot be read or downloaded, and a metric that breaks the
+    contract of PerceptualMetric.
     """
     choose(name, METRICS, "perceptual metric")
     options = {"bgr": True} if bgr and name in LPIPS_METRICS else {}
@@ -59,15 +60,15 @@ def build_metric(name: str, weights: tuple = (), memory: int = 4 << 30, bgr: boo
 
 
 def build_judge(name: str, weights: tuple = (), memory: int = 4 << 30) -> PerceptualMetric:
-    """Build JUDGES[name]; otherwise as build_metric."""
+    """Build JUDGES[name]; arguments and errors are those of build_metric."""
     choose(name, JUDGES, "judge")
     return check_metric(JUDGES[name](weights=weights, memory=memory, check_range=False), name)
 
 
 def metric_of(judge: str) -> str:
-    """The metric on the network of a judge or extractor, biased towards what was trained with that.
+    """The metric that shares its network with a judge or extractor, and is biased towards what it trained.
 
-    "lpips-alex-unweighted" -> "alex", "squeezenet:fire9" -> "squeeze", "resnet50:layer3" -> "resnet50", which is none.
+    "lpips-alex-unweighted" -> "alex", "squeezenet:fire9" -> "squeeze"; "resnet50:layer3" -> "resnet50", no metric.
     """
     network = judge.split(":")[0].removeprefix("lpips-").removesuffix("-unweighted").removesuffix("-unnormalised")
     return {"alexnet": "alex", "squeezenet": "squeeze", "vgg16": "vgg"}.get(network, network)
@@ -79,5 +80,5 @@ def word_of(metric: str) -> str:
 
 
 def mark_biased(metric: str, judges: Iterable[str]) -> str:
-    """A metric's full name, with "(judge)" appended if it is biased by one of judges."""
+    """A metric's full name, with " (judge)" appended if it shares its network with one of judges."""
     return f"{metric} (judge)" if word_of(metric) in map(metric_of, judges) else metric

@@ -1,4 +1,4 @@
-"""1 - MS-SSIM, a judge that needs no weights, for comparison with the deep ones.
+"""1 - MS-SSIM, a judge without weights, for comparison with the deep ones.
 
 Wang, Simoncelli and Bovik, "Multiscale structural similarity for image quality assessment", Asilomar 2003.
 """
@@ -16,15 +16,16 @@ from .ops.gaussian import WINDOW, gaussian_window
 
 _SHARES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents of the five scales, fine to coarse
 _C1, _C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the range of values is 2
-_PIXEL_BYTES = 300  # activations that one image's pixel holds at the peak, with a gradient
-_MIN_SIMILARITY = 1e-4  # a scale's similarity may be negative; its power has no derivative at 0
+_PIXEL_BYTES = 300  # peak activations per pixel, with a gradient
+_MIN_SIMILARITY = 1e-4  # a scale's similarity may be negative, and its power has no derivative at 0
 
 
 class MSSSIM(PerceptualMetric):
     """1 - MS-SSIM: a, b (B,3,H,W) RGB in [-1,1] -> (B,), the mean over the channels; 0 if a equals b.
 
-    Images below 176 pixels have as many of the five scales as hold an 11x11 window, with exponents that add up to
-    the same sum. Computed in float32, under autocast too. `memory` and `check_range` are as in `DeepDistance`.
+    Images below 176 pixels use only the scales that hold an 11x11 window, with exponents rescaled to the same sum.
+    Computed in float32, under autocast too. `memory` and `check_range` are as in `DeepDistance`. Raises ValueError for
+    images below 11 pixels.
     """
 
     window: Tensor
@@ -40,7 +41,7 @@ class MSSSIM(PerceptualMetric):
         return F.conv2d(F.conv2d(images, self.window, groups=3), self.window.mT, groups=3)
 
     def statistics(self, images: Tensor) -> list[Tensor]:
-        """(N,3,H,W) -> at each scale, fine to coarse, the images and the means and variances in their windows."""
+        """(N,3,H,W) -> for each scale, fine to coarse: images, and means and variances of their windows."""
         found = []
         with torch.autocast(images.device.type, enabled=False):
             level = images.float()
@@ -63,7 +64,7 @@ class MSSSIM(PerceptualMetric):
                 variance = self.blur(level.square()) - mean.square()
                 covariance = self.blur(level * r) - mean * r_mean
                 here = (2 * covariance + _C2) / (variance + r_variance + _C2)
-                if i == len(scales) - 1:  # luminance counts at the coarsest scale alone, and from black on
+                if i == len(scales) - 1:  # luminance, with black as 0, counts at the coarsest scale only
                     light, r_light = mean + 1, r_mean + 1
                     here = here * (2 * light * r_light + _C1) / (light.square() + r_light.square() + _C1)
                 similarity = similarity * here.mean(dim=(-2, -1)).clamp(min=_MIN_SIMILARITY) ** share
@@ -73,7 +74,7 @@ class MSSSIM(PerceptualMetric):
     def with_reference(self, reference: Tensor) -> ReferenceDistance:
         """Return the distance to reference (B,3,H,W): images (...,B,3,H,W) -> (...,B), once differentiable.
 
-        Raises ValueError if the reference is smaller than the window or its values are not in [-1,1].
+        Raises ValueError if the reference is smaller than the window or not in [-1,1].
         """
         if min(reference.shape[-2:]) < WINDOW:
             size = "x".join(map(str, reference.shape[-2:]))

@@ -16,15 +16,17 @@ from .backbones import fill_backbone, find_backbone
 from .deep_features import DeepDistance
 from .ops.strided import StridedConv
 
-# The networks and the height and width below which their pooling has nothing left.
+# The smallest height and width of an image that each network's pooling accepts.
 MIN_SIZES = {"vgg": 16, "alex": 31, "squeeze": 17}
-NETS = tuple(MIN_SIZES)
-# Of each network; see DeepDistance's pixel_bytes.
+# DeepDistance's pixel_bytes of each network.
 PIXEL_BYTES = {"vgg": (2300, 640), "alex": (150, 64), "squeeze": (720, 200)}
 
 
 class Scaled(nn.Module):
-    """A network of the `lpips` package, slice by slice, behind its scaling to ImageNet's statistics."""
+    """Images (N,3,H,W) in [-1,1] -> an iterator over the features of a network of the `lpips` package.
+
+    scaling: the package's normalisation by ImageNet's statistics. bgr: flip the channels first.
+    """
 
     def __init__(self, scaling: nn.Module, net: nn.Module, slices: int, bgr: bool) -> None:
         super().__init__()
@@ -43,17 +45,17 @@ class LPIPS(DeepDistance):
 
     Args:
         net: "vgg", "alex" or "squeeze".
-        heads: False leaves out the trained per-channel weights.
-        weights: local backbone files, see `find_backbone`.
-        bgr: feed the channels in OpenCV's order, as the released TLW code does.
+        heads: use the trained per-channel weights; otherwise all are 1.
+        weights: local weights files, see `find_backbone`.
+        bgr: feed the channels in OpenCV's order, BGR, as the released TLW code does.
         options: `memory` and `check_range` of DeepDistance.
 
-    Raises ValueError if the weights cannot be had.
+    Raises ValueError if the weights cannot be read or downloaded.
     """
 
     def __init__(self, net: str, heads: bool = True, weights: tuple = (), bgr: bool = False, **options):
         path, features = find_backbone(net, weights)
-        with warnings.catch_warnings():  # the package calls torchvision by its older keyword
+        with warnings.catch_warnings():  # the package uses a deprecated argument of torchvision
             warnings.simplefilter("ignore", UserWarning)
             modules: Any = lpips.LPIPS(net=net, lpips=heads, pnet_rand=True, verbose=False)
         if net == "alex":

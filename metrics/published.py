@@ -1,10 +1,10 @@
-"""Published scores of bicubic upscaling, to recognise the data sets of the field's tables.
+"""Published scores of bicubic upscaling, to verify benchmark data sets.
 
 Sources, by protocol:
 - paper: Table I of the TLW paper (arXiv 2301.10575), PSNR-Y and LPIPS (VGG, channels as BGR).
-- standard: the bicubic rows that the field's tables repeat, such as Table 2 of the RCAN paper (arXiv 1807.02758).
-  They were made with MATLAB, whose imresize rounds 8-bit images between its two passes too: hence the tolerance.
-- table2: printed nowhere; computed with the crop of the code released for the TLW paper's Table II.
+- standard: the bicubic rows common to most papers, such as Table 2 of the RCAN paper (arXiv 1807.02758). The tolerance
+  allows for MATLAB's imresize, which rounds 8-bit images between its two passes.
+- table2: not published; computed with the crop of the code released for the TLW paper's Table II.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 IMAGES = {"Set5": 5, "Set14": 14, "BSDS100": 100, "Urban100": 100, "Manga109": 109}
 ALIASES = {"bsds100": "BSDS100", "bsd100": "BSDS100", "b100": "BSDS100"} | {name.lower(): name for name in IMAGES}
-# By protocol and data set: PSNR-Y in dB at x2, x3, x4.
+# PSNR-Y in dB at x2, x3, x4 by protocol and data set.
 PSNR_Y = {
     "paper": {
         "Set5": (33.9569, 30.6089, 28.5944),
@@ -32,7 +32,7 @@ PSNR_Y = {
     },
     "table2": {"Set5": (None, None, 28.6000), "Set14": (None, None, 26.0099)},
 }
-# Of the protocol "paper": LPIPS-vgg-BGR.
+# LPIPS-vgg-BGR in the protocol "paper" at x2, x3, x4.
 LPIPS_VGG_BGR = {
     "Set5": (0.1308, 0.2170, 0.2838),
     "Set14": (0.1912, 0.2951, 0.3677),
@@ -41,20 +41,20 @@ LPIPS_VGG_BGR = {
     "Manga109": (0.0923, 0.1821, 0.2547),
 }
 TOLERANCE = {"paper": 2e-4, "standard": 0.03, "table2": 2e-4}
-# The field's tables take the one grey image of Set14 for its own Y, in [0,255]; as RGB its Y lies in [16,235].
+# dB to add to these: papers use the one grey image of Set14 as its own Y, in [0,255]; as RGB its Y lies in [16,235].
 GREY = {"standard": {"Set14": 20 * math.log10(255 / 219) / 14}}
 
 
 class Check(NamedTuple):
     """The comparison of a bicubic row with the published one."""
 
-    dataset: str  # the published one that the folder's name means
+    dataset: str  # a key of IMAGES
     agrees: bool
     text: str  # such as "as published (Set5)"
 
 
 def dataset_of(folder: str | Path) -> str | None:
-    """The published data set that a path's last three parts name, as in "Set5/HR" or "b100_x4"."""
+    """The data set named in the last three parts of a path, as in "Set5/HR" or "b100_x4"; None if none is."""
     for part in reversed(Path(folder).parts[-3:]):
         if found := re.match(rf"({'|'.join(ALIASES)})(?![0-9A-Za-z])", part.lower()):
             return ALIASES[found[1]]
@@ -62,13 +62,13 @@ def dataset_of(folder: str | Path) -> str | None:
 
 
 def check_bicubic(folder: str | Path, protocol: str, scale: int, images: int, means: dict[str, float]) -> Check | None:
-    """Compare a bicubic row with the published one of the data set that the folder's name means.
+    """Compare a bicubic row with the published one of the data set that the folder is named after.
 
     Args:
-        images: how many the folder holds.
+        images: the number of images in the folder.
         means: the row's mean scores by name, PSNR-Y among them.
 
-    Returns None if there is nothing to compare with.
+    Returns None if there is no published row.
     """
     dataset = dataset_of(folder)
     if dataset is None or not 2 <= scale <= 4:

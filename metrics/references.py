@@ -1,4 +1,4 @@
-"""The images of a validation, prepared once for all networks and epochs that are measured on them."""
+"""Reference images, prepared once for all networks and epochs that are measured on them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from .fidelity import Fidelity
 
-KEPT_BYTES = 1 << 30  # of one data set; the images beyond it are prepared again each time
+KEPT_BYTES = 1 << 30  # limit for one data set; images beyond it are prepared again each time
 
 
 class Reference(NamedTuple):
-    """A reference image: its lr (1,3,h,w), PSNR and SSIM to its hr, and each metric's distance to its hr.
+    """An lr (1,3,h,w), and the functions that measure PSNR, SSIM and metrics against its hr.
 
-    border: pixels at each side that the metrics do not see.
+    border: the width in pixels of the border that the metrics ignore.
     """
 
     lr: Tensor
@@ -28,14 +28,14 @@ class Reference(NamedTuple):
         return self.lr.nbytes + self.fidelity.nbytes + sum(distance.nbytes for distance in self.distances.values())
 
     def scores(self, sr: Tensor) -> dict[str, Tensor]:
-        """The values (1,) of sr (1,3,H,W) by metric."""
+        """The values (1,) of sr (1,3,H,W) by name."""
         scores = self.fidelity(sr)
         inside = as_rgb(without_border(sr, self.border))
         return scores | {name: distance(inside) for name, distance in self.distances.items()}
 
 
 def as_rgb(image: Tensor) -> Tensor:
-    """An RGB image (B,3,H,W) as it is; a grey one (B,1,H,W) with three equal channels, which metrics take."""
+    """RGB images (B,3,H,W) unchanged; grey ones (B,1,H,W) with three equal channels."""
     return image.expand(-1, 3, -1, -1)
 
 
@@ -48,12 +48,12 @@ def without_border(image: Tensor, border: int) -> Tensor:
 def prepare(
     lr: Tensor, hr: Tensor, metrics: Mapping, shave: int, device, rgb: bool = False, border: int = 0
 ) -> Reference:
-    """The reference of lr (3,h,w) and hr (3,H,W), with what the metrics need of hr computed.
+    """Prepare the reference of lr (3,h,w) and hr (3,H,W): everything that depends on hr alone.
 
     Args:
-        shave: pixels at each side that PSNR and SSIM leave out.
+        shave: the width in pixels of the border that PSNR and SSIM ignore.
         rgb: measure PSNR and SSIM on RGB too.
-        border: pixels at each side that the metrics leave out.
+        border: the width in pixels of the border that the metrics ignore.
     """
     lr, hr = (image[None].to(device) for image in (lr, hr))
     inside = as_rgb(without_border(hr, border))
@@ -75,7 +75,7 @@ class References:
         return same and (self.shave, self.device) == (shave, torch.device(device))
 
     def of(self, pairs) -> Iterator[Reference]:
-        """Each of pairs, a sequence of lr (3,h,w) and hr (3,H,W); the next one is read while one is in use."""
+        """Yield the reference of each pair, lr (3,h,w) and hr (3,H,W); the next is read meanwhile."""
         with ThreadPoolExecutor(1) as pool:
             ahead = {}
             for i in range(len(pairs)):
@@ -93,13 +93,13 @@ class References:
 
 
 class ReferenceCache:
-    """The prepared images of the data set used last, for several networks or epochs measured on it."""
+    """The references of the data set used last, for several networks or epochs measured on it."""
 
     def __init__(self) -> None:
         self.pairs, self.latest = None, None
 
     def references(self, pairs, metrics: Mapping, shave: int, device) -> Iterator[Reference]:
-        """Yield the prepared images of pairs, a sequence of lr (3,h,w) and hr (3,H,W)."""
+        """Iterate over the references of pairs, a sequence of lr (3,h,w) and hr (3,H,W)."""
         if self.latest is None or self.pairs is not pairs or not self.latest.matches(metrics, shave, device):
             self.pairs, self.latest = pairs, References(metrics, shave, device)
         return self.latest.of(pairs)

@@ -1,7 +1,7 @@
-"""Read the files of checkpoints and weights: checksums first, and no code in a file is run.
+"""Read checkpoints and weights: checksums are checked first, and no code in a file is run.
 
-runs/checkpoint.py loads checkpoints through this file and then checks what they hold: names, shapes, types, counts. It
-lies here because metrics reads its backbones' files with it too, and imports nothing from outside itself.
+runs/checkpoint.py uses it for checkpoints and then checks their content. It is here because metrics needs it for its
+backbones' weights and imports nothing of ours from outside.
 """
 
 import errno
@@ -16,33 +16,33 @@ from .errors import one_line
 
 
 class FileAccessError(ValueError):
-    """A file that exists, and may be intact, but cannot be read now."""
+    """Error for a file that exists and may be intact, but cannot be read now."""
 
 
 def load_tensor_file(path: str | Path, what: str, remedy: str = ""):
-    """Read what torch.save wrote to path, tensors and plain values, on the CPU.
+    """Read a file of torch.save with tensors and plain values, to the CPU.
 
     Args:
         path: the file.
-        what: what errors call it.
-        remedy: the end of errors.
+        what: its name in errors, such as "weights".
+        remedy: the end of errors, such as "; fetch it again".
 
-    Raises ValueError for anything else and for wrong checksums, FileAccessError if the system does not let it be read.
+    Raises ValueError for other content and wrong checksums, FileAccessError if the system refuses to read the file.
     """
     try:
         verify_checksums(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is refused the error says enough
+            warnings.simplefilter("ignore")  # the error says enough
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
-        # Sizes within a damaged archive can lead before its beginning: that is EINVAL.
+    except Exception as error:  # the unpickler raises many kinds for damaged or foreign files
+        # EINVAL: a damaged archive's sizes point before its beginning.
         refused = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EINVAL)
         kind = FileAccessError if refused else ValueError
         raise kind(f"{path}: cannot be read as {what} ({_reason(error)}){remedy}") from None
 
 
 def verify_checksums(path: str | Path) -> None:
-    """Raise an exception if a checksum in the file is wrong. Files older than torch's archives have none."""
+    """Raise an exception for a wrong checksum. Files older than torch's zip archives have none."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -51,7 +51,7 @@ def verify_checksums(path: str | Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The reason why torch.load refused a file, without its advice to run what is in it."""
+    """The reason why torch.load refused a file, without torch's advice to run the code in it."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
     expected = "expected tensors alone, as of torch.save(net.state_dict(), FILE)"
     code = re.search(r"GLOBAL (\S+) was not an allowed|GLOBAL (\S+) whose module", text)

@@ -1,8 +1,8 @@
 """`tiny`, the judge that needs no download: a small network in the form of LPIPS.
 
-It has AlexNet's strides in a fraction of its width, so that its features lie on the same grids as those of LPIPS-alex,
-its teacher. Distilled by `reproduce/train_judge.py` from LPIPS-alex's distances, maps and gradients: Hinton et al.,
-arXiv 1503.02531; Czarnecki et al., "Sobolev Training for Neural Networks", NeurIPS 2017.
+It has AlexNet's strides, so that its features lie on the same grids as those of its teacher LPIPS-alex, but fewer
+parameters. `reproduce/train_judge.py` distils it from LPIPS-alex's distances, maps and gradients: Hinton et al., arXiv
+1503.02531; Czarnecki et al., "Sobolev Training for Neural Networks", NeurIPS 2017.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ WIDTHS = (64, 96, 112, 96, 96)
 
 
 class TinyFeatures(nn.Module):
-    """Images (N,3,H,W) in [-1,1] -> features of five depths, (N,64,H/4,W/4) to (N,96,H/16,W/16).
+    """Images (N,3,H,W) in [-1,1] -> features of five depths, about (N,64,H/4,W/4) to (N,96,H/16,W/16).
 
     0.45 M parameters.
     """
@@ -38,7 +38,7 @@ class TinyFeatures(nn.Module):
         self.conv5 = nn.Conv2d(fourth, fifth, 3, padding=1)
 
     def depths(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The features of every depth, before and after their ReLUs."""
+        """Yield the features of every depth, before and after their ReLU."""
         x = images
         for conv, pooled in zip(self.children(), (False, True, True, False, False)):
             raw = conv(F.max_pool2d(x, 3, 2) if pooled else x)
@@ -50,9 +50,9 @@ class TinyFeatures(nn.Module):
 
 
 class Tiny(DeepDistance):
-    """The judge `tiny`; forward(a, b), (B,3,H,W) RGB in [-1,1] -> (B,), about LPIPS-alex's distances.
+    """The judge `tiny`; forward(a, b), (B,3,H,W) RGB in [-1,1] -> (B,), close to LPIPS-alex's distances.
 
-    path: its weights, None for fresh ones. Raises ValueError if the file is missing, damaged or another's.
+    path: its weights; None: random ones. Raises ValueError if the file is missing, damaged or holds other weights.
     """
 
     def __init__(self, path: Path | None = TINY_FILE, **options) -> None:

@@ -1,7 +1,7 @@
 """Distances of many images in chunks that fit the memory: cat([compare(chunk) for chunk in chunks]).
 
-A distance depends on its image alone, so that its gradient can be had before anyone asks for it: then a chunk's
-activations are gone before the next chunk's are made, and nothing is computed twice.
+Each distance depends on its own image only, so its gradient can be computed in the forward pass: a chunk's activations
+are freed before the next chunk's are computed, and nothing is computed twice.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ class ChunkedReferenceDistance(ReferenceDistance):
 
     Args:
         reference: (B,3,H,W).
-        prepare: images (N,3,H,W) -> tensors (N,...); done here once for the reference, without a gradient.
-        compare: as of ReferenceDistance.
-        chunk_pixels: for prepare and if a gradient follows, and if none does.
+        prepare: images (N,3,H,W) -> tensors (N,...); called here on the reference, without a gradient.
+        compare: as in ReferenceDistance.
+        chunk_pixels: the limit in `prepare` and with a gradient, and the limit without one.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ChunkedReferenceDistance(ReferenceDistance):
         return _Chunked.apply(flat, self._compare_chunk, at_once, needs_grad).reshape(images.shape[:-3])
 
     def _compare_chunk(self, chunk: Tensor, first: int) -> Tensor:
-        """The distances of a chunk of the images, which begins with image number `first`."""
+        """The distances of a chunk of the images that begins with image number `first`."""
         if len(chunk) % self.count == 0 and first % self.count == 0:
             return self.compare(chunk, self.prepared)
         chosen = torch.arange(first, first + len(chunk), device=chunk.device) % self.count
@@ -52,7 +52,7 @@ class ChunkedReferenceDistance(ReferenceDistance):
 
 
 class _Chunked(torch.autograd.Function):
-    """Distances of images (N,3,H,W) -> (N,), `at_once` at a time, each chunk's gradient right after it."""
+    """Images (N,3,H,W) -> distances (N,), `at_once` images at a time; the forward computes the gradient."""
 
     @staticmethod
     def forward(ctx, images: Tensor, compare: Callable[[Tensor, int], Tensor], at_once: int, needs_grad: bool):
@@ -64,7 +64,7 @@ class _Chunked(torch.autograd.Function):
                 values.append(value.detach())
                 if needs_grad:
                     with torch.autocast(part.device.type, enabled=False):
-                        value.sum().backward()  # reaches the images alone: the backbone is frozen
+                        value.sum().backward()  # the backbone is frozen: only the images get a gradient
                     grads.append(part.grad)
         if needs_grad:
             ctx.save_for_backward(torch.cat(grads))

@@ -10,7 +10,7 @@ WINDOW, SIGMA = 11, 1.5  # pixels
 
 
 def gaussian_window(dtype: torch.dtype) -> Tensor:
-    """The window (11,) along one axis, of sum 1; the window of an image is its outer product with itself."""
+    """The window (11,) along one axis, with sum 1; the 2D window is its outer product with itself."""
     offsets = torch.arange(WINDOW, dtype=dtype) - WINDOW // 2
     window = torch.exp(-offsets.square() / (2 * SIGMA**2))
     return window / window.sum()

@@ -1,8 +1,8 @@
 """F.conv2d(images, weight, bias, stride, padding) of frozen weights, with a faster gradient on CPUs.
 
-On patches of stride x stride pixels ("space to depth") the convolution has 3 stride² channels, no stride and a small
-kernel. The forward is no faster so, but the gradient with respect to the images is about three times as fast: three
-channels do not fill a vector register.
+After a pixel unshuffle by the stride, the same convolution has 3 stride² channels, no stride and a small kernel. Its
+gradient with respect to the images is about three times as fast, because three channels do not fill a vector register;
+its forward is not faster.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class _Convolution(torch.autograd.Function):
-    """conv2d, and its gradient by patches; differentiable in the images alone, any number of times."""
+    """conv2d with its gradient by pixel unshuffle; differentiable only in the images, any number of times."""
 
     @staticmethod
     def forward(ctx, images: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
@@ -26,14 +26,14 @@ class _Convolution(torch.autograd.Function):
         weight = F.pixel_unshuffle(F.pad(weight, (0, spare, 0, spare)), ctx.stride).to(gradient.dtype)
         weight = weight.contiguous(memory_format=torch.channels_last)
         found = F.pixel_shuffle(F.conv_transpose2d(gradient, weight), ctx.stride)
-        # Cropped to the images; pixels beyond the last patch have no part in anything.
+        # Crop to the image, and pad with zeros for pixels that no kernel reached.
         far = [size + ctx.padding - had for size, had in zip(ctx.size, found.shape[-2:])]
         found = F.pad(found, (-ctx.padding, far[1], -ctx.padding, far[0]))
         return found.to(ctx.dtype), None, None, None, None
 
 
 class StridedConv(nn.Conv2d):
-    """nn.Conv2d of a square kernel on images (N,3,H,W), with the gradient above if its weights are frozen."""
+    """nn.Conv2d with a square kernel, for images (N,3,H,W); its gradient is faster if weights are frozen."""
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "StridedConv":

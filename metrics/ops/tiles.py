@@ -1,8 +1,8 @@
 """Deep distances of images too large for the memory: the sum over depths of mean(map), tile by tile.
 
-The result is the whole image's, to rounding. A backbone's features see no further than REACH pixels, and lie on grids
-whose origins coincide every ALIGNMENT pixels: a tile that begins there and overlaps its neighbours by REACH has the
-whole image's features in its own part.
+The result is the whole image's, up to rounding. A backbone's features have a receptive radius of at most REACH pixels,
+and their grids coincide every ALIGNMENT pixels: in a tile that begins there and overlaps its neighbours by REACH, the
+features of the tile's own part equal the whole image's.
 """
 
 import math
@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-ALIGNMENT = 16  # pixels to a feature, at the deepest
-REACH = 128  # pixels; the widest, SqueezeNet's fire9, sees 104 to each side
+ALIGNMENT = 16  # pixels per feature at the deepest layer
+REACH = 128  # pixels; the largest receptive radius is 104, SqueezeNet's fire9
 
 
 def tiles(height: int, width: int, pixels: int, reach: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Tiles that cover (height,width), each of about `pixels` with its margins of `reach`.
+    """Yield tiles that cover (height,width), each of about `pixels` pixels with its margins of `reach`.
 
-    Inside of its margins a tile is no smaller than reach. Yields (rows, columns), each (start, first, last, end): first
-    to last is the tile's own part, start to end what it has to see. The own parts neither overlap nor leave a gap.
+    Yields (rows, columns), each (start, first, last, end): first to last is the tile's own part, start to end includes
+    the margins. The own parts neither overlap nor leave gaps, and are no smaller than reach, except at the end.
     """
     across = min(width, max(int(pixels**0.5), 3 * reach, 1))
     down = min(height, max(pixels // across, 3 * reach, 1))
@@ -44,9 +44,8 @@ def distance_in_tiles(
     """The distance (1,) of image to reference, both (1,3,H,W), in tiles.
 
     Args:
-        maps: two tiles (1,3,h,w) -> the map (1,h_i,w_i) of every depth, whose spatial means add up to the distance.
-        image, reference: (1,3,H,W).
-        pixels: of a tile, about; a side is no shorter than 3 REACH.
+        maps: two tiles (1,3,h,w) -> the map (1,h_i,w_i) of every depth; the spatial means add up to the distance.
+        pixels: the approximate size of a tile, whose sides are at least 3 REACH long.
     """
     height, width = image.shape[-2:]
     sums, counts = [], []
@@ -67,7 +66,7 @@ def distance_in_tiles(
 
 
 def _own(ends: tuple[int, ...], units: int, pixels: int, features: int) -> slice:
-    """Slice a tile's own features along an axis; ends: (start, first, last, end) in ALIGNMENT pixels."""
+    """A tile's own features along an axis; ends: (start, first, last, end) in units of ALIGNMENT."""
     start, first, last, _ = ends
-    each = ALIGNMENT // 2 ** round(math.log2(pixels / features))  # features to ALIGNMENT pixels
+    each = ALIGNMENT // 2 ** round(math.log2(pixels / features))  # features per ALIGNMENT pixels
     return slice((first - start) * each, None if last == units else (last - start) * each)

@@ -1,8 +1,8 @@
-"""LPIPS's Eq. (1): d = mean_hw sum_c weight_c (u - r)^2, u and r features of length 1 in every pixel.
+"""LPIPS's Eq. (1): d = mean_hw sum_c weight_c (u - r)^2, u and r features of length 1 in each pixel.
 
-Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018. In torch's operations
-the difference reads and writes all features some ten times, and more often for its gradient; on the CPU `difference`
-takes a few rows of an image at a time through all steps, while they are in the cache.
+Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018. Plain torch operations
+read and write all features about ten times, and more often for the gradient. On the CPU `difference` takes a few rows
+at a time through all operations while they are in the cache.
 """
 
 import itertools
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_TINY = 1e-20  # far below what float32 resolves of any other square sum of features
+_TINY = 1e-20  # negligible beside any square sum of features but 0
 
 
 def unit_normalise(features: Tensor) -> Tensor:
     """Features (N,C,H,W) of any dtype -> float32 of length 1 along C.
 
-    The square root's argument stays above 0, so that pixels without any feature have a finite gradient.
+    The square root's argument stays above 0, so that pixels whose features are all 0 have a finite gradient.
     """
     features = features.float()
     return features * (features.square().sum(dim=1, keepdim=True) + _TINY).rsqrt()
@@ -31,14 +31,14 @@ def difference(features: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
         reference: (B,C,H,W), normalised, N a multiple of B; image i has reference i modulo B.
         weight: (C,), at least 0.
 
-    Once differentiable, in the features alone. `DeepDistance.map` is the same without the mean, in torch's operations,
-    for maps and second derivatives.
+    Once differentiable, in the features only. `DeepDistance.map` is the same in plain torch operations, without the
+    mean, for maps and second derivatives.
     """
     return _Difference.apply(features, reference, weight, torch.is_grad_enabled() and features.requires_grad)
 
 
 class _Difference(torch.autograd.Function):
-    """`difference`, with each image's gradient computed on the way forward if it is needed."""
+    """`difference`, whose forward also computes the gradient if it is needed."""
 
     @staticmethod
     def forward(ctx, features: Tensor, reference: Tensor, weight: Tensor, needs_grad: bool) -> Tensor:
@@ -68,12 +68,12 @@ class _Difference(torch.autograd.Function):
 
 
 def _room(device: torch.device) -> int:
-    """The number of features to take at a time: on the CPU 32768 for each thread, its share of the caches."""
+    """The number of features to process at a time; on the CPU what fits the caches, 32768 per thread (at least 65536)."""
     return max(1 << 16, torch.get_num_threads() << 15) if device.type == "cpu" else 1 << 24
 
 
 def _parts(batches: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield the sets of images, images of a set and rows of batches (S,B,C,H,W) to take at a time."""
+    """Yield slices of sets, images and rows of batches (S,B,C,H,W) to process at a time."""
     sets, images, channels, height, width = batches.shape
     room, row = _room(batches.device), channels * width
     steps = [max(1, room // size) for size in (images * height * row, height * row, row)]

@@ -380,8 +380,6 @@ def test_without_weights_the_error_names_address_folder_and_flag(name, backbone,
     assert (
         backbones.URLS[backbone] in message and str(tmp_path / "hub" / "checkpoints") in message and "\n" not in message
     )
-    with pytest.raises(ValueError, match="name the file with --other$"):
-        build_extractor(name, flag="--other")
 
 
 def test_the_cache_is_used_and_a_named_file_wins(random_file, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from metrics import backbones
 from metrics.backbones import at_hand, fill_backbone, find_backbone, read_backbone_file
 from metrics.judges import JUDGES
 from metrics.ops.unit_features import unit_normalise
-from metrics.perceptual import LPIPS, NETS
+from metrics.perceptual import LPIPS, MIN_SIZES
 
 SHARED = Path(__file__).parents[3] / "shared"
 REAL = {
@@ -101,7 +101,7 @@ def check_equal(ours, theirs, size=(67, 75)):
 
 
 @pytest.mark.parametrize("heads", [True, False])
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", MIN_SIZES)
 def test_equals_the_package(net, heads, random_file):
     check_equal(*ours_and_theirs(net, heads, random_file(net)), size=(33, 40) if net == "vgg" else (67, 75))
 
@@ -166,7 +166,7 @@ def test_no_gradient_to_reference_or_weights(random_file):
 
 def test_zero_distance_and_finite_gradient_of_identical_images(random_file):
     for x in (images(1, seed=1), torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64)):
-        for net in NETS:
+        for net in MIN_SIZES:
             a = x.clone().requires_grad_()
             distance = ours_and_theirs(net, True, random_file(net))[0](a, x)
             distance.sum().backward()
@@ -174,7 +174,7 @@ def test_zero_distance_and_finite_gradient_of_identical_images(random_file):
 
 
 def test_finite_gradient_of_constant_images(random_file):
-    for net in NETS:
+    for net in MIN_SIZES:
         a = torch.full((1, 3, 64, 64), 0.2, requires_grad=True)
         ours_and_theirs(net, True, random_file(net))[0](a, torch.full_like(a, -0.7).detach()).sum().backward()
         assert a.grad.isfinite().all()
@@ -335,7 +335,7 @@ def test_failed_download_names_address_folder_and_flag(error, monkeypatch, tmp_p
     assert str(tmp_path / "torch" / "hub" / "checkpoints") in message
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", MIN_SIZES)
 def test_without_network_no_weights_but_an_error(net, random_file):
     """Files of other networks are no replacement either."""
     others = tuple(random_file(other) for other in ("alex", "squeeze") if other != net)
