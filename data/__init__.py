@@ -1,4 +1,4 @@
-"""Training and test images: reading files, MATLAB-style downscaling, pairs, patches, resumable batches."""
+"""Training and test images: reading, MATLAB-style downscaling, pairs, patches, resumable batches."""
 
 from .cache import ImageCache
 from .datasets import ImageReadError, PairedDataset, make_pair

@@ -1,7 +1,7 @@
-"""Decoded images on disk: made once, memory-mapped, shared by processes and runs, and bounded.
+"""Decoded images on disk: written once, memory-mapped, shared by processes and runs, limited in size.
 
-A file for each image, named for its path, its bytes and its time of change (mtime): a header, then its pixels. So it
-counts as long as the image has not changed. Files come and go whole.
+Each image has a file with a header and its pixels, named after a hash of the image's path, size in bytes and mtime, so
+that a changed image is decoded anew. Files are written and removed atomically.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ import numpy as np
 from .images import checksum
 
 _HEADER = struct.Struct("<8sIII44x")  # magic, height, width, checksum
-_MAGIC = b"tlw rgb1"  # another number whenever `read_rgb` reads a file to other pixels
+_MAGIC = b"tlw rgb1"  # change the number whenever `read_rgb` decodes a file to other pixels
 _KEEP_FREE = 1 / 20  # of the disk
-_ONE_AT_A_TIME = threading.Lock()  # makes room; no part of an ImageCache, which goes to other processes
+_ONE_AT_A_TIME = threading.Lock()  # for _make_room; not in ImageCache, which is pickled for other processes
 
 
 class CachedImage(NamedTuple):
-    """What the cache knows of an image without a look at its pixels: its (H,W) and `checksum`."""
+    """A cached image's header: (H,W), and `checksum` of its pixels."""
 
     size: tuple[int, int]
     checksum: int
@@ -36,24 +36,24 @@ class CachedImage(NamedTuple):
 class ImageCache:
     """The decoded images of a folder.
 
-    limit: bytes that they may take together; those that were not used for longest go first, and a twentieth of the
-    disk stays free. beyond: data sets up to so many bytes of pixels are kept in memory instead.
+    limit: the most bytes of all files; the least recently used ones are removed first, and a twentieth of the disk
+    stays free. beyond: data sets of up to so many bytes of pixels are kept in memory instead.
     """
 
     def __init__(self, folder: str | Path, limit: int = 32 << 30, beyond: int = 512 << 20):
         self.folder, self.limit, self.beyond = Path(folder), limit, beyond
-        self.error: str | None = None  # why something could not be stored
-        self._files: dict[Path, Path] = {}  # of the images that this process has found or stored
-        self._seen: set[Path] = set()  # of those, whose header was compared
+        self.error: str | None = None  # why an image could not be stored
+        self._files: dict[Path, Path] = {}  # image -> cache file, of those that this process has found or stored
+        self._seen: set[Path] = set()  # those of them whose header was compared
         self._taken: int | None = None
 
     def find(self, path: Path) -> CachedImage | None:
-        """What is cached of the image at path, if it has not changed since."""
+        """The header of the image at path; None if it is not cached or has changed since."""
         try:
             file = self.file_of(path, os.stat(path))
             with open(file, "rb") as cached:
                 found = _read_header(cached.read(_HEADER.size), os.fstat(cached.fileno()).st_size)
-            os.utime(file)  # the time of its last use
+            os.utime(file)  # marks it as used
         except OSError:
             return None
         if found is not None:
@@ -61,10 +61,10 @@ class ImageCache:
         return found
 
     def pixels(self, path: Path, expected: CachedImage, rows: tuple[int, int]) -> np.ndarray | None:
-        """The pixels, uint8 (H,W,3), mapped from the disk; None if they are not there, or not any more.
+        """The pixels, uint8 (H,W,3), mapped from the disk; None if they are not or no longer there.
 
         expected: what `find` or `add` returned.
-        rows: the first and the end of those that will be looked at, which the system may fetch at once.
+        rows: (first, end) of the rows that will be used, for the system to read ahead.
         """
         try:
             with open(self._files[path], "rb") as cached:
@@ -73,7 +73,7 @@ class ImageCache:
             return None
         if len(memory) != _file_size(*expected.size):
             return None
-        # Once: the header lies apart from the rows, and while neither is in memory it takes as long to read as they do.
+        # Compared only once: the header is away from the rows, and reading it from the disk takes as long as they do.
         if path not in self._seen and _read_header(memory[: _HEADER.size], len(memory)) != expected:
             return None
         self._seen.add(path)
@@ -84,9 +84,9 @@ class ImageCache:
         return np.frombuffer(memory, np.uint8, offset=_HEADER.size).reshape(*expected.size, 3)
 
     def add(self, path: Path, before: os.stat_result, rgb: np.ndarray) -> CachedImage | None:
-        """Store the pixels of the image at path, which was read after `before` was taken; None if that is impossible.
+        """Store the pixels, uint8 (H,W,3), of the image at path; None, and `error` set, if that fails.
 
-        `error` says why; from then on nothing is stored.
+        before: the image's stat from before it was read. After an error nothing is stored any more.
         """
         if self.error is not None:
             return None
@@ -97,7 +97,7 @@ class ImageCache:
             with _ONE_AT_A_TIME:
                 if not self._make_room(_file_size(*image.size)):
                     return None
-                self._files[path] = file  # so that no other thread makes room of it
+                self._files[path] = file  # keeps other threads from removing it
             try:
                 with open(aside, "wb") as out:
                     out.write(_HEADER.pack(_MAGIC, *image.size, image.checksum))
@@ -115,7 +115,7 @@ class ImageCache:
 
     @contextmanager
     def filling(self, paths: Iterable[Path]) -> Iterator[None]:
-        """Within, no other process fills the cache with the same images: each is decoded once."""
+        """Hold a lock against other processes that would cache the same images, where the system has locks."""
         name = hashlib.sha256("\n".join(map(os.path.abspath, paths)).encode(errors="surrogateescape")).hexdigest()
         try:
             import fcntl
@@ -133,13 +133,13 @@ class ImageCache:
             file.close()
 
     def file_of(self, path: Path, stat: os.stat_result) -> Path:
-        """Where the decoded image at path is, or would be, if stat is of it."""
+        """The path of the cache file for the image at path with this stat."""
         source = f"{os.path.abspath(path)}\n{stat.st_size} {stat.st_mtime_ns}"
         name = hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:40]
         return self.folder / name[:2] / f"{name}.rgb"
 
     def _make_room(self, size: int) -> bool:
-        """Whether there is room for `size` bytes more, after the longest unused images were removed for it."""
+        """Remove the least recently used images until `size` bytes more fit; False if they cannot."""
         disk = shutil.disk_usage(self.folder)
         if self._taken is None:
             self._taken = sum(stat.st_size for _, stat in self._stored())
@@ -149,7 +149,8 @@ class ImageCache:
             for file, stat in sorted(self._stored(), key=lambda entry: entry[1].st_mtime_ns):
                 if missing <= 0:
                     break
-                if file not in in_use and (file.suffix == ".rgb" or stat.st_mtime < yesterday):  # or is being written
+                # Other suffixes are files being written, or left behind by a killed process if they are old.
+                if file not in in_use and (file.suffix == ".rgb" or stat.st_mtime < yesterday):
                     file.unlink(missing_ok=True)
                     self._taken -= stat.st_size
                     missing -= stat.st_size
@@ -172,7 +173,7 @@ def _file_size(height: int, width: int) -> int:
 
 
 def _read_header(data: bytes, file_size: int) -> CachedImage | None:
-    """What is known of the image; None if the file is not whole, or of another version."""
+    """The header in data; None if the file is incomplete or of another version."""
     if len(data) < _HEADER.size:
         return None
     magic, height, width, crc = _HEADER.unpack(data)

@@ -1,4 +1,4 @@
-"""(LR, HR) pairs from folders of images, in memory or on the disk."""
+"""(LR, HR) pairs from folders of images, decoded in memory or on disk."""
 
 import os
 import struct
@@ -19,23 +19,24 @@ from .imresize import imresize
 from .partners import Folders, find_lr_among_hr, match, rooted, unique_names
 from .progress import show_progress
 
-# What each 8-bit level is in [-1,1]: a look-up is exact and saves the float64 copy of an image.
+# 8-bit level -> value in [-1,1]: a look-up is exact and saves a float64 copy of the image.
 _LEVELS = (np.arange(256) / 255 * 2 - 1).astype(np.float32)
 # How far an LR pixel's kernel reaches beyond its own HR pixels, in LR pixels.
 _REACH = 2
-# HR rows above and below a part that its LR may depend on, as a hint to the disk.
+# HR rows above and below a part that its LR may depend on, for reading ahead.
 _AROUND = 32
 
 
 def make_pair(rgb: np.ndarray, scale: int, multiple: int, round_lr: bool = False) -> tuple[Tensor, Tensor]:
-    """One HR image and its bicubic downscaling.
+    """Return an HR image and its bicubic downscaling as tensors.
 
-    rgb: uint8 (H,W,3), or grey (H,W,1), cropped at the bottom and right to multiples of `multiple`, itself a multiple
-        of scale.
-    round_lr: clip LR to the valid range and round it to 8 bits; otherwise it may leave the range by a little.
-    Returns lr (3,H/scale,W/scale) and hr (3,H,W), float32 in [-1,1], computed in float64 and cast last.
+    Args:
+        rgb: uint8 (H,W,3) or grey (H,W,1).
+        multiple: HR is cropped at the bottom and right to multiples of it; itself a multiple of scale.
+        round_lr: clip LR to the valid range and round it to 8 bits; otherwise it may exceed the range slightly.
 
-    Raises ValueError where multiple does not suit the scale or the image is smaller than it.
+    Returns lr (3,H/scale,W/scale) and hr (3,H,W), H and W cropped, float32 in [-1,1], computed in float64; for grey,
+    with one channel. Raises ValueError if multiple is no multiple of scale or the image is smaller than it.
     """
     _check_multiple(scale, multiple)
     _check_size(rgb.shape[:2], multiple, name="image")
@@ -45,31 +46,33 @@ def make_pair(rgb: np.ndarray, scale: int, multiple: int, round_lr: bool = False
 
 
 class ImageReadError(ValueError):
-    """Images that could be read when the run began, and not any more."""
+    """Error for an image that could be read when the run began, and no longer can or has changed."""
 
 
 class PairedDataset(Dataset):
     """Whole images as (lr, hr) float32 tensors in [-1,1]: (3,h,w) and (3,scale*h,scale*w).
 
     Args:
-        folders: HR images, searched as `list_images` does; each is cropped to multiples of `multiple`.
-        lr_folders: LR images, taken as they are, matched by place and name as in `data.partners`; without them LR is
-            HR's bicubic downscaling (see `make_pair`).
-        lr_template: the LR's stem where {} is the HR's, such as "{}_small"; default: all usual forms.
-        cache_bytes: decoded images are kept in memory up to this size; the others are decoded again on each use.
-        cache: where the decoded images of a set beyond `cache.beyond` bytes are kept on the disk instead, so that
-            no start reads again what an earlier one has read.
-        degradation: makes the LR of a part from HR, as in `data.degradations`, where `crop` is given random numbers.
-        grey: images are their luminance, (1,h,w) and (1,scale*h,scale*w), and arrays (h,w,1); LR is made of that.
-        bad_images: "stop" or "skip", what to do with an image that is unreadable, damaged, too small, without an LR
-            partner or with one that is unreadable or of the wrong size.
+        folders: folders of HR images, searched as by `list_images`.
+        multiple: HR is cropped to multiples of it, itself a multiple of scale.
+        lr_folders: folders of LR images, matched by place and name as in `data.partners` and cropped with HR; None: LR
+            is HR's bicubic downscaling (see `make_pair`).
+        lr_template: the LR's stem, with {} for the HR's, such as "{}_small"; None: all usual forms.
+        round_lr: as in `make_pair`.
+        cache_bytes: memory for decoded images; the others are decoded on each use.
+        cache: the disk cache for a data set of more than `cache.beyond` bytes; None: memory only.
+        degradation: makes LR from a part of HR, as in `data.degradations`, if `crop` is given random numbers.
+        progress: show a progress bar.
+        bad_images: "stop" or "skip" at an image that is unreadable, damaged, too small, without an LR partner, or with
+            one that is unreadable or of the wrong size.
+        grey: convert images to luminance, (1,h,w) and (1,scale*h,scale*w), in arrays (h,w,1); LR is made from that.
 
-    paths: the HR files; names: their stems, or paths if stems collide; sizes: HR's (H,W) after cropping; checksums: of
-    the pixels, LR's too if it is given; skipped: the HR files left out, each with the reason in one line; notes: lines
-    about the folders that the user should know.
+    Attributes. paths: the HR files. names: their stems, or paths if stems collide. sizes: HR's (H,W) after cropping.
+    checksums: of the pixels of HR and, with lr_folders, LR. skipped: HR file -> the reason for leaving it out. notes:
+    lines about the folders for the user.
 
-    Every file that the cache does not know is read at construction. Raises ValueError for the first bad image, or, with
-    "skip", if all are. Reading a pair raises ImageReadError if a file is no longer what it was then.
+    The constructor reads every file that the cache does not hold. It raises ValueError for the first bad image, or with
+    "skip" if all are bad. Reading a pair raises ImageReadError if a file has changed since or cannot be read.
     """
 
     def __init__(
@@ -113,7 +116,7 @@ class PairedDataset(Dataset):
         self._known: dict[Path, CachedImage] = {}  # each file's size and checksum
         self._memory: dict[int, tuple[np.ndarray | None, np.ndarray]] = {}  # LR and HR, both cropped
         self._memory_left = cache_bytes
-        self._lr: dict[int, np.ndarray] = {}  # of whole images that are on the disk
+        self._lr: dict[int, np.ndarray] = {}  # LR of images in the disk cache, if it was made whole
         self._read_all(progress)
         if not self.paths:
             first = next(iter(self.skipped.values()))
@@ -178,13 +181,13 @@ class PairedDataset(Dataset):
             self.notes.append(f"{len(self._known) - stored} decoded images were stored in {self._disk.folder}")
 
     def _find_stored(self, files: list[Path]) -> bool:
-        """Look in the cache for those of files that are not known; return if all are there."""
+        """Look up the unknown ones of files in the disk cache; return True if it has them all."""
         found = {file: self._disk.find(file) for file in files if self._disk and file not in self._known}
         self._known |= {file: image for file, image in found.items() if image is not None}
         return None not in found.values()
 
     def _check(self, path: Path) -> tuple[list[CachedImage], tuple | None] | ValueError:
-        """What is to be known of a pair's files, and the pair unless it is on the disk or finds no room in memory."""
+        """The headers of a pair's files, and the pair (lr or None, hr) for the memory; or the error."""
         try:
             read = [self._read(file) for file in self._files(path)]
             images, pixels = [image for image, _ in read], [rgb for _, rgb in read if rgb is not None]
@@ -197,7 +200,7 @@ class PairedDataset(Dataset):
         return images, (self._downscaled(hr) if lr is None and self.degradation is None else lr, hr)
 
     def _read(self, file: Path) -> tuple[CachedImage, np.ndarray | None]:
-        """What is to be known of a file, and its pixels unless they are on the disk."""
+        """A file's header, and its pixels unless they are in the disk cache."""
         if file in self._known:
             return self._known[file], None
         before = file.stat() if file.exists() else None
@@ -236,11 +239,15 @@ class PairedDataset(Dataset):
         random: np.random.Generator | None = None,
         alone: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The part of pair `index` from HR pixel start (top, left), of HR size (H,W), all multiples of scale.
+        """Cut a part out of pair `index`: lr (h,w,3), uint8 or float32 in [-1,1], and hr uint8 (H,W,3).
 
-        Returns lr (h,w,3), uint8 or float32 in [-1,1], which is that part of the whole image's LR, bit for bit, or is
-        made by the degradation with the random numbers, if both are there; and hr uint8 (H,W,3). See `to_tensors`.
-        alone: LR is made of the part as if it were an image, unless it has files of its own or a degradation.
+        Args:
+            start: (top, left) in HR pixels, multiples of scale.
+            size: (H,W) in HR pixels, multiples of scale.
+            random: for the degradation, if there is one; None: no degradation.
+            alone: downscale the part as if it were a whole image, unless LR has its own files.
+
+        Without degradation or `alone`, lr is bit for bit a part of the whole image's LR. See `to_tensors`.
         """
         lr, hr = self._memory.get(index) or self._load(index, (start[0] - _AROUND, start[0] + size[0] + _AROUND))
         if self.degradation is not None and random is not None:
@@ -259,13 +266,13 @@ class PairedDataset(Dataset):
         lr = self._lr.get(index) if lr is None else lr
         if lr is not None:
             return lr[top : top + height, left : left + width]
-        # Downscale no more than the kernels under the window see.
+        # Downscale only the pixels under the part's kernels.
         above, before = min(top, _REACH), min(left, _REACH)
         rows = slice((top - above) * scale, (top + height + _REACH) * scale)
         columns = slice((left - before) * scale, (left + width + _REACH) * scale)
         lr = self._downscaled(hr[rows, columns])[above : above + height, before : before + width]
         if lr.shape[:2] == tuple(x // scale for x in hr.shape[:2]) and lr.nbytes <= self._memory_left:
-            self._lr[index] = lr  # whole images take long, and come again
+            self._lr[index] = lr  # whole images take long, and are used again
             self._memory_left -= lr.nbytes
         return lr
 
@@ -273,15 +280,18 @@ class PairedDataset(Dataset):
         return _downscale(hr, self.scale, self.round_lr)
 
     def _load(self, index: int, rows: tuple[int, int]) -> tuple[np.ndarray | GreyImage | None, np.ndarray | GreyImage]:
-        """LR, uint8 (h,w,3 or 1), if it has a file of its own, and HR, uint8 (H,W,3 or 1), both cropped."""
-        parts = (rows, (rows[0] // self.scale, rows[1] // self.scale))  # that will be looked at, of HR and of LR
+        """LR, uint8 (h,w,3 or 1), or None without its own file, and HR, uint8 (H,W,3 or 1), both cropped.
+
+        rows: (first, end) of the HR rows that will be used.
+        """
+        parts = (rows, (rows[0] // self.scale, rows[1] // self.scale))
         lr, hr = self._cropped_pair(*map(self._pixels, self._files(self.paths[index]), parts))
         if not self.grey:
             return lr, hr
-        return None if lr is None else GreyImage(lr), GreyImage(hr)  # of large images, a small part is looked at
+        return None if lr is None else GreyImage(lr), GreyImage(hr)
 
     def _pixels(self, file: Path, rows: tuple[int, int]) -> np.ndarray:
-        """The pixels of a file as they were at construction, from the disk or decoded again."""
+        """The pixels of a file, from the disk cache or decoded. Raises ImageReadError if they have changed."""
         known = self._known[file]
         stored = None if self._disk is None else self._disk.pixels(file, known, rows)
         if stored is not None:
@@ -306,7 +316,7 @@ class PairedDataset(Dataset):
 
 
 def to_tensors(lr: np.ndarray, hr: np.ndarray) -> tuple[Tensor, Tensor]:
-    """What `PairedDataset.crop` returns as float32 tensors in [-1,1], (3,h,w) and (3,H,W)."""
+    """Convert the arrays of `PairedDataset.crop` to float32 tensors in [-1,1], (3,h,w) and (3,H,W)."""
     lr = _LEVELS.take(_chw(lr)) if lr.dtype == np.uint8 else _chw(lr)
     return torch.from_numpy(lr), torch.from_numpy(_LEVELS.take(_chw(hr)))
 
@@ -317,20 +327,20 @@ def _check_multiple(scale: int, multiple: int) -> None:
 
 
 def nearest(value: int, scale: int) -> str:
-    """The multiples of scale around value, in words."""
+    """The multiples of scale around value, as text."""
     below = value // scale * scale
     return f"{below} or {below + scale}" if below > 0 else f"{scale}"
 
 
 def _combined(checksums: list[int]) -> int:
-    """One checksum for an HR image and, if it is given, its LR image."""
+    """One checksum of an HR image's and, with LR files, its LR image's."""
     return checksums[0] if len(checksums) == 1 else zlib.crc32(struct.pack("<2I", *checksums))
 
 
 def _check_size(size: tuple[int, int], multiple: int, name: str) -> None:
     height, width = size
     if min(size) < multiple:
-        least = f"{multiple}x{multiple}, the least of an image that is cropped to multiples of {multiple}"
+        least = f"{multiple}x{multiple}, the smallest image that can be cropped to multiples of {multiple}"
         raise ValueError(f"{name} is {height}x{width}, smaller than {least}; remove it")
 
 
@@ -339,7 +349,7 @@ def _chw(image: np.ndarray) -> np.ndarray:
 
 
 def _downscale(rgb: np.ndarray, scale: int, round_lr: bool) -> np.ndarray:
-    """HR uint8 (H,W,3) -> LR float32 (h,w,3) in [-1,1], computed in float64."""
+    """HR uint8 (H,W,3 or 1) -> LR float32 (h,w,3 or 1), about [-1,1], computed in float64."""
     lr = imresize(rgb / 255, scale)
     if round_lr:
         lr = np.rint(lr.clip(0, 1) * 255) / 255

@@ -4,7 +4,8 @@ The classical degradation, Eq. 1 of Real-ESRGAN (Wang et al., ICCV Workshops 202
 
     y = JPEG( (x * k) down_s + n )
 
-x the HR image, k a Gaussian blur, down_s MATLAB's bicubic downscaling, n Gaussian noise, all of random strength.
+x the HR image, k a Gaussian blur, down_s MATLAB's bicubic downscaling, n Gaussian noise. The strengths of blur, noise
+and JPEG compression are random.
 """
 
 import math
@@ -20,21 +21,19 @@ BLUR = (0.2, 3.0)  # standard deviation of k, HR pixels
 NOISE = (0.0, 25.0)  # standard deviation of n, 8-bit levels
 GREY_NOISE = 0.4  # probability that all channels have the same noise
 QUALITY = (30, 95)  # of JPEG
-_TRUNCATE = 4.0  # standard deviations at which the blur ends, scipy's default
-_REACH = 2  # how far a pixel of `imresize` sees beyond its own HR pixels, LR pixels
+_TRUNCATE = 4.0  # radius of the blur in standard deviations, scipy's default
+_REACH = 2  # how far the kernel of `imresize` reaches beyond an LR pixel's own HR pixels, LR pixels
 
 
 def blur_noise_jpeg(
     hr: np.ndarray, start: tuple[int, int], size: tuple[int, int], scale: int, random: np.random.Generator
 ) -> np.ndarray:
-    """The degraded LR of a part of an image, a function of its arguments and nothing else.
+    """Return the degraded LR of a part of an image, uint8 (height/scale, width/scale, 3 or 1).
 
     Args:
-        hr: the whole image, uint8 (H,W,3) or grey (H,W,1).
+        hr: the whole image, uint8 (H,W,3) or grey (H,W,1); blur and downscaling also use pixels around the part.
         start, size: the part's (top, left) and (height, width) in HR pixels, multiples of scale.
-        random: decides the strengths and the noise.
-
-    Returns uint8 (height/scale, width/scale, 3 or 1). Blur and downscaling see what lies around the part.
+        random: the only source of randomness.
     """
     sigma, noise = random.uniform(*BLUR), random.uniform(*NOISE)
     quality, channels = int(random.integers(QUALITY[0], QUALITY[1] + 1)), 1 if random.random() < GREY_NOISE else 3
@@ -53,5 +52,5 @@ def blur_noise_jpeg(
     return np.asarray(Image.open(file).convert("RGB"))[..., : levels.shape[2]]
 
 
-# By the names of --degradation; bicubic is what `data.make_pair` does.
+# The values of --degradation; None: `imresize` only, as in `data.make_pair`.
 DEGRADATIONS = {"bicubic": None, "blur-noise-jpeg": blur_noise_jpeg}

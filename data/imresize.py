@@ -1,18 +1,18 @@
-"""MATLAB-compatible bicubic downscaling by an integer factor, the degradation of super-resolution benchmarks.
+"""MATLAB-compatible bicubic downscaling by an integer factor, standard in super-resolution benchmarks.
 
-The kernel is Keys' cubic convolution with a = -0.5 (R. Keys, "Cubic convolution interpolation for digital
-image processing", IEEE Trans. ASSP 29(6), 1981), stretched by the scale as MATLAB's `imresize` does to
-antialias. For an integer factor every output pixel sees the same taps, so a pass is one sum of strided slices.
+The kernel is Keys' cubic convolution with a = -0.5 (R. Keys, "Cubic convolution interpolation for digital image
+processing", IEEE Trans. ASSP 29(6), 1981), stretched by the scale for antialiasing, as in MATLAB's `imresize`. With an
+integer factor all output pixels have the same taps, so a pass is a sum of strided slices.
 """
 
 import numpy as np
 
-# Elements of output worked on at a time: the accumulator and its operands stay in the L2 cache.
+# Output elements computed at a time: the accumulator and its operands fit the L2 cache.
 _CHUNK = 16384
 
 
 def _taps(scale: int) -> np.ndarray:
-    """The symmetric taps of one output pixel, summing to 1: 4*scale of them (even scale) or 4*scale - 1 (odd)."""
+    """The symmetric taps of an output pixel, with sum 1: 4*scale for even scales, 4*scale - 1 for odd."""
     count = 4 * scale - scale % 2
     x = np.abs(np.arange(count) - (count - 1) / 2) / scale
     near = (1.5 * x - 2.5) * x * x + 1
@@ -26,7 +26,7 @@ def _shrink_rows(image: np.ndarray, scale: int) -> np.ndarray:
     rows, columns = image.shape
     weights = _taps(scale)
     last = len(weights) - 1
-    # Symmetric padding is a walk over the image and its mirror image, repeated for ever.
+    # Symmetric padding repeats the image and its mirror image.
     before = (len(weights) - scale) // 2
     walk = np.arange(-before, rows + before) % (2 * rows)
     padded = image[np.minimum(walk, 2 * rows - 1 - walk)]
@@ -52,11 +52,11 @@ def _shrink_rows(image: np.ndarray, scale: int) -> np.ndarray:
 def imresize(image: np.ndarray, scale: int) -> np.ndarray:
     """Downscale an image as MATLAB's `imresize(image, 1/scale, 'bicubic')` does.
 
-    image: (H,W) or (H,W,C), any value range, computed in float64; H and W are multiples of scale >= 1.
-    Returns float64 (H/scale, W/scale[, C]), neither rounded nor clipped: it may leave the input's range by a little.
-    The sums are taken in a fixed order, so a pixel's value depends on the pixels under its kernel alone, bit for bit.
+    image: (H,W) or (H,W,C) in any range; H and W are multiples of scale >= 1.
+    Returns float64 (H/scale, W/scale[, C]), neither rounded nor clipped: it may exceed the input's range slightly.
+    The order of summation is fixed: a pixel's value depends only on the pixels under its kernel, bit for bit.
 
-    Raises ValueError where scale, the shape or the sizes do not fit.
+    Raises ValueError if scale, the shape or the sizes do not fit.
     """
     image = np.asarray(image, dtype=np.float64)
     if scale != int(scale) or scale < 1:
@@ -71,7 +71,7 @@ def imresize(image: np.ndarray, scale: int) -> np.ndarray:
         )
     scale = int(scale)
     small = _shrink_rows(image.reshape(height, -1), scale).reshape(-1, width, *image.shape[2:])
-    # The second pass works on the transposed image: by then it is small, so turning it costs little.
+    # The second pass works on the transposed image, which is small by now.
     small = small.swapaxes(0, 1)
     small = _shrink_rows(small.reshape(width, -1), scale).reshape(-1, *small.shape[1:])
     return np.ascontiguousarray(small.swapaxes(0, 1))

@@ -1,6 +1,6 @@
-"""The batches of a run, from any step on, even if images become unreadable or loading processes die.
+"""The batches of a run from any step on; unreadable images and dead worker processes are handled.
 
-The batches of an epoch are a pure function of (seed, epoch): interruptions change nothing.
+An epoch's batches depend on (seed, epoch) only, so that a resumed run gets the same ones.
 """
 
 import sys
@@ -15,12 +15,17 @@ from .patches import PatchDataset
 
 
 class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
-    """The batch sampler of `PatchDataset`: a list of (epoch, index) keys for each step in [first_step, last_step).
+    """The batch sampler of `PatchDataset`: a list of (epoch, index) keys for each step.
 
-    n images, each drawn `repeat` times per epoch, as different patches (indices n apart). An epoch's order is fixed
-    by (seed, epoch) alone, so that starting at first_step gives the tail of the whole sequence. An incomplete
-    last batch is dropped; images too few for one batch are drawn as often as fills it. last_step: endless by default.
-    share: (i, m) yields the i-th of every batch's m equal parts; batchsize is that of the whole.
+    The order depends on (seed, epoch) only: starting at first_step gives the tail of the whole sequence. An epoch's
+    incomplete last batch is dropped; too few images for one batch are repeated until they fill it.
+
+    Args:
+        n: number of images.
+        batchsize: of the whole batch, before `share`.
+        first_step, last_step: the steps [first_step, last_step), by default endless.
+        repeat: draws of each image per epoch, as different patches (indices n apart).
+        share: (i, m): yield the i-th of m equal parts of each batch, i from 0.
     """
 
     def __init__(
@@ -56,17 +61,16 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
             yield [(epoch, index) for index in order[batch * self.batchsize : (batch + 1) * self.batchsize][self.own]]
 
     def _order(self, epoch: int) -> list[int]:
-        # The fourth number keeps this stream apart from those of the patches.
+        # The fourth number makes this stream differ from those of the patches.
         random = np.random.default_rng([self.seed, epoch, 0, 1])
         return np.concatenate([random.permutation(self.n) + self.n * again for again in range(self.repeat)]).tolist()
 
 
 class Draws(Dataset):
-    """Draws of a PatchDataset, and what went wrong: `draws[epoch, index]` -> lr, hr, reasons.
+    """Patches of a PatchDataset with its read errors: `draws[epoch, index]` -> lr, hr, error messages.
 
-    substitute: an image that has gone bad is replaced in this draw by the next good one, counting on from its index,
-    so that the draw depends on nothing but the key and which images are bad. Without it a bad one leaves no draw, and
-    lr and hr are None.
+    substitute: replace an unreadable image by the next readable one in the order of indices; otherwise, or if there is
+    none, lr and hr are None.
     """
 
     def __init__(self, patches: PatchDataset, substitute: bool):
@@ -102,12 +106,12 @@ def load_batches(
     pinned: bool = False,
     begin_worker: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """lr (B,3,h,w), hr (B,3,H,W) in [-1,1] of each batch, and a line for each image that was replaced in it.
+    """Yield lr (B,3,h,w) and hr (B,3,H,W) in [-1,1] of each batch, and a line per replaced image.
 
-    substitute: as in Draws. begin_worker: called in each process that loads.
+    substitute: as in Draws. begin_worker: DataLoader's worker_init_fn.
 
-    Raises ImageReadError, between two batches, if an image cannot be read any more and is not replaced, and if a
-    process that loads has died; the others have ended then.
+    Raises ImageReadError if an image can no longer be read and is not replaced, or a worker process has died; all
+    workers have ended then.
     """
     return _watched(
         iter(
@@ -131,18 +135,18 @@ def _watched(loader: Iterator) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
             except StopIteration:
                 return
             except (RuntimeError, EOFError, ConnectionError) as error:
-                # torch's words, in an error of no class of its own; the others where it dies as it hands over a batch.
+                # torch has no class for a dead worker; EOFError and ConnectionError: it died handing over a batch.
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
                 error.__traceback__ = None  # it holds the loader too
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise ImageReadError(
-                    f"a process that loads data has died ({reason}), most often for lack of memory; take "
+                    f"a data-loading process has died ({reason}), usually for lack of memory; take "
                     "fewer --workers, or 0"
                 ) from None
             if lr is None:
                 raise ImageReadError(reasons[0])
             yield lr, hr, reasons
     finally:
-        # Else an error's traceback keeps the processes that load, and as they don't heed SIGTERM this one cannot end.
+        # Otherwise an error's traceback keeps the workers, which ignore SIGTERM, and this process cannot end.
         del loader

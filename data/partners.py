@@ -1,8 +1,8 @@
-"""Which image files belong together: their names, and the LR or SR partner of each HR file.
+"""Match image files: find the LR or SR partner of each HR file, and short unique names.
 
-A partner is looked for in the place of its HR file, that is, in the root of the same number and in the same sub-folder,
-and there by name: the HR's stem with a mark of `_LR_MARKS` or none (0001.png, 0001x4.png, 0001_LR.png,
-0001_LRBI_x4.png), in upper or lower case. The HR's own mark (0001_HR.png) does not count.
+A partner is searched in the root folder of the same position and in the same sub-folder as its HR file. Its stem is the
+HR's without marks such as _HR, with or without one of `_LR_MARKS`, in any case: 0001.png, 0001x4.png, 0001_LR.png,
+0001_LRBI_x4.png.
 """
 
 import re
@@ -17,7 +17,7 @@ Files = dict[Path, tuple[int, Path]]  # each file's root, by its position in the
 
 _END_OF_STEM = r"(?:[ _-]|(?<=\d))"
 _HR_MARK = re.compile(rf"{_END_OF_STEM}(?:hr|gt)$|[_-]x1$|_srf_?\d$", re.IGNORECASE)
-# SCALE is a number. DIV2K's mild, wild and difficult sets are 0001x4m, 0001x4w2 and 0001x4d.
+# SCALE stands for a number. DIV2K's mild, wild and difficult sets have 0001x4m, 0001x4w2 and 0001x4d.
 _LR_MARKS = (
     rf"{_END_OF_STEM}(?:lr(?:bi|bd|dn|bicubic|SCALE)?|lq|bicubic)$"
     r"|[ _-]?(?:lr)?(?:xSCALE(?:m|d|w\d?)?|SCALEx)$|_srf_?SCALE$"
@@ -26,9 +26,12 @@ _SCALE_FOLDER = re.compile(r"(?:lr[a-z_-]*)?(?:x(\d)|(\d)x)|(?:image_)?srf_?(\d)
 
 
 def rooted(folders: Folders) -> Files:
-    """Every image file with its root folder's position in the list and its path below that root."""
+    """Every image file with its root folder's position in the list and its path below that root.
+
+    Raises ValueError as list_images does.
+    """
     roots = [folders] if isinstance(folders, str | Path) else list(folders)
-    list_images(roots)  # names the first wrong folder, or that there is none
+    list_images(roots)  # raises for an empty list too
     files: Files = {}
     for position, root in enumerate(roots):
         for path in list_images(root):
@@ -38,7 +41,7 @@ def rooted(folders: Folders) -> Files:
 
 
 def unique_names(files: Files) -> dict[Path, str]:
-    """For each file the shortest of its stem, path below the root, path without suffix and path that no other has."""
+    """A unique name for each file: its stem or, if others share that, more of its path."""
     labels = [
         (path.stem, below.with_suffix("").as_posix(), path.with_suffix("").as_posix(), path.as_posix())
         for path, (_, below) in files.items()
@@ -51,11 +54,12 @@ def unique_names(files: Files) -> dict[Path, str]:
 def match(hr: Files, lr: Files, scale: int, template: str | None = None) -> dict[Path, Path]:
     """The LR partner of each HR file that has one.
 
-    template: the LR's stem where {} is the HR's, such as "{}_small"; None for all usual forms.
-    With as many LR roots as HR roots each has its own; otherwise a partner may be in any. Within a root, it is in the
-    HR's own sub-folder (one named for the scale, X4, counts as its parent) or, if no LR is there, anywhere.
+    template: the LR's stem, with {} for the HR's, such as "{}_small"; None: all usual forms.
 
-    Raises ValueError, naming both, if two files could be the partner, or two HR files would share one.
+    With as many LR roots as HR roots, they are matched in order; otherwise a partner may be in any root. Within a root
+    it is in the HR's sub-folder (a part named after the scale, such as X4, is ignored) or, if that has no LR, anywhere.
+
+    Raises ValueError, naming both, if two files could be the partner or two HR files would share one.
     """
     marks = _lr_marks(str(scale))
     found = {}
@@ -68,17 +72,17 @@ def match(hr: Files, lr: Files, scale: int, template: str | None = None) -> dict
                 by_lower[base.lower()].append(path)
         for path in hr_paths:
             bases = {template.replace("{}", path.stem)} if template else _without(_HR_MARK, path.stem)
-            exact = {file for base in bases for file in by_base[base]}  # before those of another case
+            exact = {file for base in bases for file in by_base[base]}  # preferred to names in another case
             found[path] = sorted(exact or {file for base in bases for file in by_lower[base.lower()]})
     return _one_each(found, "LR")
 
 
 def match_sr(hr: Folders, sr: Folders, scale: int) -> dict[Path, Path]:
-    """The finished SR image of each HR file of the folders, as `list_images` gives them, that has one.
+    """The SR image of each HR file that has one; hr and sr are folders as for `list_images`.
 
-    An SR name is the HR's stem, alone or with anything behind a space, "_", "-", "." or an x and the scale: baby.png,
-    baby_x4.png, babyx4.png, baby_SR.png, baby_HAT_SRx4.png. The longest stem that fits wins: img_1_b_SR.png is of
-    img_1_b. LR and HR images beside them are left out. Places and errors are those of `match`.
+    An SR stem is the HR's, alone or followed by a space, "_", "-", "." or x and the scale, and then anything: baby.png,
+    baby_x4.png, babyx4.png, baby_SR.png, baby_HAT_SRx4.png. The longest HR stem wins: img_1_b_SR.png belongs to
+    img_1_b. LR and HR images among them are ignored. Folders and errors are as in `match`.
     """
     others = re.compile(rf"[ _-](?:lr|lq|hr|gt)(?:bi|bd|dn)?(?:[_-]?x?{scale})?$", re.IGNORECASE)
     found = {}
@@ -99,7 +103,7 @@ def match_sr(hr: Folders, sr: Folders, scale: int) -> dict[Path, Path]:
 
 
 def find_lr_among_hr(sizes: dict[Path, tuple[int, int]]) -> str | None:
-    """Two files of a set, in words, if one is the other's LR: the same stem, and sizes a whole scale apart."""
+    """Describe two files if, by stems and sizes, one is the other's LR; None if there are no such files."""
     marks = _lr_marks(r"\d")
     by_base: defaultdict[str, dict[tuple[int, int], Path]] = defaultdict(dict)
     for path, size in sizes.items():
@@ -118,7 +122,7 @@ def _lr_marks(scale: str) -> re.Pattern:
 
 
 def _without(marks: re.Pattern, stem: str) -> set[str]:
-    """stem, and what is left of it as marks are taken off its end one by one."""
+    """The stem, and what is left after removing each mark from its end."""
     bases = {stem}
     while (match := marks.search(stem)) and match.start() > 0:
         stem = stem[: match.start()]
@@ -127,7 +131,7 @@ def _without(marks: re.Pattern, stem: str) -> set[str]:
 
 
 def _pools(hr: Files, others: Files) -> list[tuple[list[Path], list[Path]]]:
-    """The HR files that share a place, with the other files that are there."""
+    """Group HR files by root and sub-folder, each group with the other files to search for partners."""
     apart = len({root for root, _ in hr.values()}) == len({root for root, _ in others.values()})
     there: defaultdict[tuple, list[Path]] = defaultdict(list)
     for path, (root, below) in others.items():
@@ -141,13 +145,13 @@ def _pools(hr: Files, others: Files) -> list[tuple[list[Path], list[Path]]]:
 
 
 def _scale_of(below: Path) -> int | None:
-    """The scale that a sub-folder is named for, as in X4/0001.png."""
+    """The scale that a sub-folder is named after, as in X4/0001.png."""
     scales = [int(m[m.lastindex or 0]) for part in below.parent.parts if (m := _SCALE_FOLDER.fullmatch(part))]
     return scales[-1] if scales else None
 
 
 def _place(below: Path) -> Path:
-    """The folder of a file without parts that are named for a scale."""
+    """The folder of a file, without parts named after a scale."""
     return Path(*(part for part in below.parent.parts if not _SCALE_FOLDER.fullmatch(part)))
 
 

@@ -1,6 +1,6 @@
-"""Patches of pairs of images, at random or side by side.
+"""Patches of (LR, HR) pairs, at random or side by side.
 
-Every random choice is a pure function of (seed, epoch, index): worker counts and interruptions change nothing.
+Random choices depend on (seed, epoch, index) only, not on the number of workers or on interruptions.
 """
 
 from itertools import product
@@ -13,18 +13,20 @@ from .datasets import PairedDataset, nearest, to_tensors
 
 
 class PatchDataset(Dataset):
-    """Random patches of pairs: `patches[epoch, index]` -> lr (3,patch/scale,patch/scale), hr (3,patch,patch) in [-1,1].
+    """Random patches of pairs: `patches[epoch, index]` -> lr (3,p/scale,p/scale), hr (3,p,p) in [-1,1].
 
-    patch: HR pixels, a multiple of scale, aligned to it; None for whole images. LR is cut from the whole image's LR.
-    augment: one of the eight flips and transpositions at random. index counts on beyond the number of images:
-    `index % len(patches)` is the image, the whole index with (seed, epoch) fixes the random choices.
+    index may exceed the number of images: `index % len(patches)` is the image; (seed, epoch, index) fix the random
+    choices. LR is a part of the whole image's LR.
 
-    skip_small: leave out images smaller than the patch; `used` lists the indices in pairs of those that stay.
-    tiles: instead of random patches those that lie side by side from the top left, as in the code released for the TLW
-    paper's Table II: index is a tile's number, what is left at the right and bottom is not used, LR is made of the tile
-    as if it were an image.
+    Args:
+        patch: p in HR pixels, a multiple of scale; patches begin at multiples of scale. None: whole images.
+        augment: apply one of the eight flips and transpositions at random.
+        skip_small: leave out images smaller than the patch; `used` lists the indices in pairs of the others.
+        tiles: cut non-overlapping patches from the top left instead, as in the code released for the TLW paper's
+            Table II: index is a tile's number, remainders at the right and bottom are not used, and LR is made from the
+            tile alone.
 
-    Raises ValueError where patch does not suit the scale, an image is smaller than it, or all are.
+    Raises ValueError if patch is no multiple of scale, or an image (with skip_small, every image) is smaller than it.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class PatchDataset(Dataset):
         self.tiles = self._cut(patch) if tiles and patch else None
 
     def _cut(self, patch: int) -> list[tuple[int, tuple[int, int]]]:
-        """The tiles: an index in pairs and the (top, left) of each."""
+        """List the tiles, each an index in pairs and (top, left)."""
         found = []
         for i in self.used:
             rows, columns = (range(0, x - patch + 1, patch) for x in self.pairs.sizes[i])
@@ -67,21 +69,21 @@ class PatchDataset(Dataset):
         return len(self.used) if self.tiles is None else len(self.tiles)
 
     def image(self, index: int) -> int:
-        """The index in pairs of the image that `patches[epoch, index]` is of."""
+        """The index in pairs of the image that `patches[epoch, index]` comes from."""
         return self.used[index % len(self)] if self.tiles is None else self.tiles[index % len(self)][0]
 
     @property
     def draws_to_cover(self) -> int:
-        """How often an epoch draws each image so that it sees about as many pixels as the images have."""
+        """Draws per image with which an epoch has about as many pixels as the images."""
         if self.patch is None or self.tiles is not None:
             return 1
         pixels = sum(height * width for height, width in (self.pairs.sizes[i] for i in self.used))
         return max(1, round(pixels / self.patch**2 / len(self)))
 
     def reorder(self, checksums: list[int]) -> bool:
-        """Take the images in the order of these checksums, if they are the checksums of the images in use.
+        """Sort the images in use into the order of these checksums; return False if they are other images.
 
-        So that the same images give the same draws wherever their files lie. Returns if they are.
+        So the same images give the same patches, whatever their files are called.
         """
         if sorted(checksums) != sorted(self.checksums()):
             return False
@@ -93,7 +95,7 @@ class PatchDataset(Dataset):
         return True
 
     def checksums(self) -> list[int]:
-        """The checksums of the pixels of every image in use, in their order."""
+        """The checksums of the images in use, in order."""
         return [self.pairs.checksums[i] for i in self.used]
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -108,10 +110,10 @@ class PatchDataset(Dataset):
             start = (top, left)
         if self.patch is not None:
             size = (self.patch, self.patch)
-        # The fourth number keeps this stream apart from the one above.
+        # The fourth number makes this stream differ from the one above.
         degrading = np.random.default_rng([self.seed, epoch, index, 2]) if self.pairs.degradation else None
         lr, hr = self.pairs.crop(image, start, size, degrading, alone=self.tiles is not None)
-        if self.augment:  # before they are tensors: of 8 bits, not of 32
+        if self.augment:  # on arrays, which may have 8 bits, not on float32 tensors
             across, down, turned = random.integers(2, size=3).tolist()
             lr, hr = (x[:: -1 if down else 1, :: -1 if across else 1] for x in (lr, hr))
             if turned:

@@ -1,6 +1,6 @@
-"""The photographs in the scikit-image package, for training without any other data set.
+"""The photographs in the scikit-image package, for training without another data set.
 
-A path such as "skimage:coffee,rocket" stands for these photographs wherever a folder of images is expected.
+"skimage:coffee,rocket" stands for these photographs wherever a folder of images is expected.
 """
 
 from importlib.resources import files
@@ -20,7 +20,7 @@ PHOTOGRAPHS = {
 
 
 def photographs(name: str) -> list[Path]:
-    """The files of "skimage:NAME,NAME". Raises ValueError for a name that is not in PHOTOGRAPHS."""
+    """The paths of "skimage:NAME,NAME". Raises ValueError for a name that is not in PHOTOGRAPHS."""
     names = name.removeprefix(PREFIX).split(",")
     for unknown in set(names) - set(PHOTOGRAPHS):
         raise ValueError(f"{name}: {unknown!r} is no photograph of scikit-image; use some of {', '.join(PHOTOGRAPHS)}")

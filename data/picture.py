@@ -1,4 +1,4 @@
-"""Images for upscaling (grey or RGB, 8 or 16 bits, transparent, with a colour profile) and their files."""
+"""Read and write images for upscaling: grey or RGB, 8 or 16 bits, with alpha and colour profile."""
 
 import struct
 import zlib
@@ -16,13 +16,13 @@ from scipy import ndimage
 
 from .images import FORMATS, ORIENTATION, TIFF_MAGIC, check_size, open_image, read_with, to_8_bits
 
-# JPEGs of several images are photographs with a preview in them, and TIFFs are read by tifffile.
+# A JPEG with several images is a photograph with a preview; tifffile counts a TIFF's pages.
 _ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")
-# zlib's level and PNG's filter of rows: on photographs a tenth of the time of Pillow's defaults, files a ninth larger.
+# zlib's level and PNG's row filter: on photographs a tenth of the time of Pillow's defaults, with files 1/9 larger.
 _PNG_LEVEL, _PNG_FILTER = 1, imagecodecs.PNG.FILTER.UP
 _JPEG_QUALITY = 95
-_PNG_SIGNATURE_AND_HEADER, _PNG_DEPTH = 33, 24  # bytes; where among them a sample's bits stand
-# What Orientation asks for, by its values, so that the picture is upright.
+_PNG_SIGNATURE_AND_HEADER, _PNG_DEPTH = 33, 24  # the size of both in bytes; the offset of the bit depth
+# EXIF's Orientation -> the flip or rotation that makes the picture upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -32,16 +32,16 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
     8: lambda x: x[:, ::-1].swapaxes(0, 1),
 }
-_COLOURS = {b"GRAY": 1, b"RGB ": 3}  # a profile's kind of colours, and how many channels they have
+_COLOURS = {b"GRAY": 1, b"RGB ": 3}  # an ICC profile's colour space -> its channels
 _MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2  # TIFF's PhotometricInterpretation
 _ASSOCIATED = 1  # TIFF's ExtraSamples: colours are multiplied by alpha
 
 
 @dataclass(frozen=True)
 class Picture:
-    """colour: (H,W,1) grey or (H,W,3) RGB, of uint8 or uint16, upright; alpha: (H,W) of the same type, None if opaque.
+    """An image: colour (H,W,1) grey or (H,W,3) RGB, uint8 or uint16, upright, not multiplied by alpha.
 
-    Colours are not multiplied by alpha. icc: the colour profile of `colour`, or None.
+    alpha: (H,W) of the same dtype; None: opaque. icc: the ICC profile of `colour`, or None.
     """
 
     colour: np.ndarray
@@ -50,32 +50,32 @@ class Picture:
 
     @property
     def bits(self) -> int:
-        """Of a sample: 8 or 16."""
+        """Bits per sample, 8 or 16."""
         return 8 * self.colour.dtype.itemsize
 
 
 def read_picture(path: str | Path) -> Picture:
-    """Read an image file with all its bits. Palettes, YCbCr and CMYK become RGB; whatever is grey stays grey.
+    """Read an image file at its full bit depth. Palettes, YCbCr and CMYK become RGB; grey stays grey.
 
-    Raises ValueError("cannot read image <path>: <reason>; remove or replace it") as `read_rgb` does, and for images of
-    several frames.
+    Raises ValueError("cannot read image <path>: <reason>; remove or replace it") as `read_rgb` does, and for animations
+    and TIFFs of several pages.
     """
     return read_with(_decode, path)
 
 
 def count_pixels(path: str | Path) -> int:
-    """The number of pixels that a file states; 0 if it states none."""
+    """The number of pixels according to a file's header; 0 if that cannot be read."""
     try:
-        if not Path(path).is_file():  # a pipe would keep its reader waiting
+        if not Path(path).is_file():  # reading a pipe may block
             return 0
         with open(path, "rb") as file:
             head = file.read(30)
-            if head[8:16] == b"WEBPVP8X":  # Pillow makes room for all its pixels on opening
+            if head[8:16] == b"WEBPVP8X":  # Pillow allocates all its pixels on opening
                 width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
                 return width * height
             with Image.open(file, formats=tuple(FORMATS)) as image:
                 return image.width * image.height
-    except Exception:  # reading it will say why
+    except Exception:  # read_picture will say why
         return 0
 
 
@@ -89,7 +89,7 @@ def _decode(data: bytes) -> Picture:
         raise ValueError(f"animated, {frames} frames")
     image.load()
     icc = image.info.get("icc_profile")
-    if image.format == "PNG" and data[_PNG_DEPTH] == 16:  # Pillow has 16 bits for grey alone
+    if image.format == "PNG" and data[_PNG_DEPTH] == 16:  # Pillow has 16 bits only for grey
         pixels = imagecodecs.png_decode(data)
     elif image.mode.startswith("I;16") or image.mode == "I" and image.format == "PPM":
         pixels = np.asarray(image).astype(np.uint16)
@@ -101,8 +101,8 @@ def _decode(data: bytes) -> Picture:
 
 
 def _mode(image: Image.Image) -> str:
-    """Pillow's mode that holds all of the image that a Picture can. Raises ValueError for other samples."""
-    transparent = "transparency" in image.info  # one colour, or entries of a palette
+    """Pillow's mode to convert an 8-bit image to: L, LA, RGB or RGBA. Raises ValueError for other samples."""
+    transparent = "transparency" in image.info  # one transparent colour, or palette entries
     if image.mode in ("1", "L"):
         return "LA" if transparent else "L"
     if image.mode in ("LA", "La"):
@@ -115,17 +115,17 @@ def _mode(image: Image.Image) -> str:
 
 
 def _from_cmyk(image: Image.Image, icc: bytes | None) -> Any:
-    """RGB by the image's own profile, as sRGB, or without a profile by Pillow's formula."""
+    """Convert CMYK to sRGB by the image's profile or, without a usable one, to RGB by Pillow's formula."""
     if icc:
         try:
             return ImageCms.profileToProfile(image, BytesIO(icc), ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except ImageCms.PyCMSError:  # no profile of CMYK
+        except ImageCms.PyCMSError:  # not a CMYK profile
             pass
     return image.convert("RGB")
 
 
 def _decode_tiff(data: bytes) -> Picture | None:
-    """The picture in a TIFF file of 16 bits; None if Pillow reads it without a loss. Raises ValueError."""
+    """Decode a 16-bit TIFF; None for 8 bits or less, which Pillow reads without loss. Raises ValueError."""
     with tifffile.TiffFile(BytesIO(data)) as tiff:
         page = tiff.pages.first
         check_size(page.imagewidth, page.imagelength)
@@ -154,7 +154,7 @@ def _decode_tiff(data: bytes) -> Picture | None:
 
 
 def _picture(pixels: np.ndarray, icc: bytes | None, orientation: int | None) -> Picture:
-    """The picture of grey, grey and alpha, RGB or RGBA samples that are not upright yet."""
+    """Build a Picture from grey, grey + alpha, RGB or RGBA samples that are not upright yet."""
     pixels = _UPRIGHT.get(orientation or 1, lambda x: x)(pixels if pixels.ndim == 3 else pixels[..., None])
     colours = pixels.shape[2] - (pixels.shape[2] in (2, 4))
     alpha = np.ascontiguousarray(pixels[..., -1]) if colours < pixels.shape[2] else None
@@ -164,22 +164,22 @@ def _picture(pixels: np.ndarray, icc: bytes | None, orientation: int | None) -> 
 
 
 def encode_picture(picture: Picture, kind: str) -> bytes:
-    """The bytes of a file of a kind in ENCODERS. JPEG and WebP hold 8 bits: 16 are rounded to them.
+    """Encode a picture as the bytes of a file; kind: a key of ENCODERS. JPEG and WebP round 16 bits to 8.
 
-    Raises ValueError if the kind holds no transparency, or no picture of this size.
+    Raises ValueError if the kind has no transparency or cannot hold this size.
     """
     if kind == "jpg" and picture.alpha is not None:
         raise ValueError("a JPEG file holds no transparency; write png, webp or tiff")
     try:
         return ENCODERS[kind](picture)
-    except Exception as error:  # Pillow raises what it likes for sizes that a format has no room for
+    except Exception as error:  # Pillow raises many kinds for sizes beyond a format's limit
         height, width = picture.colour.shape[:2]
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{width}x{height} pixels cannot be written as {kind} ({reason}); try png") from None
 
 
 def _samples(picture: Picture) -> np.ndarray:
-    """(H,W) grey or (H,W,2 to 4) with alpha last."""
+    """The samples, (H,W) for grey or (H,W,2 to 4) with alpha last."""
     alpha = [] if picture.alpha is None else [picture.alpha]
     pixels = np.dstack([picture.colour, *alpha]) if alpha else picture.colour
     return np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
@@ -219,7 +219,7 @@ def _by_pillow(picture: Picture, kind: str, **options) -> bytes:
 
 
 def _webp(picture: Picture) -> bytes:
-    # exact: the colours under transparent pixels stay, else viewers that scale mix in whatever compresses best.
+    # exact: keep the colours under transparent pixels, which viewers mix in when they scale the image.
     return _by_pillow(picture, "WEBP", lossless=True, quality=20, method=1, exact=True)
 
 
@@ -228,7 +228,7 @@ def _jpeg(picture: Picture) -> bytes:
 
 
 ENCODERS: dict[str, Callable[[Picture], bytes]] = {"png": _png, "webp": _webp, "jpg": _jpeg, "tiff": _tiff}
-# By suffix, in which kind a file of the same name can be written.
+# Suffix -> the kind in which a file with that suffix can be written.
 KINDS = {
     suffix: kind
     for name, kind in {"PNG": "png", "WEBP": "webp", "JPEG": "jpg", "TIFF": "tiff"}.items()
@@ -237,9 +237,9 @@ KINDS = {
 
 
 def fill_transparent(picture: Picture) -> np.ndarray:
-    """The picture's colour, where nothing is seen of it replaced by that of the nearest pixel that shows some.
+    """The picture's colour, with fully transparent pixels replaced by their nearest other pixel.
 
-    What lies under transparent pixels, most often black, would darken the seen ones beside them in any enlarging.
+    Otherwise upscaling would mix the colour under transparent pixels, most often black, into the edges.
     """
     if picture.alpha is None or picture.alpha.all() or not picture.alpha.any():
         return picture.colour
@@ -248,7 +248,7 @@ def fill_transparent(picture: Picture) -> np.ndarray:
 
 
 def settle_alpha(alpha: np.ndarray, enlarged: np.ndarray) -> np.ndarray:
-    """enlarged (s*h,s*w), exactly clear or opaque where alpha (h,w) is so with all its neighbours."""
+    """enlarged alpha (s*h,s*w), made 0 or opaque where alpha (h,w) and all its neighbours are so."""
     scale = enlarged.shape[0] // alpha.shape[0]
     low, high = (filter_(alpha, 3, mode="nearest") for filter_ in (ndimage.minimum_filter, ndimage.maximum_filter))
     even = (low == high) & ((low == 0) | (low == np.iinfo(alpha.dtype).max))

@@ -1,7 +1,7 @@
-"""Check a set of images, and cut it into sub-images that are quick to read.
+"""Check a set of images, and cut it into sub-images that load fast.
 
-python -m data.prepare --input DIR                                              a report, nothing is written
-python -m data.prepare --input DIR --output DIR --size 480 --step 240           sub-images, and the report
+python -m data.prepare --input DIR                                              report only, nothing is written
+python -m data.prepare --input DIR --output DIR --size 480 --step 240           sub-images and report
 python -m data.prepare --input DIR --output DIR/HR --lr-output DIR/LR --size 0 --degradation blur-noise-jpeg
 """
 
@@ -25,11 +25,11 @@ from .imresize import imresize
 from .partners import find_lr_among_hr, rooted, unique_names
 from .progress import show_progress
 
-SHOWN = 5  # lines of each kind of finding
+SHOWN = 5  # most lines of each kind of finding
 
 
 class Found(NamedTuple):
-    """The findings about an image: why it cannot be read, or its size, checksum and sub-images."""
+    """The findings about an image: why it is unreadable, or its (H,W), checksum and number of sub-images."""
 
     error: str | None
     size: tuple[int, int] = (0, 0)
@@ -58,19 +58,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", metavar="DIR", help="a new folder for the sub-images; without it nothing is written"
     )
     parser.add_argument(
-        "--size", type=int, default=480, metavar="N", help="of a sub-image; 0: whole images (%(default)s)"
+        "--size",
+        type=int,
+        default=480,
+        metavar="N",
+        help="side of a sub-image in pixels; 0: whole images (%(default)s)",
     )
-    parser.add_argument("--step", type=int, metavar="N", help="pixels from one to the next (half of --size)")
+    parser.add_argument("--step", type=int, metavar="N", help="pixels between sub-images' corners (half of --size)")
     parser.add_argument(
         "--scale",
         type=int,
         choices=(1, 2, 3, 4, 8),
         metavar="N",
-        help="sizes and places are multiples of it (12, so of 2, 3, 4)",
+        help="positions and sizes are multiples of it (12, for scales 2, 3 and 4)",
     )
-    parser.add_argument("--lr-output", metavar="DIR", help="a new folder for the LR of the sub-images; needs --scale")
-    parser.add_argument("--degradation", choices=DEGRADATIONS, default="bicubic", help="that makes LR (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the degradation (%(default)s)")
+    parser.add_argument("--lr-output", metavar="DIR", help="a new folder for the sub-images' LR; needs --scale")
+    parser.add_argument("--degradation", choices=DEGRADATIONS, default="bicubic", help="how LR is made (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the degradation (%(default)s)")
     args = parser.parse_args(argv)
     try:
         _check(args)
@@ -96,23 +100,23 @@ def _check(args: argparse.Namespace) -> None:
     outputs = [Path(x) for x in (args.output, args.lr_output) if x is not None]
     for path in outputs:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"{path} is there already; expected a new folder, name another or move it away")
+            raise ValueError(f"{path} exists already; expected a new folder, name another or move it away")
         above = [path.absolute(), *path.absolute().parents]
         if any(Path(folder).absolute() in above for folder in args.input):
-            raise ValueError(f"{path} is within --input, where it would be taken for more images; name another folder")
+            raise ValueError(f"{path} is inside --input, and would be read as more images; name another folder")
     if len(set(outputs)) < len(outputs):
         raise ValueError(f"--lr-output {args.lr_output}: expected another folder than --output")
 
 
 def starts(length: int, size: int, step: int, multiple: int) -> list[int]:
-    """Where sub-images begin along one side: every step, and where the last one ends at the image's end."""
+    """The positions of sub-images along one side: every step, and one more at the image's end."""
     found = list(range(0, length - size + 1, step)) or [0]
     last = max(0, length - size) // multiple * multiple
     return found + [last] * (last > found[-1])
 
 
 def cut(rgb: np.ndarray, label: str, args: argparse.Namespace) -> int:
-    """Write the sub-images of an image, and their LR if it is asked for; returns their number."""
+    """Write an image's sub-images and, with args.lr_output, their LR; return their number."""
     multiple, scale = args.multiple, args.scale
     height, width = (x // multiple * multiple for x in rgb.shape[:2])
     if not height or not width:
@@ -142,7 +146,7 @@ def cut(rgb: np.ndarray, label: str, args: argparse.Namespace) -> int:
 
 
 def save(rgb: np.ndarray, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
     try:
@@ -152,8 +156,8 @@ def save(rgb: np.ndarray, path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def report(found: dict[Path, Found], labels: dict[Path, str], args: argparse.Namespace) -> str:
-    """The findings about the images, as text."""
+def report(found: dict[Path, Found], args: argparse.Namespace) -> str:
+    """Format the findings about the images as text."""
     good = {path: f for path, f in found.items() if f.error is None}
     lines = [("images", f"{len(found)}, {sum(path.stat().st_size for path in found) / 1e6:.1f} MB")]
     if good:
@@ -187,7 +191,7 @@ def report(found: dict[Path, Found], labels: dict[Path, str], args: argparse.Nam
 
 
 def _some(name: str, findings: list[str]) -> list[tuple[str, str]]:
-    """Lines for the report: how many findings, and the first of them."""
+    """Lines of the report: the number of findings, and the first SHOWN of them."""
     if not findings:
         return [(name, "none")] if name in ("damaged", "duplicates") else []
     more = [f"and {len(findings) - SHOWN} more"] * (len(findings) > SHOWN)
@@ -232,11 +236,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"data.prepare: error: {error.filename or args.output}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("\nstopped; what was written is whole, but not all is there", file=sys.stderr)
+        print("\nstopped; the files written so far are complete, others are missing", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         pool.shutdown(cancel_futures=True)
-    print(report(found, labels, args))
+    print(report(found, args))
     if all(f.error for f in found.values()):
         raise SystemExit(1)
     print(f"next: {next_command(args)}")

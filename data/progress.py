@@ -1,4 +1,4 @@
-"""A progress bar for what takes more than a few seconds; without a terminal it is one line."""
+"""A progress bar for slow loops; without a terminal, a single line."""
 
 import sys
 import time
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
-_QUIET = 3  # seconds after which a wait without a bar is announced
+_QUIET = 3  # seconds after which the line is printed
 
 
 def show_progress(items: Iterable, label: str, total: int, shown: bool = True) -> Iterator:
-    """The items, with a bar on a terminal, or a line once they have taken _QUIET seconds; so that logs stay clean."""
+    """Yield the items with a progress bar, or, if stderr is no terminal, one line after _QUIET seconds."""
     bar = tqdm(items, label, total, leave=False, disable=None if shown else True, unit="image", dynamic_ncols=True)
     began, silent = time.monotonic(), shown and not sys.stderr.isatty()
     for done, item in enumerate(bar):

@@ -1,4 +1,4 @@
-"""The names of upscaled images' files, for images and folders of them."""
+"""The file names of upscaled images, from images and folders of images."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from .picture import KINDS
 
 
 class Target(NamedTuple):
-    """What is to be read and written; given: the file or folder, as it was named, that source is or is in."""
+    """An image to read and the file to write; given: the input, as it was named, that it comes from."""
 
     source: Path
     path: Path
@@ -22,17 +22,18 @@ class Target(NamedTuple):
 def choose_targets(
     inputs: Sequence[str], suffix: str, output: str | None = None, kind: str = "png", renamed: bool = False
 ) -> list[Target]:
-    """A target for every image named by inputs or in a folder named there, folders searched as `list_images` does.
+    """Choose a target for every image in inputs, which are files and folders.
 
-    Names and sub-folders stay. Without an output DIR's images go to DIR + suffix beside it, and FILE's to its stem +
-    suffix beside it; else all go below output, those of several folders to one each.
+    Folders are searched as by `list_images`; names and sub-folders stay. Without output, the images in DIR go to the
+    new folder DIR + suffix beside it, FILE to its stem + suffix beside it. Otherwise all go below output, several
+    folders to a sub-folder each.
 
     Args:
-        kind: a key of data.picture.ENCODERS, or "same" as the source's name says, png if that cannot be written.
-        renamed: put suffix behind the files' names below output too.
+        kind: a key of data.picture.ENCODERS, or "same" for the source's, or png if that cannot be written.
+        renamed: append suffix to the files' stems below output too.
 
-    What an earlier call has written, and is among inputs, is left out. Raises ValueError for inputs that are not there,
-    two images with one target, and an image that would be written over.
+    Targets of other inputs are no inputs themselves: they are the results of an earlier call. Raises ValueError for a
+    missing input, two images with one target, and an image that would be overwritten.
     """
     folders = [name for name in inputs if not name.startswith(PREFIX) and os.path.isdir(name)]
     found: dict[Path, Target] = {}
@@ -60,16 +61,16 @@ def choose_targets(
 
 
 def _images(folder: str, base: Path) -> list[Path]:
-    """The images in a folder, but for those below base where that lies in it."""
+    """The images in a folder, without those below base if base is inside it."""
     images = sorted(path for path in walk(Path(folder)) if path.suffix.lower() in SUFFIXES)
     if not images:
-        list_images(folder)  # says what it expected
+        list_images(folder)  # raises
     inside = _real(base)
     return [path for path in images if inside == _real(Path(folder)) or inside not in _real(path).parents]
 
 
 def _base(folder: str, suffix: str, output: str | None, several: bool) -> Path:
-    """The folder for a folder's enlarged images."""
+    """The folder to which a folder's upscaled images go."""
     whole = Path(os.path.abspath(folder))
     if not whole.name and (several or output is None):
         raise ValueError(f"--input {folder}: has no name of its own; name the one folder to write to with --output")

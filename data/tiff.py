@@ -1,4 +1,4 @@
-"""TIFF files whose samples Pillow would lose or mistake: 16 bits, and more bands than colours."""
+"""TIFF files that Pillow reads with losses or not at all: 16 bits, and more bands than colours."""
 
 from io import BytesIO
 
@@ -14,10 +14,13 @@ _ASSOCIATED_ALPHA, _ALPHA = 1, 2  # ExtraSamples: colours multiplied by alpha, o
 
 
 def inspect_tiff(data: bytes) -> tuple[Image.Image | None, bool]:
-    """The image if Pillow would lose bits or refuse it (16 bits or alpha, several samples); is 0 white in 16-bit grey?
+    """Return (image, inverted): an 8-bit image if Pillow cannot read the TIFF without loss, else None.
 
-    Bands beyond the colours are refused, whatever their depth, but for one that the file calls alpha. Raises ValueError
-    for them, for samples that are not unsigned integers of up to 8, or of 16 bits, and for too many of them.
+    That is so for 16 bits with several samples, and for alpha. inverted: 0 is white in a 16-bit grey TIFF, which the
+    caller reads by Pillow.
+
+    Raises ValueError for bands beyond the colours other than alpha, samples that are not unsigned integers of up to 8
+    or of 16 bits, decompression bombs and truncated files.
     """
     with TiffFile(BytesIO(data)) as tiff:
         page = tiff.pages.first
@@ -54,14 +57,14 @@ def inspect_tiff(data: bytes) -> tuple[Image.Image | None, bool]:
 
 
 def _find_alpha(page: TiffPage) -> int | None:
-    """What kind of alpha the file says its last band is; None if it has no band beyond the colours."""
+    """The last band's kind of alpha; None without bands beyond the colours; ValueError for other bands."""
     colours = _COLOURS.get(page.photometric, page.samplesperpixel)
     kinds = tuple(map(int, page.extrasamples))
     if page.samplesperpixel <= colours:
         return None
     if page.samplesperpixel == colours + 1 and kinds in ((_ASSOCIATED_ALPHA,), (_ALPHA,)):
         return kinds[0]
-    if page.samplesperpixel == colours + 1 == 4 and not kinds:  # RGBA of writers that leave the tag out
+    if page.samplesperpixel == colours + 1 == 4 and not kinds:  # RGBA of writers that omit the tag
         return _ALPHA
     name = "grey" if colours == 1 else getattr(page.photometric, "name", page.photometric)
     raise ValueError(

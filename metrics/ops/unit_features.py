@@ -1,7 +1,7 @@
 """LPIPS's Eq. (1): d = mean_hw sum_c weight_c (u - r)^2, u and r features of length 1 in each pixel.
 
-Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018. Plain torch operations
-read and write all features about ten times, and more often for the gradient. On the CPU `difference` takes a few rows
+Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018. Plain torch code
+reads and writes all features about ten times, and more often for the gradient. On the CPU `difference` takes a few rows
 at a time through all operations while they are in the cache.
 """
 
@@ -68,7 +68,7 @@ class _Difference(torch.autograd.Function):
 
 
 def _room(device: torch.device) -> int:
-    """The number of features to process at a time; on the CPU what fits the caches, 32768 per thread (at least 65536)."""
+    """The number of features to process at a time; on CPUs 32768 per thread, at least 65536."""
     return max(1 << 16, torch.get_num_threads() << 15) if device.type == "cpu" else 1 << 24
 
 

@@ -55,7 +55,7 @@ def test_make_pair_errors():
     rgb = np.zeros((11, 40, 3), np.uint8)
     with pytest.raises(
         ValueError,
-        match="image is 11x40, smaller than 12x12, the least of an image that is cropped to multiples of 12; remove it",
+        match="image is 11x40, smaller than 12x12, the smallest image that can be cropped to multiples of 12; remove it",
     ):
         make_pair(rgb, 4, 12)
     with pytest.raises(ValueError, match="multiple=10 is not divisible by scale=4; use 8 or 12"):
