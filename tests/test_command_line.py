@@ -467,7 +467,7 @@ def test_every_number_has_both_bounds(name, tmp_path, capsys):
         ("RCAN", {"reduction": "16"}, "a whole number"),
         ("RCAN", {"reduction": 65}, "RCAN cannot be built with them"),
         ("RCAN", {"block": 3}, "block=3: expected an option that it has; the options of RCAN"),
-        ("SRResNet", {"scale": 3}, "which is --scale"),
+        ("SRResNet", {"scale": 3}, "the scale is no model option; use --scale"),
         ("HAT", {"depths": [2, -1]}, "depths=[2, -1]: expected a list"),
         ("HAT", {"depths": []}, "expected a list"),
         ("HAT", {"depths": 6}, "expected a list"),

@@ -236,13 +236,7 @@ REFUSED = {
     "RCAN x4 in one step": ("RCAN", 4, RCAN, "spandrel", "--model-options upsample=two-step"),
     "RRDBNet x3": ("RRDBNet", 3, RRDB | {"padding": "black"}, "spandrel", "use --to onnx or --to safetensors"),
     "RRDBNet padded with grey": ("RRDBNet", 4, RRDB, "spandrel", "--model-options padding=black"),
-    "RRDBNet of another growth": (
-        "RRDBNet",
-        4,
-        RRDB | {"growth": 4, "padding": "black"},
-        "spandrel",
-        "growth=32 alone",
-    ),
+    "RRDBNet of another growth": ("RRDBNet", 4, RRDB | {"growth": 4, "padding": "black"}, "spandrel", "growth=32 only"),
     "HAT of another conv_scale": ("HAT", 2, HAT | {"conv_scale": 0.1}, "spandrel", "conv_scale=0.01"),
     "EDSR": ("EDSR", 2, SMALL, "spandrel", "spandrel has no EDSR; use --to onnx, safetensors or edsr"),
     "VDSR": ("VDSR", 2, SMALL, "spandrel", "spandrel has no VDSR; use --to onnx, safetensors"),
@@ -259,7 +253,7 @@ def test_what_cannot_be_exact_is_refused(run_of, refused, model, scale, options,
 
 def test_a_hat_of_the_tlw_authors_is_refused(run_of, refused):
     run, _ = run_of("HAT-TLW", 4, TLW_HAT, converted_mean)
-    assert "another (the TLW authors'); use --to safetensors" in refused(
+    assert "another mean (the TLW authors'); use --to safetensors" in refused(
         "--modelpath", run, "--best", "--to", "spandrel"
     )
     exported(run, "safetensors")

@@ -264,7 +264,7 @@ def test_bad_files_and_losses(community, common, refused):
         (["--model", "spandrel:nowhere.pth"], "nowhere.pth: no such checkpoint"),
         (["--model", "spandrel:"], "no such checkpoint"),
         (["--model", model, "--scale", "4"], "is x2, not x4; use --scale 2"),
-        (["--model", model, "--model-options", "blocks=2"], "the file says what network it is"),
+        (["--model", model, "--model-options", "blocks=2"], "the file decides the network"),
         (["--model", model, "--init", "paper"], "--init paper: expected a network of ours"),
         (
             ["--model", model, "--losses", "L1+UDL"],

@@ -115,7 +115,7 @@ def test_refused(make, said):
 
 
 def test_options_are_refused():
-    with pytest.raises(ValueError, match="the file says what network it is; leave them out"):
+    with pytest.raises(ValueError, match="the file decides the network; leave them out"):
         build_network("spandrel:x.pth", 2, {"blocks": 2}, esrgan().state_dict())
 
 
