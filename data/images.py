@@ -196,7 +196,7 @@ def _decode(data: bytes) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def open_image(data: bytes, formats: tuple[str, ...] = tuple(FORMATS)) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
     """Open the image in a file's bytes; its size and checksums are checked, its pixels not yet decoded.
 
     Raises ValueError for empty files and decompression bombs, Pillow's errors for damaged files and other formats.
@@ -205,7 +205,7 @@ def open_image(data: bytes, formats: tuple[str, ...] = tuple(FORMATS)) -> Image.
         raise ValueError("the file is empty")
     if data.startswith(b"RIFF") and data[8:16] == b"WEBPVP8X":  # Pillow allocates all its pixels on opening
         check_size(*(1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27)))
-    image = Image.open(BytesIO(data), formats=formats)
+    image = Image.open(BytesIO(data), formats=tuple(FORMATS))
     check_size(*image.size)
     if data.startswith(_JPEG_MAGIC):
         scans = data.count(_JPEG_SCAN)
@@ -214,7 +214,7 @@ def open_image(data: bytes, formats: tuple[str, ...] = tuple(FORMATS)) -> Image.
     if image.format == "PNG":
         # Decoding does not check the checksums; verify() does, and leaves the image unusable.
         image.verify()
-        image = Image.open(BytesIO(data), formats=formats)
+        image = Image.open(BytesIO(data), formats=tuple(FORMATS))
     return image
 
 

@@ -17,15 +17,10 @@ from .patches import PatchDataset
 class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     """The batch sampler of `PatchDataset`: a list of (epoch, index) keys for each step.
 
-    The order depends on (seed, epoch) only: starting at first_step gives the tail of the whole sequence. An epoch's
-    incomplete last batch is dropped; too few images for one batch are repeated until they fill it.
-
-    Args:
-        n: number of images.
-        batchsize: of the whole batch, before `share`.
-        first_step, last_step: the steps [first_step, last_step), by default endless.
-        repeat: draws of each image per epoch, as different patches (indices n apart).
-        share: (i, m): yield the i-th of m equal parts of each batch, i from 0.
+    n images, each drawn `repeat` times per epoch as different patches (indices n apart). An epoch's order depends on
+    (seed, epoch) only: the steps [first_step, last_step) are a part of one endless sequence. An epoch's incomplete last
+    batch is dropped; too few images for one batch are repeated until they fill it. share: (i, m) yields the i-th of m
+    equal parts of each batch, i from 0.
     """
 
     def __init__(

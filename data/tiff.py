@@ -16,8 +16,7 @@ _ASSOCIATED_ALPHA, _ALPHA = 1, 2  # ExtraSamples: colours multiplied by alpha, o
 def inspect_tiff(data: bytes) -> tuple[Image.Image | None, bool]:
     """Return (image, inverted): an 8-bit image if Pillow cannot read the TIFF without loss, else None.
 
-    That is so for 16 bits with several samples, and for alpha. inverted: 0 is white in a 16-bit grey TIFF, which the
-    caller reads by Pillow.
+    That is so for 16 bits with several samples, and for alpha. inverted: 0 is white in 16-bit grey, left to Pillow.
 
     Raises ValueError for bands beyond the colours other than alpha, samples that are not unsigned integers of up to 8
     or of 16 bits, decompression bombs and truncated files.

@@ -10,7 +10,6 @@ Sources, by protocol:
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 IMAGES = {"Set5": 5, "Set14": 14, "BSDS100": 100, "Urban100": 100, "Manga109": 109}
 ALIASES = {"bsds100": "BSDS100", "bsd100": "BSDS100", "b100": "BSDS100"} | {name.lower(): name for name in IMAGES}
@@ -45,14 +44,6 @@ TOLERANCE = {"paper": 2e-4, "standard": 0.03, "table2": 2e-4}
 GREY = {"standard": {"Set14": 20 * math.log10(255 / 219) / 14}}
 
 
-class Check(NamedTuple):
-    """The comparison of a bicubic row with the published one."""
-
-    dataset: str  # a key of IMAGES
-    agrees: bool
-    text: str  # such as "as published (Set5)"
-
-
 def dataset_of(folder: str | Path) -> str | None:
     """The data set named in the last three parts of a path, as in "Set5/HR" or "b100_x4"; None if none is."""
     for part in reversed(Path(folder).parts[-3:]):
@@ -61,14 +52,14 @@ def dataset_of(folder: str | Path) -> str | None:
     return None
 
 
-def check_bicubic(folder: str | Path, protocol: str, scale: int, images: int, means: dict[str, float]) -> Check | None:
+def check_bicubic(folder: str | Path, protocol: str, scale: int, images: int, means: dict[str, float]) -> str | None:
     """Compare a bicubic row with the published one of the data set that the folder is named after.
 
     Args:
         images: the number of images in the folder.
         means: the row's mean scores by name, PSNR-Y among them.
 
-    Returns None if there is no published row.
+    Returns a text such as "as published (Set5)", or None if there is no published row.
     """
     dataset = dataset_of(folder)
     if dataset is None or not 2 <= scale <= 4:
@@ -77,13 +68,12 @@ def check_bicubic(folder: str | Path, protocol: str, scale: int, images: int, me
     if published is None:
         return None
     if images != IMAGES[dataset]:
-        return Check(dataset, False, f"{dataset} has {IMAGES[dataset]} images, not {images}")
+        return f"{dataset} has {IMAGES[dataset]} images, not {images}"
     off = means["PSNR-Y"] - published - GREY.get(protocol, {}).get(dataset, 0)
     if not abs(off) <= TOLERANCE[protocol]:
         side = "above" if off > 0 else "below"
-        text = f"{abs(off):.{2 if protocol == 'standard' else 4}f} dB {side} {dataset}'s {published}"
-        return Check(dataset, False, text)
+        return f"{abs(off):.{2 if protocol == 'standard' else 4}f} dB {side} {dataset}'s {published}"
     lpips = means.get("LPIPS-vgg-BGR", math.nan) - LPIPS_VGG_BGR[dataset][scale - 2]
     more = f"; LPIPS {lpips:+.4f} off" if protocol == "paper" and abs(lpips) > 1e-3 else ""
     source = "by the released code" if protocol == "table2" else "as published"
-    return Check(dataset, True, f"{source} ({dataset}){more}")
+    return f"{source} ({dataset}){more}"

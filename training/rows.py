@@ -84,8 +84,7 @@ def rows_of(
             notes = [best] if method.checkpoint == "best" else ["8-bit files"] if method.loss in folders else []
             if method == Method("bicubic"):
                 place = os.path.abspath(images.folder)
-                check = check_bicubic(place, protocol, images.scale, len(images), mean_scores(by_metric))
-                notes = [check.text] if check else []
+                notes = [check_bicubic(place, protocol, images.scale, len(images), mean_scores(by_metric))]
             for metric, count in count_infinite(by_metric).items():
                 notes.append(f"{metric} of {count} infinite" + ", not in the mean" * (count < len(images)))
             pace = paces.get(method.loss) if method.checkpoint else None
