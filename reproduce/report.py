@@ -267,13 +267,17 @@ def comparison_table(results: Results, rows: list[dict], style: str) -> str:
 
 
 def shown_gain(row: dict) -> str:
-    """A comparison's gain with its interval."""
+    """A comparison's gain with its interval, and p where there are trainings enough for a test."""
     gain, bounds, *_ = _shown(row)
-    return f"{gain} ({bounds})" if bounds else gain
+    p = "" if math.isnan(row["p Holm"]) else f"; p {row['p Holm']:.2g}"
+    return f"{gain} ({bounds}{p})" if bounds else gain
 
 
 def brief_table(results: Results, rows: list[dict]) -> str:
-    """A loss against another in a line, in Markdown: each metric's gain with its interval, by network and for all."""
+    """A loss against another in a line, in Markdown: each metric's gain with its interval, by network and for all.
+
+    p is corrected for all p of the table (Holm).
+    """
     lines: dict[tuple, list[str]] = {}
     for row in rows:
         scale = "all" if row["scale"] == "all" else f"{row['network']} ×{row['scale']}"

@@ -35,14 +35,23 @@ UNIFORM, SHUFFLED, INVERTED, NORMALISED, ONE, SMALL, HALF = (
 )
 
 
-def compared(folder: str, pairs: Iterable[tuple[str, str]]) -> tuple[Results, list[dict]]:
-    results = collect.read(RESULTS / folder)
+def joined(folders: list[str]) -> Results:
+    """The results of several grids as if of one. Raises ValueError where their test images differ."""
+    parts = [collect.read(RESULTS / folder) for folder in folders]
+    if any(part.names != parts[0].names for part in parts):
+        raise ValueError(f"{' '.join(folders)}: expected the same test images in all of them")
+    scores = {key: of for part in parts for key, of in part.scores.items()}
+    return parts[0]._replace(scores=scores, trainings=[row for part in parts for row in part.trainings])
+
+
+def compared(folders: str, pairs: Iterable[tuple[str, str]]) -> tuple[Results, list[dict]]:
+    results = joined(folders.split())
     return results, report.comparison_rows(results, argparse.Namespace(compare=pairs, checkpoint="last"))
 
 
-def gains(folder: str, *pairs: tuple[str, str]) -> str:
+def gains(folders: str, *pairs: tuple[str, str]) -> str:
     """Each pair's gain in each metric with its 95 % interval, by network where there are several."""
-    return report.brief_table(*compared(folder, pairs))
+    return report.brief_table(*compared(folders, pairs))
 
 
 def rates() -> str:

@@ -33,6 +33,12 @@ def test_an_unknown_table_is_refused():
         study.filled("<!-- table: step -->\n")
 
 
+def test_only_grids_of_the_same_images_are_joined():
+    assert len(study.joined(["steps", "time"]).scores) > len(study.joined(["steps"]).scores)
+    with pytest.raises(ValueError, match="steps vdsr: expected the same test images"):
+        study.joined(["steps", "vdsr"])
+
+
 def test_readme_shows_numbers_of_the_page(page):
     readme = (study.ROOT / "README.md").read_text()
     results = readme[readme.index("## Results") : readme.index("## The loss in your own")]
