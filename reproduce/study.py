@@ -36,10 +36,13 @@ UNIFORM, SHUFFLED, INVERTED, NORMALISED, ONE, SMALL, HALF = (
 
 
 def joined(folders: list[str]) -> Results:
-    """The results of several grids as if of one. Raises ValueError where their test images differ."""
+    """The results of several grids as if of one. Raises ValueError where they share a training, or not the images."""
     parts = [collect.read(RESULTS / folder) for folder in folders]
     if any(part.names != parts[0].names for part in parts):
         raise ValueError(f"{' '.join(folders)}: expected the same test images in all of them")
+    trained = [key for part in parts for key in part.scores if key.loss != "bicubic"]
+    if len(set(trained)) < len(trained):
+        raise ValueError(f"{' '.join(folders)}: expected each network, scale, loss and seed in one of them")
     scores = {key: of for part in parts for key, of in part.scores.items()}
     return parts[0]._replace(scores=scores, trainings=[row for part in parts for row in part.trainings])
 

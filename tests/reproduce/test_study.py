@@ -33,10 +33,11 @@ def test_an_unknown_table_is_refused():
         study.filled("<!-- table: step -->\n")
 
 
-def test_only_grids_of_the_same_images_are_joined():
-    assert len(study.joined(["steps", "time"]).scores) > len(study.joined(["steps"]).scores)
+def test_what_cannot_be_joined_is_refused():
     with pytest.raises(ValueError, match="steps vdsr: expected the same test images"):
         study.joined(["steps", "vdsr"])
+    with pytest.raises(ValueError, match="steps time: expected each network, scale, loss and seed in one"):
+        study.joined(["steps", "time"])
 
 
 def test_readme_shows_numbers_of_the_page(page):
