@@ -95,7 +95,8 @@ class Config:
     )
     scale: int = setting(
         4,
-        "super-resolution factor; 1 restores images (needs --lrpath, --vallrpath); 1 and 8: only EDSR, RCAN, VDSR",
+        "super-resolution factor; 1 restores images: give --vallrpath, and --lrpath or --degradation; 1 and 8 are for "
+        "EDSR, RCAN and VDSR",
         (1, 2, 3, 4, 8),
         bounds=_from(1, 8),
     )
