@@ -1,12 +1,12 @@
-"""Turn checkpoints that others released into a run that val.py reads.
+"""Convert checkpoints that others released into a run that val.py reads.
 
     python convert.py FOLDER --scale 2      the TLW authors' SRModel_{tlw1,tlw2,l1,mse,udl}[_best].pth (and WNet_*)
     python convert.py HAT_SRx4.pth          one file: one of those (UHAT becomes L1+UDL), the HAT authors' network,
                                             BasicSR's EDSR, RCAN, MSRResNet or RRDBNet, the RCAN authors', our exports
-    python convert.py edsr_x4.pt --source edsr      if names do not tell its origin
+    python convert.py edsr_x4.pt --source edsr      if the parameters' names do not tell its origin
 
-The converted network gives the images of the original, up to rounding. The conversions are in
-models/released.py (the TLW and HAT authors') and models/layouts.py (all others).
+The converted network gives the original's images, up to rounding. The conversions are in models/released.py (the TLW
+and HAT authors') and models/layouts.py (all others).
 """
 
 import argparse
@@ -18,28 +18,28 @@ import configs
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; a wrong one ends the program with exit code 2."""
+    """Parse the command line; exit with code 2 if it is wrong."""
     about, examples = __doc__.split("\n\n", 1)
     parser = configs.OneLineParser(prog="convert.py", description=about, epilog=f"examples:\n{examples}")
     parser.add_argument("path", type=configs.typed_path, help="a folder of the TLW authors' files, or one file")
     names = ("tlw", "edsr", "rcan", "basicsr", "hat")  # of models.layouts.SOURCES
-    parser.add_argument("--source", choices=names, help="its origin (default: recognised by its names, and printed)")
+    parser.add_argument("--source", choices=names, help="the file's origin (default: recognised by parameter names)")
     parser.add_argument(
-        "--res-scale", type=float, metavar="X", help="EDSR's residual scaling (default: the authors' for its size)"
+        "--res-scale", type=float, metavar="X", help="residual scaling of EDSR (default: its authors', by size)"
     )
     parser.add_argument(
-        "--scale", type=int, choices=(1, 2, 3, 4, 8), help="needed for VDSR, whose weights do not determine it"
+        "--scale", type=int, choices=(1, 2, 3, 4, 8), help="needed for VDSR, whose weights do not tell it"
     )
     parser.add_argument(
         "--modelpath",
         type=configs.typed_path,
         metavar="DIR",
-        help="the run to write; default: the next free in checkpoints/",
+        help="the run's folder to write (default: the next free one in checkpoints/)",
     )
     return parser.parse_args(argv)
 
 
-if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+if __name__ == "__main__":  # importing torch takes seconds: answer --help and typing errors before it
     parse(None)
 
 from losses.uncertainty import UncertaintyHead
@@ -52,12 +52,15 @@ from runs.folder import check_new_run, next_run_dir
 from runs.output import escape_unencodable_output, script_command
 from runs.weights_file import import_file, read_weights_file
 
-# By the tags in the authors' file names; that of their UHAT is not known, and udl is named after the others.
+# Tags in the authors' file names. The tag of their UHAT is unknown; "udl" follows the pattern of the others.
 LOSSES = {"tlw1": "L1+TLW", "tlw2": "MSE+TLW", "l1": "L1", "mse": "MSE", "udl": "L1+UDL"}
 
 
 def released_files(folder: Path) -> dict[tuple[str, str], tuple[Path, Path]]:
-    """(loss, "best" or "last") -> the authors' SR checkpoint and weighting checkpoint (which may not exist)."""
+    """Find the authors' files: (loss, "best" or "last") -> SR checkpoint, weighting checkpoint.
+
+    The latter may not exist. Raises ValueError if there is no SR checkpoint.
+    """
     found = {}
     for tag, loss in LOSSES.items():
         for which, suffix in (("best", "_best"), ("last", "")):
@@ -72,7 +75,7 @@ def released_files(folder: Path) -> dict[tuple[str, str], tuple[Path, Path]]:
 
 @contextmanager
 def naming(path: Path):
-    """Put the file's name before what is wrong with its content."""
+    """Turn an error of the file's content into a ValueError that names the file."""
     try:
         yield
     except KeyError as missing:
@@ -82,19 +85,22 @@ def naming(path: Path):
 
 
 def source_of(path: Path, named: str | None) -> str | None:
-    """Whose the file is: as named, or the TLW authors' if it is called as theirs are; None: its content has to tell."""
+    """The file's origin: `named`, else "tlw" if its name is like theirs; None: its content has to tell."""
     return "tlw" if named is None and path.name.startswith("SRModel_") else named
 
 
 class Network(NamedTuple):
-    """A file as a network of ours; head: the state dict of its uncertainty head, if it has one."""
+    """A converted file; head: the state dict of its uncertainty head, or None."""
 
     imported: Imported
     head: dict | None
 
 
 def convert_network(path: Path, args: argparse.Namespace) -> Network:
-    """An SR checkpoint -> our network. Raises ValueError if it is of no known kind or does not fit what it seems."""
+    """Convert an SR checkpoint to our network.
+
+    Raises ValueError if its kind or scale is unknown, or its weights do not fit that kind.
+    """
     imported = import_file(path, source_of(path, args.source), args.scale, args.res_scale)
     if imported.scale is None:
         raise ValueError(f"{path}: {imported.model}'s weights do not tell their scale; add --scale")
@@ -107,7 +113,10 @@ def convert_network(path: Path, args: argparse.Namespace) -> Network:
 
 
 def convert(args: argparse.Namespace) -> tuple[configs.Config, dict[str, dict], dict[str, dict]]:
-    """A file or folder -> the run's settings and its `best` and `last` states by loss, each checked to fit."""
+    """Convert a file or folder to a run's settings and its `best` and `last` states by loss.
+
+    Each state is checked to fit. Raises ValueError.
+    """
     if args.source is not None and args.path.is_dir():
         configs.expect(args.source == "tlw", "source", args.source, "one file, not a folder")
     sources = released_files(args.path) if args.path.is_dir() else {(None, "best"): (args.path, Path())}

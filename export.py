@@ -1,12 +1,12 @@
-"""Write a network of a run so that other programs load it: RGB in [0,1] in and out, checked before it is called done.
+"""Export a run's network for other programs, with RGB images in [0,1], and check the exported file.
 
     python export.py --best --loss L1+TLW --to onnx         for onnxruntime, chaiNNer and others; any height and width
     python export.py --best --loss L1+TLW --to spandrel     for spandrel, ComfyUI, chaiNNer: RCAN, HAT, RRDBNet
     python export.py --best --loss L1 --to edsr             for the EDSR authors' code, which takes [0,255]
     python export.py --best --loss L1 --to safetensors      for this project: infer.py --weights, train.py --init
 
-The file is loaded by the program it is for and compared with the run's network; what cannot be exact is refused. What
-is converted, and how, is in models/export.py.
+The exported file is loaded by the program that it is for, and its images are compared with those of the run's network;
+an export that differs is refused. The conversions are in models/export.py.
 """
 
 import argparse
@@ -15,27 +15,27 @@ import configs
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; a wrong one ends the program with exit code 2."""
+    """Parse the command line; exit with code 2 if it is wrong."""
     about, examples = __doc__.split("\n\n", 1)
     parser = configs.OneLineParser(prog="export.py", description=about, epilog=f"examples:\n{examples}")
     path = configs.typed_path
     parser.add_argument(
         "--modelpath", type=path, metavar="DIR", help="folder of a run (default: the newest in checkpoints/)"
     )
-    parser.add_argument("--loss", metavar="LOSS", help="which of its networks (default: the only one)")
-    parser.add_argument("--best", action="store_true", help="its best epoch (default: the last one)")
-    parser.add_argument("--checkpoint", metavar="NAME", help="what --keep-every kept of it, such as step_1000")
+    parser.add_argument("--loss", metavar="LOSS", help="export this loss's network (default: the run's only one)")
+    parser.add_argument("--best", action="store_true", help="its best checkpoint (default: the last)")
+    parser.add_argument("--checkpoint", metavar="NAME", help="a checkpoint that --keep-every kept, such as step_1000")
     formats = ("safetensors", "onnx", "spandrel", "edsr")
-    parser.add_argument("--to", required=True, choices=formats, help="what it is for, see below")
-    parser.add_argument("--fp16", action="store_true", help="half the size; images differ a little, said at the end")
+    parser.add_argument("--to", required=True, choices=formats, help="the format: see the examples below")
+    parser.add_argument("--fp16", action="store_true", help="half the size; the images differ a little (printed)")
     parser.add_argument(
-        "-o", "--output", type=path, metavar="FILE", help="default: export_LOSS_... in the run's folder"
+        "-o", "--output", type=path, metavar="FILE", help="file to write (default: export_LOSS_... in the run's folder)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return parser.parse_args(argv)
 
 
-if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+if __name__ == "__main__":  # importing torch takes seconds: answer --help and typing errors before it
     parse(None)
 
 import io
@@ -74,18 +74,16 @@ from runs.folder import newest_run_dir
 from runs.output import escape_unencodable_output, script_command
 from runs.weights_file import read_weights_file
 
-SIZES = ((24, 40), (33, 21))  # of the LR images that files are compared on: multiples of HAT's windows, and none
-FP32, FP16 = 1e-5, 2e-2  # the largest difference, of [0,1] or of the network's largest value beyond it
-PATHS = {field.name for field in fields(Config) if field.metadata["path"]} | {
-    "model",
-    "device",
-}  # nobody else's concern
+SIZES = ((24, 40), (33, 21))  # heights and widths of the LR images to compare on: even and odd
+FP32, FP16 = 1e-5, 2e-2  # largest allowed difference, relative to 1 or to the network's largest value above 1
+# Settings left out of the metadata: this machine's paths and device, and the model, which describe() states.
+PATHS = {field.name for field in fields(Config) if field.metadata["path"]} | {"model", "device"}
 
 Run = Callable[[Tensor], Tensor]  # (1,3,h,w) in [0,1] -> (1,3,s*h,s*w), not clamped
 
 
 class Source(NamedTuple):
-    """A network to export, its settings and what its file says of it."""
+    """A network to export, with its settings and the metadata for its file."""
 
     net: nn.Module
     config: Config
@@ -94,7 +92,7 @@ class Source(NamedTuple):
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Its state dict as it is exported."""
+        """The state dict to export."""
         return rounded_to_half(self.net.state_dict()) if self.half else self.net.state_dict()
 
     @property
@@ -103,12 +101,12 @@ class Source(NamedTuple):
 
 
 class Format(NamedTuple):
-    """suffixes of the file's name, the first by default; its bytes; how another program runs it; and that program."""
+    """A format to export to."""
 
-    suffixes: tuple[str, ...]
+    suffixes: tuple[str, ...]  # of the file's name; the first is the default
     write: Callable[[Source], bytes]
-    load: Callable[[Path], Run]
-    checked_by: str
+    load: Callable[[Path], Run]  # the file as another program runs it
+    checked_by: str  # that program
 
 
 def write_safetensors(source: Source) -> bytes:
@@ -124,13 +122,13 @@ def write_onnx(source: Source) -> bytes:
 
 
 def load_onnx(path: Path) -> Run:
-    """Run it by onnxruntime. Raises ValueError if that is missing."""
+    """Load it with onnxruntime. Raises ValueError if onnxruntime is missing."""
     try:
         import onnxruntime
     except ImportError:
         raise ValueError("ONNX is checked by a package that is not installed; pip install onnx onnxruntime") from None
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda lr: torch.from_numpy(session.run(["sr"], {"lr": lr.numpy()})[0])
 
@@ -143,24 +141,27 @@ def write_spandrel(source: Source) -> bytes:
 
 
 def load_spandrel(path: Path) -> Run:
-    """Run it by spandrel, without the clamp at the end. Raises ValueError if that is missing."""
+    """Load it with spandrel, without spandrel's final clamp if its network needs no padding.
+
+    Raises ValueError if spandrel is missing.
+    """
     try:
         import spandrel
     except ImportError:
         raise ValueError("the file is checked by spandrel, which is not installed; pip install spandrel") from None
-    with warnings.catch_warnings(action="ignore"):  # torch's, of what its networks call
+    with warnings.catch_warnings(action="ignore"):  # torch warns of deprecated calls in spandrel's networks
         found = spandrel.ModelLoader().load_from_state_dict(load_file(path)).eval()
     padded = [found.size_requirements.get_padding(w, h) for h, w in SIZES]
-    if any(map(any, padded)):  # its own call pads, and clamps
+    if any(map(any, padded)):  # __call__ pads, and clamps too
         return lambda lr: found(lr.clone())
-    return lambda lr: found._call_fn(found.model, lr.clone())  # its RCAN writes into what it is given
+    return lambda lr: found._call_fn(found.model, lr.clone())  # clone: spandrel's RCAN changes its input in place
 
 
 def write_edsr(source: Source) -> bytes:
-    """The bare state dict that EDSR-PyTorch's --pre_train loads; the metadata are beside it."""
+    """Write the bare state dict that EDSR-PyTorch's --pre_train loads, with the metadata in `_metadata`."""
     theirs = OrderedDict(to_edsr(source.identity[0], source.identity[2], source.net.state_dict()))
     theirs = OrderedDict(rounded_to_half(theirs)) if source.half else theirs
-    # Where torch keeps the versions of modules: their code, which takes any other name for a parameter, skips it.
+    # torch keeps module versions in _metadata; the authors' loader takes every other entry for a parameter.
     theirs._metadata = OrderedDict(
         {"": source.metadata | {"version": 1, "checksum": checksum(source.net.state_dict())}}
     )
@@ -183,7 +184,7 @@ FORMATS = {
 
 
 def read_source(run: Path, which: str, loss: str | None, half: bool) -> Source:
-    """The run's network of this loss (None: its only one) and its metadata. Raises ValueError."""
+    """Read the run's network for this loss (None: its only one). Raises ValueError."""
     config, states = load_states(run, which, [loss] if loss else None)
     if len(states) > 1:
         raise ValueError(f"--loss: {run} holds networks of {' '.join(states)}; name one")
@@ -201,21 +202,24 @@ def read_source(run: Path, which: str, loss: str | None, half: bool) -> Source:
 
 @torch.no_grad()
 def largest_difference(run: Run, net: nn.Module, scale: int) -> float:
-    """How far the images of an exported file are from the network's, over its largest value or 1."""
+    """The largest difference of run's images from net's, relative to net's largest value or 1.
+
+    Raises ValueError if the shapes differ.
+    """
     random, worst = torch.Generator().manual_seed(0), 0.0
     for size in SIZES:
         lr = torch.rand(1, getattr(net, "colours", 3), *size, generator=random)
         wanted, found = UnitRange(net)(lr), run(lr)
         if found.shape != wanted.shape:
             raise ValueError(f"it makes {tuple(found.shape)} of {tuple(lr.shape)}; expected {tuple(wanted.shape)}")
-        if found.min() >= 0 and found.max() <= 1:  # clamped, as spandrel does by itself
+        if found.min() >= 0 and found.max() <= 1:  # clamped, as by spandrel's __call__
             wanted = wanted.clamp(0, 1)
         worst = max(worst, float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max())))
     return worst
 
 
 def check_output(path: Path, to: Format, overwrite: bool) -> None:
-    """Raise ValueError if path cannot be the file: wrong suffix, in the way, or no folder to write to."""
+    """Raise ValueError for a wrong suffix, an existing file or a folder that cannot be written to."""
     configs.expect(path.suffix in to.suffixes, "output", path, f"a file that ends in {' or '.join(to.suffixes)}")
     configs.expect(not path.is_dir(), "output", path, "a file, not a folder")
     configs.expect(overwrite or not path.exists(), "output", path, "no file there; add --overwrite, or name another")
@@ -226,16 +230,16 @@ def check_output(path: Path, to: Format, overwrite: bool) -> None:
 
 
 def default_output(run: Path, source: Source, to: str) -> Path:
-    """The file in the run's folder that the export is written to if no other is named."""
+    """The path of the export if --output is not given: in the run's folder."""
     name = "_".join((source.metadata["loss"], source.metadata["checkpoint"]))
     name += "" if to in ("onnx", "safetensors") else f"_{to}"
     return run / f"export_{name}{'_fp16' if source.half else ''}{FORMATS[to].suffixes[0]}"
 
 
 def export(source: Source, to: Format, path: Path) -> float | None:
-    """Write path and check it; returns the largest difference, None if it could not be written.
+    """Write path and check it; return the largest difference, or None if it could not be written.
 
-    Nothing is at path unless the check passed. Raises ValueError.
+    path changes only if the check passes; otherwise raises ValueError.
     """
     aside = path.with_name(f".unchecked-{path.name}")
     try:
@@ -279,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def report(source: Source, to: str, path: Path, difference: float) -> None:
-    """Say what was written, how it was checked and how it is used."""
+    """Print the file's path, how it was checked and how to use it."""
     model, scale, options = source.identity
     edsr = defaults_of("EDSR") | dict(options or {})
     name = source.net.architecture if model.startswith(PREFIX) else model

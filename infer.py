@@ -1,4 +1,4 @@
-"""Upscale images with a trained network: files and folders of them in, files of the same names out.
+"""Upscale images with a trained network: files or folders in, files of the same names out.
 
 python infer.py --input photos                               the newest run's network; writes photos_x4/
 python infer.py --input a.png b.jpg --modelpath checkpoints/RUN --loss L1+TLW --output sr --format same
@@ -13,66 +13,70 @@ from runs.output import escape_unencodable_output
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; a wrong one ends the program with exit code 2."""
+    """Parse the command line; exit with code 2 if it is wrong."""
     about, examples = __doc__.split("\n\n", 1)
     parser = configs.OneLineParser(prog="infer.py", description=about, epilog=f"examples:\n{examples}")
     path = configs.typed_path
     parser.add_argument(
-        "-i", "--input", nargs="+", required=True, type=path, metavar="PATH", help="images, and folders of them"
+        "-i", "--input", nargs="+", required=True, type=path, metavar="PATH", help="images and folders of images"
     )
     parser.add_argument(
         "--modelpath", type=path, metavar="DIR", help="folder of a run (default: the newest in checkpoints/)"
     )
-    parser.add_argument("--loss", metavar="LOSS", help="which network of the run (default: L1+TLW, else the first)")
-    parser.add_argument("--best", action="store_true", help="its best epoch (default: that, else the last one)")
-    parser.add_argument("--last", action="store_true", help="its last epoch")
-    parser.add_argument("--checkpoint", metavar="NAME", help="what --keep-every kept of it, such as step_1000")
+    parser.add_argument("--loss", metavar="LOSS", help="use this loss's network (default: L1+TLW, else the first)")
+    parser.add_argument("--best", action="store_true", help="its best checkpoint (default: best if there is one)")
+    parser.add_argument("--last", action="store_true", help="its last checkpoint")
+    parser.add_argument("--checkpoint", metavar="NAME", help="a checkpoint that --keep-every kept, such as step_1000")
     parser.add_argument(
-        "--weights", type=path, metavar="FILE", help="a network that spandrel reads, instead of a run's"
+        "--weights", type=path, metavar="FILE", help="use this file, an export or one that spandrel reads, not a run"
     )
-    parser.add_argument("--model", metavar="bicubic", help="`bicubic` (MATLAB's imresize), instead of a network")
-    parser.add_argument("--scale", type=int, metavar="N", help="of --model bicubic (default: 4)")
+    parser.add_argument("--model", metavar="bicubic", help="use bicubic (MATLAB's imresize), not a network")
+    parser.add_argument("--scale", type=int, metavar="N", help="scale of --model bicubic (default: 4)")
     parser.add_argument(
         "-o", "--output", type=path, metavar="DIR", help="where to write (default: beside the input, see --suffix)"
     )
     parser.add_argument(
         "--suffix",
         metavar="TEXT",
-        help="behind the names of what is written: folders' beside their input, and files'; below --output files' "
-        "keep their names without it (default: _xSCALE)",
+        help="appended to the names of written folders and files; with --output, files keep their names unless it is "
+        "given (default: _xSCALE)",
     )
     parser.add_argument(
         "--format",
         choices=("png", "webp", "jpg", "tiff", "same"),
         default="png",
-        help="of the files; `same` as each input; all but jpg are lossless (default: png)",
+        help="format of the files; same: as each input; all but jpg are lossless (default: png)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="write again what is there (default: skip it)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files (default: skip them)")
     parser.add_argument(
         "--memory",
         type=int,
         default=2048,
         metavar="MIB",
-        help="for the network's activations; larger images go in parts, with the same result (default: %(default)s)",
+        help="memory for the network's activations; larger images are computed in parts, with the same result "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--tile",
         type=int,
         metavar="N",
-        help="for networks that cannot be cut without a trace (RCAN, HAT, --weights): overlapping tiles of N x N "
-        "pixels, blended; another result than the whole image's",
+        help="for networks that --memory cannot split exactly (RCAN, HAT, --weights): overlapping, blended tiles of "
+        "N x N LR pixels; the result differs a little from the whole image's",
     )
     parser.add_argument(
-        "--ensemble", action="store_true", help='mean over 8 flips and turns, "+" in the field\'s tables'
+        "--ensemble", action="store_true", help='mean over 8 flips and turns ("+" in papers); takes 8 times as long'
     )
     parser.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="of the network; bf16 has 8 bits (default: fp32)"
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="arithmetic of the network; bf16 has 8 significant bits (default: fp32)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: what the machine has)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there is a GPU)")
     return parser.parse_args(argv)
 
 
-if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+if __name__ == "__main__":  # importing torch takes seconds: answer --help and typing errors before it
     escape_unencodable_output()
     parse(None)
 
@@ -109,17 +113,17 @@ from training import stop_signals
 from training.device import place_frozen, setup_device
 
 OVERLAP = 32  # of blended tiles, in pixels of LR
-LEAST_MEMORY = 256 << 20  # bytes of activations for each image, if several are upscaled side by side
-# (H,W,3 or 1) of uint8 or uint16 -> the enlarged ones, of the same type and channels.
+LEAST_MEMORY = 256 << 20  # bytes of activations for each image if several are upscaled at once
+# Samples (H,W,3 or 1) of uint8 or uint16 -> the upscaled (s*H,s*W,3 or 1), of the same type and channels.
 Enlarge = Callable[[np.ndarray], np.ndarray]
 
 
 class Stopped(Exception):
-    """The work in a thread is not wanted any more."""
+    """Raised in a worker thread to end it."""
 
 
 def choose_network(args: argparse.Namespace) -> tuple[nn.Module, str]:
-    """The network of the command line, and what it is in words. Raises ValueError."""
+    """Load the network that the command line names; return it and its description. Raises ValueError."""
     of_run = [
         name for name in ("modelpath", "loss", "best", "last", "checkpoint") if getattr(args, name) not in (None, False)
     ]
@@ -144,7 +148,7 @@ def choose_network(args: argparse.Namespace) -> tuple[nn.Module, str]:
 
 
 def choose_of_run(args: argparse.Namespace) -> tuple[nn.Module, str]:
-    """A network of a run: that of the loss named, of L1+TLW or of the first; of its best epoch if that is there."""
+    """Load a run's network: of --loss, else L1+TLW, else the first loss; best if saved, else last."""
     configs.expect(args.modelpath != "", "modelpath", '""', "a run's folder; leave it out for the newest")
     run = Path(args.modelpath) if args.modelpath else newest_run_dir()
     names = list(read_settings(run).variants)
@@ -159,7 +163,7 @@ def choose_of_run(args: argparse.Namespace) -> tuple[nn.Module, str]:
 
 
 def read_weights(path: Path) -> nn.Module:
-    """The network in a file that spandrel reads, or in our own export as safetensors. Raises ValueError."""
+    """Load the network of a file that spandrel reads, or of our own safetensors. Raises ValueError."""
     try:
         state, metadata = read_weights_file(path)
         if "model_id" in state:
@@ -172,21 +176,24 @@ def read_weights(path: Path) -> nn.Module:
 
 
 def check_tile(net: nn.Module, tile: int | None) -> int | None:
-    """The side of blended tiles, None if net needs none. Raises ValueError if they are too small."""
+    """Return the side of blended tiles, None if net needs none. Raises ValueError if it is too small."""
     if tile is None:
         return None
     least = 2 * OVERLAP + getattr(net, "window", 1)
     configs.expect(tile >= least, "tile", tile, f"{least} pixels or more")
     if getattr(net, "receptive_radius", None) is None:
         return tile
-    print(f"--tile {tile}: not needed, {type(net).__name__} goes in parts without a trace, see --memory")
+    print(f"--tile {tile}: not needed, {type(net).__name__} is split exactly, see --memory")
     return None
 
 
 def build_enlarge(
     net: nn.Module, device: torch.device, memory: int, tile: int | None, ensemble: bool, precision: str
 ) -> Enlarge:
-    """A function from samples to enlarged samples, for any thread; memory: bytes of activations for one call."""
+    """Build the function that upscales samples, for use in any thread.
+
+    memory: bytes of activations in one call.
+    """
 
     def upscale(lr: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
         if tile is None and not ensemble:
@@ -209,9 +216,9 @@ def build_enlarge(
                 raise ValueError("the network's result has infinite values or none; take another --loss, or fp32")
             return sr.add(1).mul_(most / 2).round_().clamp_(0, most).to(integers)
 
-        levels = (np.arange(most + 1) / most * 2 - 1).astype(np.float32)  # in float64, as the training has them
+        levels = (np.arange(most + 1) / most * 2 - 1).astype(np.float32)  # computed in float64, as in training
         lr = torch.from_numpy(levels[samples]).to(device).permute(2, 0, 1)[None]
-        # A grey network has each channel by itself; for others grey is three equal channels.
+        # A grey network gets each channel as an image of its own; other networks get grey as three equal channels.
         lr = lr.transpose(0, 1) if grey else lr.expand(1, 3, -1, -1)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             sr = upscale(lr.contiguous(), to_samples)
@@ -221,7 +228,7 @@ def build_enlarge(
 
 
 def enlarge_picture(picture: Picture, enlarge: Enlarge) -> Picture:
-    """The picture enlarged, colours and transparency each by itself."""
+    """Upscale a picture: its colours and its transparency separately."""
     colour = enlarge(fill_transparent(picture))
     alpha = picture.alpha
     if alpha is not None:
@@ -230,7 +237,10 @@ def enlarge_picture(picture: Picture, enlarge: Enlarge) -> Picture:
 
 
 def upscale_file(target: Target, enlarge: Enlarge, turns: threading.Semaphore) -> None:
-    """Read, enlarge and write one image. Raises ValueError if it cannot be, OSError if nothing can be written."""
+    """Read, upscale and write one image.
+
+    Raises ValueError if the image or the network fails, OSError if the file cannot be written.
+    """
     picture = read_picture(target.source)
     with turns:
         try:
@@ -246,10 +256,9 @@ def upscale_file(target: Target, enlarge: Enlarge, turns: threading.Semaphore) -
 
 
 def images_at_a_time(device: torch.device, images: int, memory: int) -> int:
-    """How many networks run side by side: one on a GPU; else one on each core, as far as images and memory go.
+    """The number of images to upscale at once: on a GPU 1, else one per core if images and memory allow.
 
-    Side by side, each on one core, none waits for the slowest part of an operation, nor while another image is read,
-    packed or written.
+    With one core per image, no core waits for the others within an operation, or while an image is read or written.
     """
     return 1 if device.type == "cuda" else max(1, min(torch.get_num_threads(), images, memory // LEAST_MEMORY))
 
@@ -257,10 +266,10 @@ def images_at_a_time(device: torch.device, images: int, memory: int) -> int:
 def upscale_files(
     targets: list[Target], net: nn.Module, enlarge: Enlarge, at_a_time: int
 ) -> Iterator[tuple[Target, ValueError | None]]:
-    """Upscale each target's image; yields them as they are done, with what was wrong with the image.
+    """Upscale each target's image; yield each when it is done, with its error or None.
 
-    Every thread takes an image from reading to writing; at_a_time of them are in the network. Raises OSError if nothing
-    can be written; whatever ends this ends the threads too, at their networks' next layer.
+    Every thread takes an image from reading to writing; at_a_time of them are in the network. Raises OSError if a file
+    cannot be written. However this ends, the threads end too, at their networks' next layer.
     """
     turns, stop, cores = threading.Semaphore(at_a_time), threading.Event(), torch.get_num_threads()
 
@@ -276,8 +285,7 @@ def upscale_files(
             return error
 
     hooks = [module.register_forward_pre_hook(check) for module in net.modules()]
-    # Beside those in the network one that waits for the disk, or one for each core that the networks leave. They hold
-    # images: 8 of them and no more.
+    # Besides: one thread that waits for the disk, or one for each free core; at most 8, for each holds an image.
     beside = min(8, max(1, cores - at_a_time))
     pool = ThreadPoolExecutor(at_a_time + beside, "image", torch.set_num_threads, (max(1, cores // at_a_time),))
     try:
@@ -293,7 +301,7 @@ def upscale_files(
 
 
 def follow(done: Iterable[tuple[Target, ValueError | None]], sizes: dict[Path, float]) -> Counter:
-    """Show a bar, name the images that were left out; counts both, and megapixels, by what was given as input.
+    """Show a progress bar, name images that fail, and count images and megapixels by input and kind.
 
     sizes: megapixels of each source's result.
     """
@@ -312,32 +320,32 @@ def follow(done: Iterable[tuple[Target, ValueError | None]], sizes: dict[Path, f
 
 
 def one_line_of(error: ValueError, target: Target) -> str:
-    """The error on one line, with the image's name."""
+    """The error as one line that names the image."""
     text = configs.one_line(str(error))
     return text if str(target.source) in text else f"{target.source}: {text}"
 
 
 def report(counts: Counter, targets: list[Target], seconds: float) -> None:
-    """Print the table of what was done, by input, and how fast."""
+    """Print a table of what was done for each input, and the speed."""
     kinds = ("upscaled", "skipped", "left out", "MP")
     inputs = list(dict.fromkeys(target.given for target in targets))
     where = [common_folder(target.path for target in targets if target.given == given) for given in inputs]
     rows = [[given, *(counts[given, kind] for kind in kinds), folder] for given, folder in zip(inputs, where)]
     print(tabulate(rows, ["input", *kinds, "written to"], floatfmt=".1f"))
     if any(counts[given, "skipped"] for given in inputs):
-        print("skipped: there already; --overwrite writes it again")
+        print("skipped: exists already; --overwrite replaces it")
     if megapixels := sum(counts[given, "MP"] for given in inputs):
         print(f"{megapixels:.1f} MP in {seconds:.1f} s: {megapixels / seconds:.2f} MP/s")
 
 
 def common_folder(paths: Iterable[Path]) -> str:
-    """The file if there is one alone, else the folder that holds all."""
+    """The path itself if there is only one, else the folder that holds all."""
     paths = list(paths)
     return str(paths[0]) if len(paths) == 1 else os.path.commonpath([path.parent for path in paths])
 
 
 def check_writable(folders: Iterable[Path]) -> None:
-    """Raise ValueError if one of the folders is none that files can be written to."""
+    """Raise ValueError if one of the folders cannot be written to."""
     for folder in folders:
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         fits = existing.is_dir() and os.access(existing, os.W_OK)
@@ -346,12 +354,12 @@ def check_writable(folders: Iterable[Path]) -> None:
 
 @contextmanager
 def printed_warnings() -> Iterator[None]:
-    """Print what a network warns of on a line, above the bar."""
+    """Print NotCut warnings as one line each above the bar."""
 
     def show(message, category, *where, **options) -> None:
         if category is not NotCut:
             return before(message, category, *where, **options)
-        tqdm.write(f"infer.py: {message}; --tile 512 cuts it, with another result", file=sys.stderr)
+        tqdm.write(f"infer.py: {message}; --tile 512 splits it, with a slightly different result", file=sys.stderr)
 
     with warnings.catch_warnings():
         before, warnings.showwarning = warnings.showwarning, show
@@ -391,5 +399,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with stop_signals.exit_on_signal("what is written is whole; the same command goes on with the rest"):
+    with stop_signals.exit_on_signal("all files written are complete; the same command does the rest"):
         main()

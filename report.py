@@ -1,6 +1,6 @@
-"""Show runs on one HTML page: how to repeat them, curves, tables, images to compare, weight maps, warnings.
+"""Show runs on one HTML page: commands to repeat them, curves, tables, images, weight maps, notes.
 
-python report.py checkpoints/RUN                  writes checkpoints/RUN/report.html; without a name the newest run's
+python report.py checkpoints/RUN                  writes checkpoints/RUN/report.html; without RUN: of the newest run
 python report.py checkpoints/A checkpoints/B      both on one page, ./report.html
 """
 
@@ -13,7 +13,7 @@ from runs.output import escape_unencodable_output
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; a wrong one ends the program with exit code 2."""
+    """Parse the command line; exit with code 2 if it is wrong."""
     about, examples = __doc__.split("\n\n", 1)
     parser = configs.OneLineParser(prog="report.py", description=about, epilog=f"examples:\n{examples}")
     path = configs.typed_path
@@ -23,20 +23,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--output",
         type=path,
         metavar="FILE",
-        help="the page to write (default: RUN/report.html, for several runs ./report.html)",
+        help="the page to write (default: RUN/report.html; for several runs: ./report.html)",
     )
     parser.add_argument(
         "--images",
         type=int,
         default=3,
         metavar="N",
-        help="validation images that are upscaled for it, if train.py --watch has kept none (default: %(default)s)",
+        help="number of validation images to upscale for it, if train.py --watch kept none (default: %(default)s)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, for these images (default: cuda if there is a GPU)")
+    parser.add_argument("--device", help="device for --images: cpu, cuda, cuda:1 (default: cuda if there is a GPU)")
     return parser.parse_args(argv)
 
 
-if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+if __name__ == "__main__":  # importing torch takes seconds: answer --help and typing errors before it
     escape_unencodable_output()
     parse(None)
 
@@ -47,7 +47,7 @@ from training.page import write_report
 
 
 def check_out(path: Path) -> Path:
-    """path, where a page can be written. Raises ValueError."""
+    """Return path if a page can be written there. Raises ValueError."""
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     fits = not path.is_dir() and existing.is_dir() and os.access(existing, os.W_OK)
     configs.expect(fits, "out", path, "a file for HTML, such as report.html, in a folder that can be written to")

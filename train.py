@@ -4,8 +4,8 @@
     python train.py --model RCAN --device cuda --trainpath DIR --valpath DIR
     torchrun --nproc-per-node 4 train.py --batchsize 16 --patch 96 --trainpath DIR --valpath DIR
 
-Trainable Loss Weights, arXiv 2301.10575: `em_step` below is its Algorithm 1. Exit codes: 0 done; 1 failed;
-2 bad input; 128 + its number: saved and stopped by SIGINT, SIGTERM or SIGUSR1.
+`em_step` below is Algorithm 1 of Trainable Loss Weights (arXiv 2301.10575). Exit codes: 0 done; 1 failed; 2 bad input;
+128 + the signal's number: saved and stopped by SIGINT, SIGTERM or SIGUSR1.
 """
 
 import sys
@@ -20,7 +20,7 @@ import configs
 from runs.folder import newest_run_dir
 from runs.output import ignore_output_errors, script_command
 
-if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+if __name__ == "__main__":  # importing torch takes seconds: answer --help and typing errors before it
     ignore_output_errors()
     configs.check_command_line(newest_run_dir)
 
@@ -59,14 +59,14 @@ def em_step(learner: Learner, lr: Tensor, target: Target, epoch: float) -> tuple
 
     Args:
         lr: (B,3,h,w) in [-1,1]; target.hr is (B,3,s*h,s*w) in [-1,1].
-        epoch: the progress of the training in epochs.
+        epoch: the training's progress in epochs.
 
-    Returns the two losses before their steps: the E-step's (-log WC; None where there is none) and the M-step's.
+    Returns both losses, computed before their steps: the E-step's (-log WC; None without an E-step) and the M-step's.
     """
     sr, features = learner.forward_with_features(lr)
     sr = sr.float()
     helper_loss = learner.helper_loss(sr.detach(), target, epoch)
-    if helper_loss is not None:  # E-step: the weighting network (or a discriminator) learns from the SR image as it is
+    if helper_loss is not None:  # E-step: update the weighting network (or a discriminator), with the SR image fixed
         helper_loss = learner.backward_and_step(learner.helper_opt, helper_loss)
     return helper_loss, learner.backward_and_step(learner.opt, learner.loss(sr, target, epoch, features))  # M-step
 
@@ -74,12 +74,12 @@ def em_step(learner: Learner, lr: Tensor, target: Target, epoch: float) -> tuple
 def train_step(
     learners: list[Learner], judge, extractors, lr: Tensor, hr: Tensor, epoch: float, precision: str, parts: int = 1
 ) -> dict[str, tuple[Tensor | None, Tensor]]:
-    """Every learner's step on one batch, from one Target: the losses of em_step by the learners' names.
+    """Take every learner's step on one batch, with one Target; return em_step's losses by learner name.
 
-    parts: how many the batch is computed in, with --accumulate.
+    parts: the number of parts that --accumulate computes the batch in.
     """
     values = {}
-    # Without the cache of cast weights: the weighting network's change between its two uses in a step.
+    # No cache of cast weights: the weighting network's weights change between its two uses in a step.
     with torch.autocast(hr.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
         target, batch = Target.judged_by(judge, hr, lr, extractors), Parts(parts, judge, lr, hr, extractors)
         for learner in learners:
@@ -93,7 +93,7 @@ def train_step(
 
 
 class Trainer:
-    """A training run: its experiment, state, loop and writer. Its constructor checks all input."""
+    """A training run: its experiment, state, loop and writer. The constructor checks all input."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -115,7 +115,7 @@ class Trainer:
         else:
             configs.expect(not config.checkpoint, "checkpoint", config.checkpoint, "--load beside it")
             check_new_run(folder, aborted=configs.is_of_a_run(folder / "config.yaml"))
-        self.stamp = checkpoint_stamp(folder)  # another run's last.pt has another
+        self.stamp = checkpoint_stamp(folder)  # differs once another run has written last.pt
         if self.state.validated:
             self.begin_epoch()  # raises if a loss cannot go on from here
         add_teachers(self.experiment)
@@ -123,7 +123,7 @@ class Trainer:
         self.reference_cache = ReferenceCache()
         self.skipped_in_a_row = 0
         self.divergence = DivergenceWatch([learner.name for learner in self.experiment.learners], config.log_every)
-        self.waited = 0.0  # seconds, for images to train on
+        self.waited = 0.0  # seconds spent waiting for training images
         self.stop_requested = lambda: None  # the signal that asks the run to stop
 
     @property
@@ -134,9 +134,9 @@ class Trainer:
     def fit(self) -> None:
         """Train from the present step to the end, validating and saving.
 
-        Raises stop_signals.Stopped after a signal, FloatingPointError after too many skipped steps and ImageReadError
-        if images or those who load them fail, all three with all saved; OSError if the folder cannot be written to;
-        RunFolderError, with nothing changed, if another run holds the folder or has resumed it.
+        Raises, after a save, stop_signals.Stopped on a signal, FloatingPointError after too many skipped steps and
+        ImageReadError if an image or a loader process fails; what check_divergence does, without a save; OSError if the
+        folder cannot be written to; RunFolderError, with nothing changed, if another run holds or has resumed it.
         """
         with ExitStack() as stack, stop_signals.deferred_signals() as self.stop_requested:
             with distributed.raise_on_any_rank():
@@ -150,7 +150,7 @@ class Trainer:
         state, e = self.state, self.experiment
         began = time.monotonic()
         batches = self.batches()
-        self.waited += time.monotonic() - began  # processes that load images take a while to start
+        self.waited += time.monotonic() - began  # loader processes take a while to start
         stop_signals.survive_worker_death()
         self.report.log_start()
         self.count_skipped()
@@ -164,10 +164,10 @@ class Trainer:
                 self.validate()
 
     def train_until(self, batches, stop: int) -> None:
-        """Train every learner on every batch up to step `stop`, which is in this epoch."""
+        """Train every learner on every batch up to step `stop`, which is at most this epoch's end."""
         config, state, e = self.config, self.state, self.experiment
         memory_format = fast_memory_format(e.device, config.precision)
-        hidden = None if distributed.is_main_process() else True  # None: where there is no terminal
+        hidden = None if distributed.is_main_process() else True  # None: tqdm hides it if there is no terminal
         images = (stop - state.step) * config.images_per_step
         with tqdm(
             total=images, desc=f"epoch {state.step // e.epoch_steps}", unit="image", dynamic_ncols=True, disable=hidden
@@ -187,21 +187,21 @@ class Trainer:
                 state.step += 1
                 state.validated = not e.validation_is_due(state.step)
                 bar.update(config.images_per_step)
-                if state.step % config.log_every == 0 or state.step == stop:  # reading values waits for the device
+                if state.step % config.log_every == 0 or state.step == stop:  # not each step: reading waits for the GPU
                     self.report.losses(bar, values, progress, lr_at_step(config, *place_in_schedule(*place)))
                     self.check_divergence(progress)
                 if before or e.device.type == "cpu" or state.step % config.max_skipped == 0:  # so does counting
                     self.count_skipped()
                 if before and self.skipped_in_a_row > config.max_skipped:
                     self.abort_non_finite(before)
-        self.sync_ranks()  # else a signal in the last step would wait for a validation
+        self.sync_ranks()  # else a signal in the last step would have to wait for the validation
 
     def begin_epoch(self) -> None:
         for learner in self.experiment.learners:
             learner.begin_epoch(self.state.epoch)
 
     def validate(self) -> None:
-        """Score every network, save `best` where its metric improved, then `last`. Raises what sync_ranks does."""
+        """Score every network; save `best` if its metric improved, then `last`. Raises what sync_ranks does."""
         e, epoch = self.experiment, (self.state.step - 1) // self.experiment.epoch_steps
         for learner in e.learners:
             label = f"validation {learner.name}" if distributed.is_main_process() else ""
@@ -225,7 +225,7 @@ class Trainer:
         self.save()
 
     def batches(self):
-        """The batches from the present step on, lr (B,3,h,w) and hr (B,3,s*h,s*w) with what was replaced in them."""
+        """Load this process's batches from the present step on: see load_batches."""
         config, e = self.config, self.experiment
         return load_batches(
             e.patches,
@@ -237,7 +237,7 @@ class Trainer:
         )
 
     def next_batch(self, batches) -> tuple[Tensor, Tensor]:
-        """lr and hr of the next step, once all processes have theirs; images that had to be replaced are reported.
+        """lr and hr of the next step, once every process has its own; replaced images are reported.
 
         Raises what sync_ranks does.
         """
@@ -250,13 +250,11 @@ class Trainer:
         return lr, hr
 
     def sync_ranks(self, unreadable: str | None = None, replaced: Sequence[str] = ()) -> None:
-        """Save if a save is due, and stop if a process was asked to or cannot read an image.
+        """Save if a save is due; raise Stopped or ImageReadError, after a save, if any process has to stop.
 
         Args:
-            unreadable: what is wrong with this process's image.
-            replaced: why this process had to replace images, not reported before.
-
-        Raises stop_signals.Stopped and ImageReadError, the same in all processes, with all saved.
+            unreadable: the error of this process's image.
+            replaced: a line for each image that this process has replaced and not yet reported.
         """
         signal, due, failed, news = distributed.all_reduce_max(
             self.stop_requested() or 0, self.save_is_due(), unreadable is not None, len(replaced)
@@ -271,7 +269,7 @@ class Trainer:
             self.report.left_out(chain.from_iterable(distributed.all_gather(replaced)))
 
     def check_divergence(self, epoch: float) -> None:
-        """Print and log which networks diverge. Raises FloatingPointError with --on-divergence stop."""
+        """Print and log which networks diverge. Raises FloatingPointError if --on-divergence is stop."""
         phases = {learner.name: learner.loss.phase(epoch) for learner in self.experiment.learners}
         for line in self.divergence.check(self.state.step, phases):
             self.writer.log(step=self.state.step, note=line)
@@ -281,11 +279,11 @@ class Trainer:
             print(f"\n{line}", flush=True)
 
     def count_skipped(self) -> None:
-        """Read from the device the largest number of consecutive steps that a learner has skipped."""
+        """Read the largest number of steps in a row that a learner has skipped, from the device."""
         self.skipped_in_a_row = max(int(learner.skips[1]) for learner in self.experiment.learners)
 
     def abort_non_finite(self, before: bytes) -> None:
-        """Save the state `before` the last step, which it repeats, and raise FloatingPointError."""
+        """Save the state from before the last step, so that resuming repeats it; raise FloatingPointError."""
         config, e, step = self.config, self.experiment, self.state.step - 1
         (batch,) = e.sampler(step, step + 1)
         paths = [str(e.patches.pairs.paths[e.patches.image(index)]) for _, index in batch]
@@ -300,7 +298,7 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write last.pt and everything else that is queued, in the main process; the others wait."""
+        """Write last.pt and all other queued files in the main process; the others wait."""
         if distributed.is_main_process():
             state = serialize(self.state.state_dict())
             self.writer.queue("last.pt", state)
@@ -316,9 +314,9 @@ class Trainer:
         return bool(self.config.keep_every) and step % self.config.keep_every == 0
 
     def save_is_due(self) -> bool:
-        """True if --save-every, --keep-every, or --save-minutes by this process's clock, asks for a save at this step.
+        """True if --save-every, --keep-every or, by this process's clock, --save-minutes asks for a save.
 
-        False if it is saved already, and before a validation, which saves.
+        False if this step is saved already, or if its validation, which saves too, is yet to come.
         """
         if self.state.step == self.saved_step or not self.state.validated:
             return False
@@ -328,7 +326,7 @@ class Trainer:
 
 
 def catch_unreadable(read: Callable, *args, **kwargs) -> tuple[Any, str | None]:
-    """Return the result of read and None, or None and the reason why an image cannot be read."""
+    """Return read's result and None, or None and the error if it cannot read an image."""
     try:
         return read(*args, **kwargs), None
     except ImageReadError as error:
@@ -336,7 +334,7 @@ def catch_unreadable(read: Callable, *args, **kwargs) -> tuple[Any, str | None]:
 
 
 def run_training(trainer: Trainer) -> int:
-    """Train and report the outcome; return the exit code. Raises SystemExit if this process ends without the others."""
+    """Train; report the outcome; return the exit code, or exit if this process ends without the others."""
     began, code, on_all_ranks = time.monotonic(), 0, True
     try:
         trainer.fit()
@@ -367,13 +365,13 @@ def run_training(trainer: Trainer) -> int:
     if not on_all_ranks:
         raise SystemExit(code)
     sys.stdout.flush()
-    with suppress(RuntimeError):  # one that has died by now is no loss
-        distributed.barrier()  # torchrun ends the others as soon as one has ended
+    with suppress(RuntimeError):  # another process may have died by now
+        distributed.barrier()  # as soon as one process exits with an error, torchrun ends the others
     return code
 
 
 def final_evaluation(trainer: Trainer) -> int:
-    """Draw the weights, evaluate the best networks and print the next command; returns the exit code of all that."""
+    """Draw the weights, evaluate the best networks, print the next command; return the exit code."""
     e, folder = trainer.experiment, trainer.folder
     lost = [learner.name for learner in e.learners if not (folder / f"best_{learner.name}.pt").exists()]
     if lost:
@@ -382,7 +380,7 @@ def final_evaluation(trainer: Trainer) -> int:
         return 1
     command = script_command("val.py", "--modelpath", folder, "--best")
     weighted = {x.name: (x.result, x.loss.weighting) for x in e.learners if x.loss.weighting is not None}
-    trainer.reference_cache = ReferenceCache()  # its memory is wanted for what follows
+    trainer.reference_cache = ReferenceCache()  # frees its memory for what follows
     with stop_signals.exit_on_signal(f"the run is complete; next: {command}"):
         try:
             if weighted:

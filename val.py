@@ -14,18 +14,18 @@ from runs.output import escape_unencodable_output
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; a wrong one ends the program with exit code 2."""
+    """Parse the command line; exit with code 2 if it is wrong."""
     about, examples = __doc__.split("\n\n", 1)
     parser = configs.OneLineParser(prog="val.py", description=about, epilog=f"examples:\n{examples}")
-    parser.add_argument("--model", help="the run's network, as a check, or `bicubic` without a run")
+    parser.add_argument("--model", help="bicubic: needs no run; any other name: fail unless it is the run's network")
     parser.add_argument(
         "--modelpath",
         type=configs.typed_path,
         metavar="DIR",
         help="folder of a run (default: the newest in checkpoints/)",
     )
-    parser.add_argument("--best", action="store_true", help="evaluate each loss's best network (default: the last)")
-    parser.add_argument("--last", action="store_true", help="evaluate the last networks; with --best, both")
+    parser.add_argument("--best", action="store_true", help="evaluate each loss's best network (default: --last)")
+    parser.add_argument("--last", action="store_true", help="evaluate the last networks; with --best: both")
     parser.add_argument(
         "--checkpoint",
         nargs="+",
@@ -38,29 +38,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         type=configs.typed_path,
         metavar="DIR",
-        help="folders of HR images, one per data set (default: the run's --valpath)",
+        help="HR images, one folder per data set (default: the run's --valpath)",
     )
     parser.add_argument(
         "--lrfolder",
         nargs="+",
         type=configs.typed_path,
         metavar="DIR",
-        help="LR images, a folder for each data set (default: made from HR)",
+        help="LR images, one folder per data set (default: made from HR)",
     )
     parser.add_argument(
         "--lr-template",
         metavar="NAME",
-        help="names of LR images, {} being the HR image's, such as {}_small (default: the run's)",
+        help="names of LR images, such as {}_small; {} is the HR image's name (default: the run's)",
     )
     parser.add_argument(
         "--sr-folder",
         nargs="+",
         metavar="NAME=DIR",
         default=[],
-        help="finished SR images of any method, as rows of their own; DIR or a folder in it named as the data set",
+        help="score finished SR images of any method too, in rows called NAME; they are in DIR, or in a folder of DIR "
+        "named like the data set",
     )
     parser.add_argument(
-        "--scale", type=int, choices=(1, 2, 3, 4, 8), help="scale of --model bicubic (default: 4); with a run, a check"
+        "--scale",
+        type=int,
+        choices=(1, 2, 3, 4, 8),
+        help="scale of --model bicubic (default: 4); with a run: fail unless it is the run's",
     )
     parser.add_argument(
         "--losses", nargs="+", metavar="LOSS", help="evaluate only these losses of the run, by name or label"
@@ -74,28 +78,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="*",
         metavar="NET",
         help=f"perceptual metrics: {' '.join(configs.names('perceptual metric'))} "
-        "(default: the run's --metrics, else the judge's, and an LPIPS that was not the judge if it is at hand)",
+        "(default: the run's --metrics; else the judge's and a second one: an LPIPS whose weights are on this machine, "
+        "else ms-ssim)",
     )
     parser.add_argument(
         "--judge-weights",
         nargs="+",
         type=configs.typed_path,
         metavar="FILE",
-        help="local backbone files (default: the run's)",
+        help="local files of LPIPS's backbones (default: the run's)",
     )
     parser.add_argument("--bgr", action="store_true", help="give LPIPS the channels as BGR, as the released code does")
     parser.add_argument("--rgb", action="store_true", help="measure PSNR and SSIM on RGB too")
     parser.add_argument(
         "--shave-lpips",
         action="store_true",
-        help="leave out the border that a protocol shaves in perceptual metrics too",
+        help="compute perceptual metrics, too, without the border that the protocol shaves",
     )
     parser.add_argument(
         "--ensemble",
         action="store_true",
-        help="evaluate each network's x8 self-ensemble too, which takes 8 times as long",
+        help="evaluate each network's self-ensemble (8 flips and turns) too; takes 8 times as long",
     )
-    parser.add_argument("--bad-images", choices=("stop", "skip"), default="stop", help="damaged images (default: stop)")
+    parser.add_argument(
+        "--bad-images", choices=("stop", "skip"), default="stop", help="on damaged images: stop or skip (default: stop)"
+    )
     parser.add_argument("--skip-small", action="store_true", help="leave out images that are too small for a metric")
     parser.add_argument(
         "--save-images", type=configs.typed_path, metavar="DIR", help="write the SR images to this folder, as 8-bit PNG"
@@ -108,8 +115,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=int,
         default=configs.constant("metrics/evaluate.py", "MEMORY") >> 20,
         metavar="MIB",
-        help="for the activations of the "
-        "network and of each metric; larger images go in parts, with the same result (default: %(default)s)",
+        help="memory for the activations of the network and of each metric; larger images are computed in parts, with "
+        "the same result (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
@@ -128,7 +135,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-if __name__ == "__main__":  # --help and slips of the pen are answered before torch is imported, which takes seconds
+if __name__ == "__main__":  # importing torch takes seconds: answer --help and typing errors before it
     escape_unencodable_output()
     given = parse(None)
     with configs.one_line_errors("val.py"):
@@ -145,7 +152,7 @@ from training.evaluation import evaluate_run
 
 
 def parse_sr_folders(words: list[str]) -> dict[str, str]:
-    """NAME=DIR words as a dict. Raises ValueError."""
+    """Parse NAME=DIR words into a dict. Raises ValueError."""
     pairs = [word.partition("=") for word in words]
     for word, (name, _, folder) in zip(words, pairs):
         configs.expect(bool(name and folder), "sr_folder", word, "NAME=DIR, such as RCAN=results/RCAN")
@@ -169,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     with configs.one_line_errors("val.py"):
         device = setup_device(args.device)
-        for path in args.judge_weights or ():  # those that no metric needs too
+        for path in args.judge_weights or ():  # also refuses a bad file that no metric needs
             read_backbone_file(path)
         configs.expect(0 < args.memory <= 10**9, "memory", args.memory, f"MiB, from 1 to {10**9}")
         configs.expect(0 <= args.worst <= 100, "worst", args.worst, "a number of images, from 0 to 100")

@@ -1,1 +1,1 @@
-"""How fast, against what: one command each. Nothing imports these."""
+"""Benchmarks: one command each. Nothing outside this package imports them."""

@@ -1,9 +1,9 @@
-"""A patch of a set that does not fit into memory: decoded for each draw, against mapped from the cache on the disk.
+"""Time a patch of a data set larger than memory: decode its image, or map it from the disk cache.
 
     python -m benchmarks.data --folder /tmp/images --images 60
 
-The images are made in --folder if there are none: PNGs of DIV2K's size, a photograph of scikit-image enlarged, with
-noise, so that they are as hard to decode as photographs.
+If --folder does not exist, images are made there: PNGs of DIV2K's size, of an enlarged photograph of scikit-image with
+noise, which makes them as slow to decode as photographs.
 """
 
 import argparse
@@ -29,17 +29,17 @@ SIZE = (2040, 1356)  # width and height of most images of DIV2K
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, required=True, help="where the images are, or are made")
-    parser.add_argument("--images", type=int, default=20, help="how many are made (%(default)s)")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the images, made if it does not exist")
+    parser.add_argument("--images", type=int, default=20, help="number of images to make (%(default)s)")
     parser.add_argument("--scale", type=int, default=4)
     parser.add_argument("--patches", type=int, nargs="+", default=[96, 192, 256], help="HR pixels (%(default)s)")
-    parser.add_argument("--draws", type=int, default=200, help="of each patch size from the cache (%(default)s)")
+    parser.add_argument("--draws", type=int, default=200, help="draws from the cache per patch size (%(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(argv)
 
 
 def make_images(folder: Path, count: int, size: tuple[int, int] = SIZE) -> None:
-    """Write PNGs of about as many bytes as DIV2K's."""
+    """Write PNGs that are about as large as DIV2K's files."""
     photograph = Image.fromarray(read_rgb(photographs("skimage:hubble")[0])).resize(size, Image.Resampling.LANCZOS)
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
@@ -50,7 +50,7 @@ def make_images(folder: Path, count: int, size: tuple[int, int] = SIZE) -> None:
 
 
 def read_set(folder: Path, scale: int, cache: ImageCache | None) -> tuple[PairedDataset, float, int]:
-    """The pairs, kept in memory not at all, the seconds that this took, and how many images were decoded."""
+    """Read the pairs, none kept in memory; return them, the seconds and the number of images decoded."""
     decoded = []
     with mock.patch.object(datasets, "read_rgb", lambda path: decoded.append(path) or read_rgb(path)):
         began = time.perf_counter()
@@ -59,13 +59,13 @@ def read_set(folder: Path, scale: int, cache: ImageCache | None) -> tuple[Paired
 
 
 def draw_times(pairs: PairedDataset, patch: int, draws: int, cold: ImageCache | None = None) -> str:
-    """Milliseconds of a draw: median by the clock, of the processor alone, and what 95 % stay below.
+    """Time draws in milliseconds: the median wall time and CPU time, and the 95th percentile of wall time.
 
-    cold: the cache, whose pages of the image are dropped from memory before each draw.
+    cold: the cache; the image's pages in memory are dropped before each draw.
     """
     patches, taken, computed = PatchDataset(pairs, patch, augment=True, seed=0), [], []
     for draw in range(draws):
-        image = draw * 7919 % len(patches)  # as in training: never the same one again soon
+        image = draw * 7919 % len(patches)  # as in training, no image comes again soon
         if cold is not None:
             drop_pages(cold, pairs.paths[image])
         began, began_computing = time.perf_counter(), time.process_time()
@@ -74,11 +74,11 @@ def draw_times(pairs: PairedDataset, patch: int, draws: int, cold: ImageCache | 
         computed.append(1000 * (time.process_time() - began_computing))
     taken.sort()
     median, most = taken[draws // 2], taken[draws * 95 // 100]
-    return f"{median:.2f} ms ({sorted(computed)[draws // 2]:.2f} of the processor), 95 % below {most:.2f}"
+    return f"{median:.2f} ms ({sorted(computed)[draws // 2]:.2f} of CPU time), 95 % below {most:.2f}"
 
 
 def drop_pages(cache: ImageCache, path: Path) -> None:
-    """Have the system forget what it keeps in memory of a cached image."""
+    """Drop a cached image from the system's page cache."""
     with open(cache.file_of(path, path.stat()), "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

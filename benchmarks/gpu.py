@@ -1,14 +1,14 @@
-"""All that there is to check, measure and train on a GPU, in steps of at most nine minutes.
+"""Everything to check, measure and train on a GPU, in slices of at most nine minutes.
 
-    python -m benchmarks.gpu --prepare --data datasets --weights alexnet.pth squeezenet.pth    gather what they read
-    python -m benchmarks.gpu                the next steps, until --minutes are over; again goes on where this ended
-    python -m benchmarks.gpu --list         the steps, and what came of them
-    python -m benchmarks.gpu --device cpu --smoke      a rehearsal, tiny, without any of that
+    python -m benchmarks.gpu --prepare --data datasets --weights alexnet.pth squeezenet.pth    copy the inputs
+    python -m benchmarks.gpu                run the next steps for --minutes; the same command then continues
+    python -m benchmarks.gpu --list         list the steps and their results
+    python -m benchmarks.gpu --device cpu --smoke      try all steps with tiny sizes, without inputs
 
-Three parts: correct (the tests, devices against each other, resuming, HAT, --compile, nccl), fast (benchmarks.step and
-profiles) and Table I (train.py in slices, val.py, export.py). Nothing is fetched: --inputs has T91, BSDS200, Set5 and
-the judges' backbone files, at most 64 MiB; speed is measured with random weights. --out gets NAME.txt (all output) and
-NAME.json (what came of it) for each step, and the runs of Table I.
+Three parts: correctness (the tests, devices against each other, resuming, HAT, --compile, nccl), speed (benchmarks.step
+and profiles) and Table I (train.py in slices, with its evaluation, and export.py). Nothing is downloaded: --inputs has
+T91, BSDS200, Set5 and the judges' backbone files, at most 64 MiB; speed is measured with random weights. --out gets
+NAME.txt (all output) and NAME.json (the result) of each step, and the runs of Table I.
 """
 
 import argparse
@@ -37,15 +37,15 @@ from .machine import title
 ROOT = Path(__file__).parents[1]
 INPUTS, MOST_MIB = ("T91", "BSDS200", "Set5"), 64
 LOSSES = ("L1+TLW", "MSE+TLW", "L1", "MSE")
-STOPPED = 128 + signal.SIGTERM  # train.py's exit code where it was asked to stop, all saved
-SPARE = 45  # seconds of a slice that stopping and saving may take
+STOPPED = 128 + signal.SIGTERM  # train.py's exit code if it was stopped, with all saved
+SPARE = 45  # seconds of a slice reserved for stopping and saving
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step: commands one after another; "{json}" in them is a file for their numbers.
+    """A step: commands to run one after another; "{json}" in them stands for a file for their numbers.
 
-    headline: the numbers -> a few words. in_slices: where time is over, it is stopped, and goes on the next time.
+    headline: summarises the numbers in a few words. in_slices: the step may be stopped, and continues the next time.
     """
 
     name: str
@@ -62,11 +62,11 @@ def command(name: str, *words: str) -> list[str]:
     return [sys.executable, str(ROOT / name), *words]
 
 
-# The steps, the most telling ones first.
+# The steps, the most informative ones first.
 
 
 def correct(args: argparse.Namespace) -> list[Step]:
-    """Part 1."""
+    """Part 1: correctness."""
     on = ("--device", args.device, "--json", "{json}", *["--smoke"] * args.smoke)
     folders = ["tests/losses/test_pixel.py"] if args.smoke else ["tests/losses", "tests/models", "tests/metrics"]
     run = train_words(args, "EDSR", 4, args.out / "torchrun")
@@ -101,7 +101,7 @@ def speed_command(args, model: str, size: int, batch: int, judge: str, precision
 
 
 def setup_words(args, model: str, size: int, batch: int, judge: str, precision: str) -> list[str]:
-    """The flags of benchmarks.step for an iteration."""
+    """The flags of benchmarks.step that choose the iteration."""
     size, batch = (48, 1) if args.smoke else (size, batch)
     words = {"model": model, "size": size, "batchsize": batch, "judge": judge, "precision": precision}
     return [*(str(x) for name, value in words.items() for x in (f"--{name}", value)), "--device", args.device]
@@ -113,7 +113,7 @@ def of_speed(numbers: dict) -> str:
 
 
 def fast(args: argparse.Namespace) -> list[Step]:
-    """Part 2."""
+    """Part 2: speed."""
     steps = []
     shapes = [(192, 16), (224, 1)]
     which = list(product(("bf16", "fp32"), ("vgg", "alex"), ("EDSR", "RCAN"), shapes))
@@ -137,7 +137,7 @@ def fast(args: argparse.Namespace) -> list[Step]:
 
 
 def train_words(args: argparse.Namespace, model: str, scale: int, folder: Path) -> list[str]:
-    """The flags of train.py for a cell of Table I, or something tiny."""
+    """The flags of train.py for a cell of Table I, or with --smoke for something tiny."""
     words = [
         "--config",
         str(ROOT / "configs/table1.yaml"),
@@ -166,7 +166,7 @@ def train_words(args: argparse.Namespace, model: str, scale: int, folder: Path) 
 
 
 def table1(args: argparse.Namespace) -> list[Step]:
-    """Part 3: each cell's four losses are one run."""
+    """Part 3: Table I; each cell's four losses are one run."""
     steps, cells = [], [("VDSR", 4)] if args.smoke else product(args.models, args.scales)
     for model, scale in cells:
         folder = args.out / f"{model}_x{scale}"
@@ -189,7 +189,7 @@ def table1(args: argparse.Namespace) -> list[Step]:
 
 
 def of_cell(folder: Path, model: str, scale: int) -> str:
-    """PSNR of each loss on the validation images, the paper's beside it."""
+    """PSNR-Y of each loss on the validation images, with the paper's."""
     paper, said = read_paper("table1"), []
     for entry in read_evaluations(folder / "val.json"):
         for row in entry["rows"]:
@@ -207,13 +207,13 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
 
 
 def read(args: argparse.Namespace, step: Step) -> dict:
-    """What came of the step so far: its state is "done", "failed", "stopped" or, at first, "to do"."""
+    """The step's result so far; its state is "done", "failed", "stopped" or, at first, "to do"."""
     path = args.out / f"{step.name}.json"
     return json.loads(path.read_text()) if path.exists() else {"state": "to do", "seconds": 0, "headline": ""}
 
 
 def run_one(words: list[str], log, limit: float) -> int:
-    """The exit code of a command; STOPPED if it had to be ended after `limit` seconds."""
+    """Run a command; return its exit code, or STOPPED if it had to be ended after `limit` seconds."""
     log.write(f"\n$ {' '.join(words)}\n")
     log.flush()
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -232,7 +232,10 @@ def run_one(words: list[str], log, limit: float) -> int:
 
 
 def run(args: argparse.Namespace, step: Step, seconds: float, whole: bool) -> dict:
-    """Run the step for at most so many seconds; whether they are a whole slice says what being cut off means."""
+    """Run the step for at most `seconds`; write and return its result.
+
+    whole: the seconds are a whole slice, so that a step that cannot be continued has failed if it is cut off.
+    """
     began, code, numbers = time.monotonic(), 0, {}
     scratch = args.out / f".{step.name}.numbers"
     with open(args.out / f"{step.name}.txt", "a" if step.in_slices else "w") as log:
@@ -266,7 +269,7 @@ def print_table(args: argparse.Namespace) -> None:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Copy what the steps read into --inputs. Raises ValueError if something is not there, or it is too much."""
+    """Copy what the steps read into --inputs. Raises ValueError if something is missing or too large."""
     sources = [args.data / name for name in INPUTS] + args.weights
     for source in sources:
         configs.expect(source.exists(), "data", source, f"a folder with {' '.join(INPUTS)}, and --weights FILE ...")
@@ -283,9 +286,9 @@ def prepare(args: argparse.Namespace) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = configs.OneLineParser(prog="benchmarks.gpu", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--list", action="store_true", help="show the steps, and what came of them")
-    parser.add_argument("--step", nargs="+", metavar="NAME", help="these steps, whatever came of them before")
-    parser.add_argument("--minutes", type=float, default=9, help="to run for (default: 9)")
+    parser.add_argument("--list", action="store_true", help="list the steps and their results")
+    parser.add_argument("--step", nargs="+", metavar="NAME", help="run these steps, even if they are done")
+    parser.add_argument("--minutes", type=float, default=9, help="time to run for (default: 9)")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/gpu"), help="(default: checkpoints/gpu)")
     parser.add_argument("--inputs", type=Path, default=Path("checkpoints/inputs"), help="(default: checkpoints/inputs)")
     parser.add_argument("--prepare", action="store_true", help="copy into --inputs from --data and --weights")
@@ -293,10 +296,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", nargs="+", type=Path, default=[], metavar="FILE", help="backbone files of judges")
     parser.add_argument("--models", nargs="+", default=["VDSR", "EDSR"], choices=("VDSR", "EDSR", "RCAN"))
     parser.add_argument("--scales", nargs="+", type=int, default=[4, 2], choices=(2, 3, 4))
-    parser.add_argument("--epochs", type=int, default=100, help="of Table I (default: 100, the paper's)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of Table I (default: bf16)")
+    parser.add_argument("--epochs", type=int, default=100, help="for Table I (default: 100, the paper's)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="for Table I (default: bf16)")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--smoke", action="store_true", help="sizes that only show that all steps run")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, only to show that all steps run")
     args = parser.parse_args(argv)
     args.out, args.inputs = args.out.absolute(), args.inputs.absolute()
     return args

@@ -1,12 +1,12 @@
-"""The checks and the profile of benchmarks.gpu, each a command: python -m benchmarks.gpu_checks CHECK --device cuda.
+"""Checks of benchmarks.gpu, one command each: python -m benchmarks.gpu_checks CHECK --device cuda.
 
 precision   networks, and losses with their gradients, against the CPU in fp32; bf16 against fp32
-resume      bit by bit with --deterministic: gone on with, and among other losses; what --deterministic costs
-hat         more windows than CUDA's kernels take at once, against fewer at a time
-nccl        a step whose gradients a process group averages, of one process, against one without
-profile     kernels, their time, and the gaps between them, in train.py's iteration (benchmarks.step has its flags)
+resume      with --deterministic, a resumed run and a loss trained alone give the same bits; the time this costs
+hat         HAT with more windows than CUDA's kernels take at once, against fewer at a time
+nccl        a step whose gradients a process group of one process averages, against a plain step
+profile     kernels, their time and the gaps between them, in train.py's iteration (takes the flags of benchmarks.step)
 
-Exit code 1 if something is not as it has to be.
+Exit code 1 if a check fails.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from .machine import seconds, synchronize
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"EDSR": {}, "VDSR": {}, "RCAN": {"groups": 2, "blocks": 4}, "RRDBNet": {"blocks": 4}, "HAT": {"depths": (2,)}}
-BF16 = 0.05  # of losses and images: its numbers have 8 bits
+BF16 = 0.05  # tolerance for losses and images: bf16 has 8 significant bits
 
 
 def apart(found: Tensor, wanted: Tensor) -> float:
@@ -55,7 +55,7 @@ def apart(found: Tensor, wanted: Tensor) -> float:
 
 
 def of_network(name: str, device: torch.device, precision: str, size: int) -> dict[str, Tensor]:
-    """A network's image and the gradient of all its weights, the same on all devices but for rounding."""
+    """Compute a network's image and the gradient of its weights, the same on all devices up to rounding."""
     torch.manual_seed(0)
     options = SMALL.get(name, {}) | ({"heads": (6,)} if name == "HAT" else {})
     net = SR_MODELS[name](scale=4, **options).eval()
@@ -68,7 +68,7 @@ def of_network(name: str, device: torch.device, precision: str, size: int) -> di
 
 
 def extractor_of(name: str) -> FeatureDistance:
-    """The feature extractor with random weights."""
+    """Build the feature extractor with random weights."""
     extractor = FeatureDistance(name)
     for part in extractor.net.modules():
         for key, value in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
@@ -80,7 +80,10 @@ def extractor_of(name: str) -> FeatureDistance:
 
 
 def of_loss(name: str, device: torch.device, precision: str, size: int) -> dict[str, Tensor]:
-    """The losses of two steps and the gradients that both optimizers follow; UDL's second stage is the second step."""
+    """Compute the losses of two steps and the gradients that the optimizers follow.
+
+    For UDL the second step is in its second stage.
+    """
     torch.manual_seed(0)
     config = Config(
         model="EDSR",
@@ -112,7 +115,7 @@ def of_loss(name: str, device: torch.device, precision: str, size: int) -> dict[
 
 
 def precision(args: argparse.Namespace) -> tuple[dict, bool]:
-    """How far networks and losses on the device are from the CPU's in fp32, and bf16 from fp32."""
+    """Compare networks and losses on the device with the CPU's in fp32, and bf16 with fp32."""
     device, cpu = setup_device(args.device), torch.device("cpu")
     most = {"images": 1e-4, **step.TOLERANCES}
     numbers, size = {}, 16 if args.smoke else 48
@@ -130,14 +133,14 @@ def precision(args: argparse.Namespace) -> tuple[dict, bool]:
 
 
 def train_py(folder: Path, *words: str) -> float:
-    """Run train.py; returns the seconds that it says the training took. Raises CalledProcessError."""
+    """Run train.py; return the seconds of training that it prints. Raises CalledProcessError."""
     command = [sys.executable, str(ROOT / "train.py"), "--modelpath", str(folder), *words]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(re.search(r"trained in (\d+) s", done.stdout)[1])
 
 
 def differing(one, other, where: str = "") -> list[str]:
-    """The places in which two states are not the same bit by bit."""
+    """The places in which two states differ in any bit."""
     if isinstance(one, dict) and isinstance(other, dict):
         missing = [f"{where}.{key}" for key in one.keys() ^ other.keys()]
         return missing or [x for key in one for x in differing(one[key], other[key], f"{where}.{key}")]
@@ -147,7 +150,7 @@ def differing(one, other, where: str = "") -> list[str]:
 
 
 def resume(args: argparse.Namespace) -> tuple[dict, bool]:
-    """Three runs that have to be the same: at once, stopped half way, and of TLW alone. And the costs."""
+    """Compare runs that must agree: whole, resumed half way, and with TLW alone; and time --deterministic."""
     steps = 4 if args.smoke else 400
     words = [*("--device", args.device, "--judge", "tiny", "--metrics", "tiny", "--log-every", "100")]
     words += [*("--patch", "64" if args.smoke else "96", "--batchsize", "2" if args.smoke else "16")]
@@ -164,7 +167,7 @@ def resume(args: argparse.Namespace) -> tuple[dict, bool]:
             load_checkpoint(folder / run / "last.pt")["learners"] for run in ("whole", "halves", "alone", "fast")
         )
     for learner in (*whole.values(), *halves.values()):
-        del learner["best"]  # the run that was stopped validated there too
+        del learner["best"]  # the run that ended half way was validated there too
     alone["L1+TLW"].pop("best")
     numbers = {
         "resumed": differing(whole, halves)[:5],
@@ -179,7 +182,7 @@ def resume(args: argparse.Namespace) -> tuple[dict, bool]:
 
 
 def hat(args: argparse.Namespace) -> tuple[dict, bool]:
-    """HAT on an image of more windows than a grid of CUDA has, and the same in parts of a thousand windows."""
+    """Compare HAT on more windows than a CUDA grid allows with the same in parts of fewer windows."""
     device, size, parts = setup_device(args.device), 64 if args.smoke else 1100, 100 if args.smoke else 1000
     torch.manual_seed(0)
     net = SR_MODELS["HAT"](scale=2, embed=24, depths=(2,), heads=(2,), window=4, squeeze_factor=2, channels=8)
@@ -200,7 +203,7 @@ def hat(args: argparse.Namespace) -> tuple[dict, bool]:
 
 
 def nccl(args: argparse.Namespace) -> tuple[dict, bool]:
-    """A step by DistributedDataParallel in a group of one process, as if there were more, against a plain one."""
+    """Compare a step by DistributedDataParallel, in a group of one process, with a plain one."""
     device = setup_device(args.device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     wanted = of_loss("L1+TLW", device, "fp32", 64)
@@ -218,7 +221,7 @@ def nccl(args: argparse.Namespace) -> tuple[dict, bool]:
 
 
 def profile_step(args: argparse.Namespace) -> tuple[dict, bool]:
-    """Where the time of an iteration goes on the device, and how long it waits for the host."""
+    """Profile an iteration: the kernels' time, and the share of time that the device is busy."""
     setup = step.Setup(step.parse(args.step))
     work, _, _ = setup.project(setup.args.precision)
     device, cuda = setup.device, setup.device.type == "cuda"
@@ -248,15 +251,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = configs.OneLineParser(prog="benchmarks.gpu_checks", description=__doc__.split("\n")[0])
     parser.add_argument("check", choices=tuple(CHECKS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--smoke", action="store_true", help="sizes that only show that it runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the numbers, as JSON too")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, only to show that it runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON too")
     args, step_words = parser.parse_known_args(argv)
     args.step = ["--device", args.device, *step_words]
     numbers, fine = CHECKS[args.check](args)
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=1) + "\n")
     if not fine:
-        raise SystemExit(f"benchmarks.gpu_checks: error: {args.check}: not as it has to be, see above")
+        raise SystemExit(f"benchmarks.gpu_checks: error: {args.check}: failed, see above")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""How the time of a training step grows with the size of the images, the batch, T and the number of losses, and the
-memory with the number of steps: linear in the first, flat in the last. Draws docs/growth.png.
+"""Measure how a step's time grows with image size, batch, T and losses, and memory with steps.
 
     python -m benchmarks.growth
+
+The time should be linear in each, the memory constant. Draws docs/growth.png.
 """
 
 from pathlib import Path
@@ -36,9 +37,9 @@ LABELS = {"pixels": "HR pixels of an image", "batch": "batch", "T": "T, samples 
 
 
 def prepared_step(device: torch.device, pixels: int, batch: int, T: int, losses: int):
-    """One iteration of a small EDSR x4 with the judge tiny, a function without arguments.
+    """Return a function that runs one iteration of a small EDSR x4 with the judge tiny.
 
-    losses: of copies of L1+TLW, so that each costs the same.
+    losses: the number of copies of L1+TLW, so that each costs the same.
     """
     config = Config(model="EDSR", model_options={"blocks": 4, "channels": 32}, losses=("L1+TLW",), samples=T, scale=4)
     learners = [learner for _ in range(losses) for learner in build_learners(config, device)]
@@ -51,7 +52,7 @@ def prepared_step(device: torch.device, pixels: int, batch: int, T: int, losses:
 
 
 def held(device: torch.device) -> float:
-    """MiB of the device's memory that are in use now: on the CPU, by this process."""
+    """The MiB in use now: of the GPU's memory, or of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 2**20
     return resident("VmRSS")
@@ -60,8 +61,8 @@ def held(device: torch.device) -> float:
 def main(argv: list[str] | None = None) -> None:
     parser = configs.OneLineParser(prog="benchmarks.growth", description="Time and memory of a step, against its size.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--times", type=int, default=7, help="steps of each size that are timed (default: 7)")
-    parser.add_argument("--steps", type=int, default=1000, help="over which memory is followed (default: 1000)")
+    parser.add_argument("--times", type=int, default=7, help="timed steps of each size (default: 7)")
+    parser.add_argument("--steps", type=int, default=1000, help="steps over which to follow memory (default: 1000)")
     parser.add_argument("--out", type=Path, default=Path("docs/growth.png"), metavar="FILE")
     args = parser.parse_args(argv)
     device = setup_device(args.device)
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         panel.legend(frameon=False)
     panels[0].set_ylabel("seconds a step")
 
-    step = prepared_step(device, **(MIDDLE | {"pixels": 48**2, "batch": 1, "losses": 2}))
+    step = prepared_step(device, **(MIDDLE | {"batch": 1}))
     memory = []
     for _ in tqdm(range(args.steps), "memory", leave=False, disable=None):
         step()

@@ -1,11 +1,11 @@
-"""HAT against spandrel's: same weights, same output and gradients, then the time and memory of forward and backward.
+"""Compare our HAT with spandrel's: output and gradients, then time and memory of a step.
 
     python -m benchmarks.hat                       the published network with one of its six groups, 64x64, x4
     python -m benchmarks.hat --groups 6 --threads 2 --times 5
 
-The two run in turn, each in a process of its own; ours as train.py has it: in the layout that is fastest here, and the
-heap keeps freed memory. Memory is the peak resident size of further processes beyond what they held before the first
-step.
+Both have the same weights and run in turn, each in its own process; ours as in train.py, with the fastest memory format
+and a malloc that keeps freed memory. Memory is the peak resident size, in further processes, beyond the size before the
+first step.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from training.device import fast_memory_format, setup_device
 from .machine import in_its_own_process, peak_memory, title, turns_apart
 
 TOLERANCE = 1e-4  # largest relative difference, in the norm, of the output and of each gradient
-# Which part of the network a module of either implementation belongs to; what is in none is "rest".
+# The part of the network that a module of either implementation belongs to; all others are "rest".
 PARTS = {
     "WindowAttention": "window attention",
     "CAB": "conv blocks",
@@ -49,10 +49,10 @@ PARTS = {
 
 
 def build(name: str, groups: int) -> nn.Module:
-    """spandrel's or our HAT x4 as published, with `groups` groups and the same weights under either name."""
+    """Build "spandrel"'s or our HAT x4 as published, with `groups` groups; both get the same weights."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # spandrel calls meshgrid in the old way
+        warnings.simplefilter("ignore", UserWarning)  # about spandrel's call of meshgrid
         theirs = SpandrelHAT(
             upscale=4,
             embed_dim=180,
@@ -74,7 +74,7 @@ def build(name: str, groups: int) -> nn.Module:
 
 
 def step(net: nn.Module, lr: torch.Tensor) -> torch.Tensor:
-    """Forward and backward of the mean square of net(lr), lr (B,3,h,w); returns the output."""
+    """Forward and backward of the mean square of net(lr), lr (B,3,h,w); return the output."""
     net.zero_grad()
     out = net(lr)
     out.square().mean().backward()
@@ -82,8 +82,8 @@ def step(net: nn.Module, lr: torch.Tensor) -> torch.Tensor:
 
 
 def difference(theirs: nn.Module, ours: nn.Module, lr: torch.Tensor) -> float:
-    """The largest relative difference of the outputs and of any parameter's gradient, lr (B,3,h,w) in [0,1]."""
-    theirs.eval(), ours.eval()  # stochastic depth draws in another way in each
+    """The largest relative difference of outputs and parameters' gradients, lr (B,3,h,w) in [0,1]."""
+    theirs.eval(), ours.eval()  # in training, stochastic depth draws differently in each
     theirs.zero_grad(), ours.zero_grad()
     expected, got = 2 * theirs(lr) - 1, ours(2 * lr - 1)
     (expected.square().mean() + got.square().mean()).backward()
@@ -98,7 +98,7 @@ def difference(theirs: nn.Module, ours: nn.Module, lr: torch.Tensor) -> float:
 
 
 def shares(net: nn.Module, lr: torch.Tensor) -> dict[str, float]:
-    """The share of one step's time that each of PARTS takes by itself, what is inside it in another part left out."""
+    """The share of a step's time in each of PARTS, without the parts nested in it."""
     spent, stack, handles = defaultdict(float), [], []
     last = time.perf_counter()
 
@@ -128,7 +128,7 @@ def shares(net: nn.Module, lr: torch.Tensor) -> dict[str, float]:
 
 
 def prepared(name: str, groups: int, shape: tuple[int, ...], threads: int) -> tuple[nn.Module, torch.Tensor]:
-    """A network and its input, in a process that runs nothing else."""
+    """Build a network and its input, in a process that runs nothing else."""
     torch.set_num_threads(threads)
     net, lr = build(name, groups), torch.rand(shape)
     if name == "ours":  # as train.py has it
@@ -147,14 +147,14 @@ def memory_of(*args) -> float:
 
 
 def shares_of(*args) -> dict[str, float]:
-    """Where a step goes, see `shares`; the second one."""
+    """`shares` of a second step; the first one warms up."""
     net, lr = prepared(*args)
     return [shares(net, lr) for _ in range(2)][1]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = configs.OneLineParser(prog="benchmarks.hat", description="HAT against spandrel's: results, time, memory.")
-    parser.add_argument("--groups", type=int, default=1, help="of the published six (default: 1)")
+    parser.add_argument("--groups", type=int, default=1, help="number of the published six groups (default: 1)")
     parser.add_argument("--size", type=int, default=64, help="height and width of the input (default: 64)")
     parser.add_argument("--batch", type=int, default=1, help="(default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="(default: 1)")

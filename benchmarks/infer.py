@@ -1,11 +1,11 @@
-"""infer.py against a plain loop over the same images, PNG in and PNG out, in turn in processes of their own.
+"""Time infer.py against a plain loop over the same images, from PNG to PNG, each in its own process.
 
 python -m benchmarks.infer --folder datasets/Set14 datasets/BSDS200
 
-Each image is shrunk by MATLAB's bicubic to a PNG; both read these, upscale them by a network with fresh weights, and
-write PNGs. Wall seconds, starting Python left out: the median of the turns, and the fastest, which tells more on a
-machine that does other work. The plain loop is what most repositories have: Pillow, the network, Pillow; once with
-Pillow's own compression of PNGs, once with the fastest.
+Each image is downscaled by MATLAB's bicubic to a PNG; both read these, upscale them with a network with fresh weights,
+and write PNGs. Wall seconds, without starting Python: the median of the turns, and the fastest, which is more reliable
+on a busy machine. The plain loop is what most repositories have: Pillow, the network, Pillow; once with Pillow's
+default PNG compression, once with the fastest.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def write_inputs(folders: list[str], scale: int, out: Path) -> int:
-    """Write the folders' images, shrunk, as PNGs to out; how many pixels the enlarged ones will have."""
+    """Write the folders' images, downscaled, as PNGs to out; return the number of pixels after upscaling."""
     pairs = PairedDataset(folders, scale, scale, round_lr=True)
     out.mkdir()
     for number in range(len(pairs)):
@@ -42,7 +42,7 @@ def write_inputs(folders: list[str], scale: int, out: Path) -> int:
 
 
 def write_run(run: Path, model: str, scale: int, options: dict) -> None:
-    """A run's folder that holds one network with fresh weights."""
+    """Write a run's folder with one network with fresh weights."""
     torch.manual_seed(0)
     net, name = build_network(model, scale, options), model_id(model, scale, options)
     run.mkdir()
@@ -52,7 +52,7 @@ def write_run(run: Path, model: str, scale: int, options: dict) -> None:
 
 
 def build_loop(inputs: Path, run: Path, out: Path, threads: int, level: int | None):
-    """The plain loop, as a function; level: of PNG's compression, None for Pillow's own."""
+    """Build the plain loop as a function; level: of PNG compression, None for Pillow's default."""
     torch.set_num_threads(threads)
     net = load_networks(run, "best")[1]["L1"].eval()
     options = {} if level is None else {"compress_level": level}
@@ -70,7 +70,7 @@ def build_loop(inputs: Path, run: Path, out: Path, threads: int, level: int | No
 
 
 def build_infer(inputs: Path, run: Path, out: Path, threads: int):
-    """infer.py, as a function."""
+    """Build a function that runs infer.py."""
     torch.set_num_threads(threads)
     command = ["--input", str(inputs), "--modelpath", str(run), "--output", str(out), "--overwrite", "--device", "cpu"]
 
@@ -100,7 +100,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-options", nargs="*", default=["channels=16", "blocks=4"], metavar="NAME=VALUE")
     parser.add_argument("--scale", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--times", type=int, default=5, help="turns that count (default: %(default)s)")
+    parser.add_argument("--times", type=int, default=5, help="timed turns (default: %(default)s)")
     return parser.parse_args(argv)
 
 

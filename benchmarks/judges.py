@@ -1,8 +1,8 @@
-"""What judges cost: seconds for a megapixel of images judged, forward and backward, the reference's features included.
+"""Time judges: seconds per megapixel, forward and backward, with the reference's features.
 
     python -m benchmarks.judges --threads 1
 
-The deep judges' convolutions hold random weights, which cost what trained ones do, so that nothing need be downloaded.
+The deep judges have random weights, which cost the same as trained ones, so that nothing is downloaded.
 """
 
 from statistics import median
@@ -25,7 +25,7 @@ BACKBONES = {
 
 
 def untrained(name: str, **options) -> torch.nn.Module:
-    """The judge called `name`, LPIPS's networks with random weights; options are the judge's."""
+    """Build the judge called `name`, with random weights in LPIPS's backbones; options: the judge's."""
 
     def find_backbone(net: str, weights: tuple) -> tuple[str, dict]:
         return "random weights", BACKBONES[net](weights=None).features.state_dict()
@@ -38,10 +38,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = configs.OneLineParser(prog="benchmarks.judges", description="What judges cost per megapixel.")
     default = [name for name in JUDGES if not name.endswith("-unweighted")]
     parser.add_argument("--judges", nargs="+", default=default, choices=tuple(JUDGES), metavar="JUDGE")
-    parser.add_argument("--size", type=int, default=96, help="of the square images (default: 96)")
+    parser.add_argument("--size", type=int, default=96, help="side of the square images (default: 96)")
     parser.add_argument("--batchsize", type=int, default=16)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--times", type=int, default=7, help="times that each is timed (default: 7)")
+    parser.add_argument("--times", type=int, default=7, help="timed calls of each (default: 7)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)

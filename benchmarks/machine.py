@@ -1,4 +1,4 @@
-"""What the machine can do, and what a computation takes of it."""
+"""Measure the machine's peak speed, and the time and memory of a computation."""
 
 import ctypes
 import functools
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def title(device: torch.device) -> str:
-    """The machine in words."""
+    """Describe the machine in a line."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     capability = torch.backends.cpu.get_cpu_capability()
@@ -22,13 +22,13 @@ def title(device: torch.device) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was asked for."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long one call takes, the device's work included."""
+    """Time one call, including the device's work."""
     synchronize(device)
     began = time.perf_counter()
     work()
@@ -37,9 +37,9 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def peaks(device: torch.device, dtype: torch.dtype, times: int = 5) -> dict[str, float]:
-    """Floating-point operations per second of a large convolution and of a matrix product, the best of `times`.
+    """Operations per second of a large convolution and a large matrix product, each at its fastest.
 
-    The convolution is one that SR networks are made of, 64 to 64 channels, 3x3, where it runs fastest.
+    The convolution is typical of SR networks, 3x3 with 64 to 64 channels, at a size at which it runs fastest.
     """
     size = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -58,16 +58,16 @@ def peaks(device: torch.device, dtype: torch.dtype, times: int = 5) -> dict[str,
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> float:
-    """The most memory in MiB that was taken at a time for work(), on the CPU beyond what this process held before it.
+    """The peak memory of work() in MiB; on the CPU, beyond what this process held before.
 
-    On the CPU by Linux's record of the process's highest resident set, which is set back first.
+    On the CPU, it is Linux's record of the process's peak resident set, which is reset first.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return torch.cuda.max_memory_allocated(device) / 2**20
 
-    ctypes.CDLL(None).malloc_trim(0)  # else what the heap has kept of before would count for nothing
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise memory that malloc has kept is reused, and not counted
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmHWM")
     work()
@@ -75,29 +75,29 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> float:
 
 
 def resident(kind: str) -> float:
-    """MiB of this process that are in memory, by Linux's record: "VmRSS" now, "VmHWM" at most so far."""
+    """The MiB of this process in memory, from Linux: "VmRSS" now, "VmHWM" at the peak."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
     return int(line.split()[1]) / 2**10
 
 
 @contextmanager
 def another_process() -> Iterator[Callable]:
-    """Within, call(function, *args) computes function(*args) in a process that does nothing else."""
+    """Yield call(function, *args), which computes function(*args) in a process that does nothing else."""
     pool = multiprocessing.get_context("spawn").Pool(1)
     with pool:
         yield lambda function, *args: pool.apply(function, args)
         pool.close()
-        pool.join()  # else it is killed, and what its libraries hold is reported as leaked
+        pool.join()  # otherwise it is killed, and reports its libraries' resources as leaked
 
 
 def in_its_own_process(function: Callable, *args):
-    """function(*args), computed in a process of its own."""
+    """Compute function(*args) in a process of its own."""
     with another_process() as call:
         return call(function, *args)
 
 
 def turns(works: dict[str, Callable[[], object]], times: int, device: torch.device) -> dict[str, list[float]]:
-    """The seconds of `times` calls of each, in turn, after two that do not count; sorted."""
+    """Time `times` calls of each work, in turn, after two for warming up; return the seconds, sorted."""
     taken = {name: [] for name in works}
     for turn in range(times + 2):
         for name, work in works.items():
@@ -108,7 +108,7 @@ def turns(works: dict[str, Callable[[], object]], times: int, device: torch.devi
 
 
 def turns_apart(builders: dict[str, tuple], times: int, device: torch.device) -> dict[str, list[float]]:
-    """As turns, each work in a process of its own, which builds it: the first of a tuple, called with the others."""
+    """Do as `turns`, with each work in its own process, which builds it by builder[0](*builder[1:])."""
     with ExitStack() as stack:
         works = {}
         for name, builder in builders.items():

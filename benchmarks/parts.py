@@ -1,4 +1,4 @@
-"""Where an iteration of train.py spends its time, by part of Algorithm 1."""
+"""The time of an iteration of train.py, by part of Algorithm 1."""
 
 import time
 from collections import defaultdict
@@ -16,9 +16,9 @@ from .machine import synchronize
 def seconds_by_part(
     step: Callable[[], object], learners: Iterable[Learner], judge, device: torch.device, times: int = 3
 ) -> dict[str, float]:
-    """Seconds of one call of step(), by part, the mean of `times`; a part within another counts once, as itself.
+    """Time step() by part, mean seconds of `times` calls; a part inside another counts only as itself.
 
-    The device is waited for around every part, so that their sum may exceed what step() takes by itself on a GPU.
+    Waits for the device around every part, so that on a GPU their sum may exceed the time of step() alone.
     """
     taken, running = defaultdict(float), []
 

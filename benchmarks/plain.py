@@ -1,8 +1,8 @@
-"""One iteration of Table I as the released code of TLW runs it: the selection_criterion of benchmarks/step.py.
+"""One iteration of Table I as TLW's released code runs it: the baseline of benchmarks/step.py.
 
-Algorithm 1 of arXiv 2301.10575 written down plainly: two SR forwards in a TLW step, one call of the `lpips` package for
-each distance, the reference image's features computed again in every call, T samples in a loop, float32, contiguous
-tensors, nothing kept. Without the released code's plots and logs of every step, which would only slow it further.
+A plain Algorithm 1 of arXiv 2301.10575: two SR forwards in a TLW step, a call of the `lpips` package for each distance,
+which computes the reference image's features again, T samples in a loop, float32, contiguous tensors. It leaves out the
+released code's plots and logs of every step, which would make it slower still.
 """
 
 import copy
@@ -20,9 +20,9 @@ EPS = 1e-3
 
 
 class Plain:
-    """Four copies of `net`, two of them with a copy of `weighting`, each with its Adam.
+    """Four copies of `net`, two of them with a copy of `weighting`, each with its own Adam.
 
-    noise(shape) -> uniform random numbers in [0,1). judge: the package's network, frozen.
+    noise: noise(shape) returns uniform random numbers in [0,1). judge: the lpips package's network, frozen.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Plain:
         return w / (error.abs().detach() + 0.1) * error**2
 
     def tlw_step(self, name: str, lr: Tensor, hr: Tensor, k: float) -> tuple[Tensor, Tensor]:
-        """Algorithm 1 on one batch -> the losses of the E-step and of the M-step."""
+        """Run Algorithm 1 on one batch; return the losses of the E-step and the M-step."""
         net, weighting = self.nets[name], self.weightings[name]
         sr = net(lr).detach()
         mu = weighting(hr, sr, k)
@@ -86,7 +86,7 @@ class Plain:
         return None, loss.detach()
 
     def step(self, lr: Tensor, hr: Tensor, epoch: float) -> dict[str, tuple[Tensor | None, Tensor]]:
-        """The losses of all four on one batch, by name: of the E-step (or None) and of the M-step."""
+        """Train all four on one batch; return the losses of E-step (or None) and M-step by name."""
         k = k_schedule(math.floor(epoch))
         return {
             name: self.tlw_step(name, lr, hr, k) if name in self.weightings else self.plain_step(name, lr, hr)

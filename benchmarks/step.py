@@ -1,12 +1,12 @@
-"""Time the Table I iteration (L1+TLW, MSE+TLW, L1, MSE) as the released code runs it and as train.py does.
+"""Time the Table I iteration (L1+TLW, MSE+TLW, L1, MSE): the released code's against train.py's.
 
     python -m benchmarks.step                                    EDSR x4, 224x224, batch 1, judge vgg
     python -m benchmarks.step --model RCAN --size 192 --batchsize 16 --judge alex --precision bf16 --device cuda
 
-First it checks that both give the same losses and gradients in fp32. Then they run in turn, each in its own process
-(train.py's has the heap keep freed memory), on one batch of random numbers; the judges' convolutions hold random
-weights, which cost what trained ones do. Peak memory is measured in further processes. Operations are those of
-convolutions and matrix products, a multiply-add being two.
+First it checks that both give the same losses and gradients in fp32. Then they run in turn, each in its own process (in
+train.py's, malloc keeps freed memory), on one batch of random numbers; the judges have random weights, which cost the
+same as trained ones. Peak memory is measured in further processes. Operations are those of convolutions and matrix
+products; a multiply-add counts as two.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from .machine import in_its_own_process, peak_memory, peaks, title, turns_apart
 from .parts import seconds_by_part
 from .plain import LOSSES, Plain
 
-# Rounding to fp32 alone moves the weighting networks' gradients by half a percent from those in float64, in both.
+# In both, rounding to fp32 alone changes the weighting networks' gradients by half a percent against float64.
 TOLERANCES = {"losses": 1e-4, "SR gradients": 1e-4, "weighting networks' gradients": 2e-2}
 
 
 class Setup:
-    """Both iterations, on the same first weights and the same batch."""
+    """Both iterations, with the same initial weights and the same batch."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.device = args, torch.device(args.device)
@@ -59,8 +59,8 @@ class Setup:
         )
 
     def project(self, precision: str):
-        """train.py's iteration, a function without arguments -> the losses by name; its learners and its judge."""
-        setup_device(self.args.device)  # keeps freed memory, as in train.py
+        """Build train.py's iteration, which returns the losses by name; return it, its learners and judge."""
+        setup_device(self.args.device)  # malloc keeps freed memory, as in train.py
         learners = build_learners(self.config, self.device)
         judge = place_frozen(copy.deepcopy(self.judge), self.device, precision)
         layout = fast_memory_format(self.device, precision)
@@ -68,9 +68,9 @@ class Setup:
         return lambda: train.train_step(learners, judge, {}, lr, hr, 0.0, precision), learners, judge
 
     def plain(self, learning_rate: float = 1e-4, noise=torch.rand):
-        """The released code's iteration likewise; and its object."""
+        """Build the released code's iteration likewise; return it and its Plain."""
         learner, *_ = build_learners(replace(self.config, compile=False), self.device)
-        with warnings.catch_warnings():  # the package calls torchvision by its older keyword
+        with warnings.catch_warnings():  # lpips calls torchvision with a deprecated keyword
             warnings.simplefilter("ignore", UserWarning)
             judge = lpips.LPIPS(net=self.args.judge, pnet_rand=True, verbose=False).eval().requires_grad_(False)
         judge.net.load_state_dict(self.judge.backbone.net.state_dict())
@@ -80,7 +80,7 @@ class Setup:
 
 
 def seeded_noise(seed: int):
-    """noise(shape): uniform numbers in an order that does not depend on how many samples are asked for at a time."""
+    """Return noise(shape), uniform numbers that do not depend on how many samples a call asks for."""
     stream = torch.Generator().manual_seed(seed)
 
     def noise(shape: torch.Size) -> torch.Tensor:
@@ -91,10 +91,10 @@ def seeded_noise(seed: int):
 
 
 def deviations(setup: Setup) -> dict[str, float]:
-    """How far the two are apart in fp32 with the same noise: |a - b| / |b| of losses and of networks' gradients.
+    """Compare the two in fp32 with the same noise: |a - b| / |b| of losses and of networks' gradients.
 
-    At a learning rate of 0: Adam's first step is of size 1 whatever the gradient's, so that what fp32 rounds in the
-    smallest gradients of the E-step would decide on the M-step's.
+    The learning rate is 0: Adam's first step has the same size for every gradient, so that fp32's rounding of the
+    smallest gradients in the E-step would change those of the M-step.
     """
     noise = seeded_noise(1)
     with mock.patch("torch.rand", lambda *shape, device=None: noise(torch.Size(shape)).to(device)):
@@ -120,7 +120,7 @@ def deviations(setup: Setup) -> dict[str, float]:
 
 
 def followed(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """A list to which every step of opt adds the gradient that it follows."""
+    """Return a list to which every step of opt appends its gradient."""
     gradients = []
     opt.register_step_pre_hook(
         lambda *_: gradients.append(
@@ -131,7 +131,7 @@ def followed(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 
 def iteration(which: str, args: argparse.Namespace):
-    """The "released" or the "project"'s iteration in a process that runs nothing else."""
+    """Build the "released" or the "project" iteration, in a process that runs nothing else."""
     torch.set_num_threads(args.threads)
     setup = Setup(args)
     return setup.plain()[0] if which == "released" else setup.project(args.precision)[0]
@@ -144,20 +144,20 @@ def memory_of(which: str, args: argparse.Namespace) -> float:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = configs.OneLineParser(prog="benchmarks.step", description="The Table I iteration, ours and the released.")
+    parser = configs.OneLineParser(prog="benchmarks.step", description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=("EDSR", "RCAN", "VDSR"), default="EDSR")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=4)
-    parser.add_argument("--size", type=int, default=224, help="of the square HR images (default: 224)")
+    parser.add_argument("--size", type=int, default=224, help="side of the square HR images (default: 224)")
     parser.add_argument("--batchsize", type=int, default=1)
     parser.add_argument("--judge", choices=tuple(BACKBONES), default="vgg")
     parser.add_argument("--samples", type=int, default=3, help="T (default: 3)")
     parser.add_argument("--judge-memory", type=int, help="MiB, as in train.py")
-    parser.add_argument("--compile", action="store_true", help="the project's networks by torch.compile")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile on the project's networks")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--times", type=int, default=5, help="iterations of each that are timed (default: 5)")
+    parser.add_argument("--times", type=int, default=5, help="timed iterations of each (default: 5)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the numbers, as JSON too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON too")
     return parser.parse_args(argv)
 
 
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     apart = deviations(setup)
     print("apart in fp32: " + ", ".join(f"{name} {value:.0e}" for name, value in apart.items()))
     if not all(apart[name] < most for name, most in TOLERANCES.items()):
-        raise SystemExit(f"benchmarks.step: error: the two are not the same; expected at most {TOLERANCES}")
+        raise SystemExit(f"benchmarks.step: error: the two differ; expected at most {TOLERANCES}")
 
     step, learners, judge = setup.project(args.precision)
     steps, operations = {"released": setup.plain()[0], "project": step}, {}

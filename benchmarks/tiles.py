@@ -1,4 +1,4 @@
-"""What blended tiles cost in PSNR, for networks that average over the whole image.
+"""Measure the PSNR that blended tiles cost, for networks that average over the whole image.
 
 python -m benchmarks.tiles --modelpath checkpoints/RCAN_x2_001 --folder datasets/Set5 datasets/Set14 --tile 80 96 128
 """
@@ -21,9 +21,9 @@ from training.validation import read_validation_set
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = configs.OneLineParser(prog="benchmarks.tiles", description=__doc__.split("\n")[0])
-    parser.add_argument("--modelpath", required=True, metavar="DIR", help="a run")
+    parser.add_argument("--modelpath", required=True, metavar="DIR", help="folder of a run")
     parser.add_argument("--folder", nargs="+", required=True, metavar="DIR")
-    parser.add_argument("--tile", nargs="+", type=int, required=True, metavar="N", help="pixels of LR")
+    parser.add_argument("--tile", nargs="+", type=int, required=True, metavar="N", help="sides of tiles in LR pixels")
     parser.add_argument("--device")
     return parser.parse_args(argv)
 

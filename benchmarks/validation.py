@@ -1,4 +1,4 @@
-"""evaluate against a loop that reads, shrinks, infers and scores one image after another, and the memory it takes.
+"""Time `evaluate` against a plain loop over the images, or measure its memory on a large image.
 
 python -m benchmarks.validation --folder datasets/Set5 datasets/Set14 --judge-weights alexnet.pth
 python -m benchmarks.validation --large 2000 3000 --models EDSR --memory 256 2048
@@ -33,12 +33,12 @@ from .machine import another_process, in_its_own_process, peak_memory, title
 
 PARTS = ("read", "shrink", "infer", "PSNR, SSIM", "LPIPS")
 TOLERANCES = {"PSNR-Y": 2e-4, "SSIM-Y": 1e-5, "LPIPS-alex": 1e-5}
-LOSSES = 4  # networks that a training compares
+LOSSES = 4  # networks in a training with the default losses
 SMALL = {"VDSR": dict(channels=16, blocks=4), "EDSR-small": dict(channels=16, blocks=4)}
 
 
 def build(name: str, scale: int) -> torch.nn.Module:
-    """A network with fresh weights: bicubic, VDSR (small), EDSR-small, or any of SR_MODELS as published."""
+    """Build a fresh network: bicubic, a small VDSR, EDSR-small, or another of SR_MODELS as published."""
     torch.manual_seed(0)
     if name == "bicubic":
         return Bicubic(scale)
@@ -46,7 +46,7 @@ def build(name: str, scale: int) -> torch.nn.Module:
 
 
 def matlab_imresize(image: np.ndarray, scale: int) -> np.ndarray:
-    """(H,W,3) -> (H/scale,W/scale,3) in float64 as ports of MATLAB's imresize do it: gathered taps times weights."""
+    """Downscale (H,W,3) in float64 as ports of MATLAB's imresize do: gather pixels, then weight them."""
     for axis in (0, 1):
         size = image.shape[axis]
         centre = (np.arange(1, size // scale + 1) - 0.5) * scale + 0.5
@@ -64,7 +64,7 @@ def matlab_imresize(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def loop(net: torch.nn.Module, paths: list[Path], scale: int, distance: torch.nn.Module, clock) -> tuple[dict, dict]:
-    """The scores of every image under protocol paper, and the seconds that each of PARTS took."""
+    """Score every image under protocol paper; return the scores, and the seconds of each of PARTS."""
     scores, seconds = {name: [] for name in TOLERANCES}, dict.fromkeys(PARTS, 0.0)
 
     def tensor(rgb: np.ndarray) -> torch.Tensor:
@@ -99,10 +99,10 @@ def loop(net: torch.nn.Module, paths: list[Path], scale: int, distance: torch.nn
 
 
 def loop_of(name: str, paths: list[Path], args: argparse.Namespace) -> tuple[dict, dict]:
-    """What `loop` returns for the network called `name`, in a process that runs nothing else."""
+    """Run `loop` for the network called `name`, in a process that runs nothing else."""
     torch.set_num_threads(args.threads)
     path, features = find_backbone("alex", tuple(args.judge_weights))
-    with warnings.catch_warnings():  # the package calls torchvision by its older keyword
+    with warnings.catch_warnings():  # lpips calls torchvision with a deprecated keyword
         warnings.simplefilter("ignore", UserWarning)
         distance = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
     fill_backbone(distance.net, features, path)
@@ -117,9 +117,9 @@ def clock_of(threads: int):
 
 
 def compare(args: argparse.Namespace, call) -> None:
-    """Print, for every network, the loop's and evaluate's seconds, and the ratio for three uses.
+    """Print the loop's and evaluate's seconds for every network, and their ratios.
 
-    call: computes in another process, for the loop; in this one freed memory is kept, as in val.py.
+    call: computes the loop in another process; in this one malloc keeps freed memory, as in val.py.
     """
     clock = clock_of(args.threads)
     setup_device("cpu")
@@ -182,7 +182,7 @@ def compare(args: argparse.Namespace, call) -> None:
 
 
 def infer_again(net: torch.nn.Module, pairs, clock, precision: str) -> float:
-    """The seconds that the network alone takes on the LR images."""
+    """Time the network alone on the LR images."""
     images = [pairs[i][0][None] for i in range(len(pairs))]
     start = clock()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -192,7 +192,7 @@ def infer_again(net: torch.nn.Module, pairs, clock, precision: str) -> float:
 
 
 def scores_and_peak(name: str, folder: str, scale: int, memory: int, threads: int) -> tuple[dict, float, float]:
-    """The scores of one network on a folder within `memory` bytes, the peak of resident MiB, and the seconds."""
+    """Score one network on a folder within `memory` bytes; return scores, peak resident MiB and seconds."""
     torch.set_num_threads(threads)
     net = place_frozen(build(name, scale), setup_device("cpu"), "fp32")
     pairs, found = read_validation_set([folder], scale, "paper", ()), {}
@@ -204,7 +204,7 @@ def scores_and_peak(name: str, folder: str, scale: int, memory: int, threads: in
 
 
 def measure_memory(args: argparse.Namespace) -> None:
-    """Print peak memory and scores on one large image, whole and within each of the bounds."""
+    """Print peak memory and scores on one large image, without a bound and within each of --memory."""
     height, width = args.large
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -230,14 +230,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         choices=("bicubic", "EDSR-small", *SR_MODELS),
         default=["bicubic", "VDSR", "EDSR"],
-        help="VDSR is a small one here",
+        help="networks; VDSR is a small one here",
     )
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=4)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of evaluate's network")
-    parser.add_argument("--threads", type=int, default=1, help="(default: 1, and CPU seconds)")
-    parser.add_argument("--times", type=int, default=1, help="rounds, of which the least counts (default: 1)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic of the network")
+    parser.add_argument("--threads", type=int, default=1, help="1: CPU seconds; more: wall seconds (default: 1)")
+    parser.add_argument("--times", type=int, default=1, help="rounds; the fastest counts (default: 1)")
     parser.add_argument(
-        "--large", type=int, nargs=2, metavar=("H", "W"), help="measure memory on one image of this size"
+        "--large", type=int, nargs=2, metavar=("H", "W"), help="measure memory on one image of this size instead"
     )
     parser.add_argument("--memory", type=int, nargs="+", default=[256, 2048], metavar="MIB", help="bounds to try")
     return parser.parse_args(argv)

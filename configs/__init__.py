@@ -1,8 +1,8 @@
 """The settings of a run: one set of names for YAML files and flags.
 
-`load(argv)` reads the defaults, then --config FILE, then the flags. A YAML key is a flag's name with or
-without hyphens ("k-start" or "k_start"); whatever is unknown is an error that says what to type instead. Nothing here
-imports torch.
+`load(argv)` reads the defaults, then --config FILE, then the flags. A YAML key is a flag's name, with hyphens or
+underscores ("k-start" or "k_start"). An unknown name is an error that says what to type instead. Nothing here imports
+torch.
 """
 
 from .catalogue import constant, names

@@ -1,6 +1,6 @@
-"""The names of networks, losses and metrics, read from the source of those libraries without importing torch.
+"""The names of networks, losses and metrics, read from their source without importing torch.
 
-The dictionaries there are the only place where a name is given. Only their keys are read here, and the defaults of the
+The dictionaries there are the only place that defines a name. Only their keys are read here, and the defaults of the
 networks' options, which must therefore be literals.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# Kinds of names: the file and the dictionary whose keys they are.
+# A kind of name: the file and the dictionary that has them as keys.
 TABLES = {
     "model": ("models/__init__.py", "SR_MODELS"),
     "loss": ("losses/__init__.py", "LOSSES"),
@@ -26,7 +26,7 @@ def _tree(file: str) -> Any:
 
 
 def _value(file: str, name: str) -> Any:
-    """The expression that the file assigns to name."""
+    """The expression that the file assigns to name. Raises LookupError."""
     for node in _tree(file).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
@@ -36,7 +36,7 @@ def _value(file: str, name: str) -> Any:
 
 def _evaluated(node: ast.expr):
     """The value of an expression of numbers, text and tuples, such as (6,) * 4 or 2 << 30."""
-    return eval(compile(ast.Expression(node), "constant", "eval"), {"__builtins__": {}})  # of our own source
+    return eval(compile(ast.Expression(node), "constant", "eval"), {"__builtins__": {}})  # safe: our own source
 
 
 def constant(file: str, name: str):
@@ -45,7 +45,7 @@ def constant(file: str, name: str):
 
 
 def names(kind: str) -> list[str]:
-    """All names of a kind in TABLES, in their order there."""
+    """All names of a kind, a key of TABLES, in the order of its dictionary."""
     return _keys(*TABLES[kind])
 
 
@@ -57,7 +57,7 @@ def _keys(file: str, name: str) -> list[str]:
 
 
 def model_options(model: str) -> dict[str, object]:
-    """The options of a network with their defaults: {"channels": 64, "blocks": 16}; `colours` is --color."""
+    """The options of a network and their defaults, {"channels": 64}, but for `colours` (see --color)."""
     file, table = TABLES["model"]
     entries = _value(file, table)
     entry: Any = dict(zip(names("model"), entries.values))[model]

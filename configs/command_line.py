@@ -27,7 +27,7 @@ exit codes: 0 done; 1 failed; 2 bad input; 130, 138, 143 saved and stopped by SI
 
 
 def add_settings(parser, only: Iterable[str] | None = None) -> None:
-    """Give the parser a flag for each field of Config (or for those named); a flag not given is absent."""
+    """Add a flag for each field of Config, or each in `only`; a flag not given is absent from the result."""
     target = parser
     for field in dataclasses.fields(Config):
         if only is None and field.metadata["group"]:
@@ -62,7 +62,7 @@ def _add_flag(target, field) -> None:
 
 
 def _reader(kind: type) -> Callable:
-    """A converter to kind for argparse, with our own error message."""
+    """A converter to kind for argparse, with an error that says what was expected."""
 
     def read(word: str):
         try:
@@ -90,7 +90,7 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser(
         prog="train.py", description=about, epilog=EXAMPLES, usage="train.py [--config FILE] [settings]"
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below; flags win")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below; flags override it")
     add_settings(parser)
     return parser
 
@@ -100,12 +100,11 @@ def load(
     newest_run: Callable[..., Path] | None = None,
     complete: Callable[[Mapping], Mapping] | None = None,
 ) -> Config:
-    """The settings of a command line: defaults, then --config, then flags. Exits with code 2 on a bad one.
+    """Read the settings: defaults, then --config, then flags. Exits with code 2 if one is wrong.
 
     Args:
-        newest_run: newest_run(resumable=True) is the folder that --load without a name resumes. Raises ValueError if
-            there is none.
-        complete: returns settings that follow from those given and replace defaults; may raise ValueError.
+        newest_run: newest_run(resumable=True) returns the folder that --load alone resumes, or raises ValueError.
+        complete: takes the settings given and returns more that follow from them; may raise ValueError.
     """
     parser = make_parser()
     flags = vars(parser.parse_args(argv))
@@ -117,7 +116,7 @@ def load(
         written = {} if path is None else canonical(read_yaml(path), path)
         values = {**_with_folder(written), **_with_folder(flags)}
         if "endepoch" in flags and "steps" not in flags:
-            values["steps"] = None  # of the two ends the one that was typed
+            values["steps"] = None  # the typed end replaces the file's
         values = _with_run(values, newest_run)
         if values.get("load") is True and path is None:
             path = str(settings_of(values.get("modelpath")))
@@ -135,9 +134,9 @@ def load(
 
 
 def _with_folder(values: dict) -> dict:
-    """The values with "load: DIR" as "load: true" and "modelpath: DIR". Raises ValueError if they name two folders.
+    """Replace "load: DIR" by "load: true" and "modelpath: DIR".
 
-    "load: DIR/step_1000.pt" is "checkpoint: step_1000" too.
+    "load: DIR/step_1000.pt" gives "checkpoint: step_1000" too. Raises ValueError if other values contradict these.
     """
     folder = values.get("load")
     if not isinstance(folder, str):
@@ -155,7 +154,7 @@ def _with_folder(values: dict) -> dict:
 
 
 def _with_run(values: dict, newest_run: Callable[..., Path] | None) -> dict:
-    """The values with --auto-resume decided, and the folder that --load resumes. Raises ValueError."""
+    """Resolve --auto-resume to `load`, and --load to the `modelpath` that it resumes. Raises ValueError."""
     folder = values.get("modelpath")
     if isinstance(folder, str):
         folder = expand_path(folder)
@@ -174,7 +173,7 @@ def _with_run(values: dict, newest_run: Callable[..., Path] | None) -> dict:
 
 def settings_of(run: str | None) -> Path:
     """The file of a run's settings. Raises ValueError if there is no such run."""
-    # os.path.exists says no where Path's raises, as for too long a name.
+    # os.path.exists returns False where Path.exists raises, as for a name that is too long.
     if not (run and os.path.exists(Path(run) / "config.yaml")):
         where = "checkpoints without --modelpath" if run is None else run or '""'
         raise ValueError(f"--load: no run in {where} (no config.yaml); name its folder, or leave out --load")
@@ -191,13 +190,13 @@ def check_resumable(config: Config, saved: Config) -> None:
 
 
 def check_known(kind: str, given: Iterable[str], *also: str) -> None:
-    """Raise ValueError for an unknown name of a kind (see `catalogue.TABLES`) that is not in `also` either."""
+    """Raise ValueError for a name that is neither of this kind (see catalogue.TABLES) nor in `also`."""
     for name in given:
         choose(name, [*catalogue.names(kind), *also], kind)
 
 
 def typed_path(text: str) -> str:
-    """expand_path for argparse: type=typed_path."""
+    """Expand a path as expand_path does: a `type` for argparse."""
     try:
         return expand_path(text)
     except ValueError as error:
@@ -223,8 +222,8 @@ def check_names(config: Config) -> None:
 def check_command_line(newest_run: Callable[..., Path]) -> None:
     """Answer --help and refuse a wrong command line of train.py before torch is imported.
 
-    Does nothing in a process of torchrun, where the main process reports errors for all; settings that depend on a file
-    of weights are checked later.
+    Does nothing under torchrun, where the main process reports errors for all. Settings that depend on a file of
+    weights are checked later.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         with one_line_errors("train.py"), suppress(_OfWeights):
@@ -232,7 +231,7 @@ def check_command_line(newest_run: Callable[..., Path]) -> None:
 
 
 class _OfWeights(Exception):
-    """Raised for settings that a file of weights completes."""
+    """Raised for settings that a file of weights has to complete."""
 
 
 def _refuse_weights(values: Mapping) -> Mapping:

@@ -1,4 +1,4 @@
-"""Errors of bad input, the same in every command: one line with the setting and a remedy, exit code 2."""
+"""Errors for bad input, the same in every command: one line with setting and remedy, exit code 2."""
 
 import argparse
 import difflib
@@ -20,13 +20,13 @@ def expect(condition: bool, name: str, value, expected: str) -> None:
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:
-    """text on one line, with the middle left out beyond `longest` characters."""
+    """Put text on one line; leave out its middle if it is longer than `longest` characters."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest // 2]} ... {line[-longest // 2 :]}"
 
 
 def choose(name: str, options: Iterable[str], what: str) -> str:
-    """Return name if it is one of options; raise ValueError with the nearest one and the list otherwise."""
+    """Return name if it is one of options; otherwise raise ValueError with the nearest one and the list."""
     options = list(options)
     if name in options:
         return name
@@ -41,7 +41,7 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
 
 @contextmanager
 def one_line_errors(program: str):
-    """Turn a ValueError or OSError of bad input into one line on stderr and exit code 2."""
+    """Turn a ValueError or OSError into one line on stderr and exit code 2."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -54,7 +54,7 @@ def flag_of(name: str) -> str:
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help that keeps descriptions as written and does not break names such as HAT-TLW."""
+    """Format help with descriptions as written, and without breaking names such as HAT-TLW."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=28, width=min(shutil.get_terminal_size().columns - 2, 110))
@@ -64,9 +64,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse, with errors on one line that say what to type instead of an unknown flag, and exit code 2.
+    """argparse with one-line errors that suggest a flag for an unknown one, and exit code 2.
 
-    Descriptions and the epilog keep their lines.
+    The description and the epilog keep their line breaks.
     """
 
     def __init__(self, **kwargs):

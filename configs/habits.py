@@ -1,6 +1,6 @@
-"""Flags of other toolkits (BasicSR, EDSR, Real-ESRGAN, timm, Lightning) that people type by habit, and ours."""
+"""Flags that users of BasicSR, EDSR, Real-ESRGAN, timm and Lightning type by habit, and ours for them."""
 
-# The same setting under another name, as a flag and in a YAML file.
+# Other names that flags and YAML files may use for a setting.
 ALIASES: dict[str, str] = {
     "lr": "learning_rate",
     "epochs": "endepoch",
@@ -17,7 +17,7 @@ _DEVICE = "--device cuda:0"
 _RUN = "--modelpath DIR (the run's folder)"
 _INIT = "--init FILE (weights to start from)"
 _LOAD = "--load DIR (a run to resume)"
-# Other flags that are probably meant. Of several, the first one that the command has is suggested.
+# What to suggest for an unknown flag: the first of these flags that the command has.
 INSTEAD = {
     "epoch": ("--endepoch N",),
     "num-epochs": ("--endepoch N",),
@@ -85,7 +85,7 @@ INSTEAD = {
 
 
 def instead_of(word: str, flags: list[str]) -> str | None:
-    """What to type for a flag that a command with `flags` does not have; None if no habit is known."""
+    """The text to suggest for an unknown flag of a command with `flags`; None if there is none."""
     name = word.split("=")[0].lstrip("-").replace("_", "-").lower()
     ours = ALIASES.get(name.replace("-", "_"), name).replace("_", "-")
     if f"--{ours}" in flags:

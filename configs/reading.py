@@ -10,10 +10,10 @@ from .errors import expect
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """A safe YAML loader that refuses duplicate keys, of which the last would win, and aliases."""
+    """A safe YAML loader that refuses duplicate keys, of which PyYAML takes the last, and aliases."""
 
     def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):  # a few lines of them would fill the memory
+        if self.check_event(yaml.AliasEvent):  # a few lines of nested aliases can fill the memory
             raise yaml.YAMLError("an alias (*); write the value out")
         return super().compose_node(parent, index)
 
@@ -26,7 +26,10 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file, with hyphens in its keys as underscores. Raises ValueError if there is none."""
+    """Read the mapping in a YAML file, with hyphens in its keys as underscores; {} if the file is empty.
+
+    Raises ValueError.
+    """
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
     except FileNotFoundError:
@@ -43,7 +46,7 @@ def read_yaml(path: str | Path) -> dict:
 
 
 def expand_path(path: str) -> str:
-    """The path with ~ and ${VAR} replaced, as a shell does. Raises ValueError if a variable in braces is not set."""
+    """Expand ~, $VAR and ${VAR}, as a shell does. Raises ValueError if a variable in braces is not set."""
     for name in re.findall(r"\$\{(\w+)\}", path):
         if name not in os.environ:
             raise ValueError(f"{path}: the environment variable {name} is not set; set it, or write the path out")
@@ -51,14 +54,17 @@ def expand_path(path: str) -> str:
 
 
 def has_commas(text: str) -> bool:
-    """True if text has commas outside brackets: several values instead of one."""
+    """True if text has commas outside brackets: several values, not one."""
     while (inner := re.sub(r"\[[^\[\]]*\]", "", text)) != text:
         text = inner
     return "," in text
 
 
 def parse_pairs(words: list[str], flag: str, example: str) -> dict:
-    """["blocks=4", "depths=[6,6]"] -> {"blocks": 4, "depths": [6, 6]}. Raises ValueError, which names the flag."""
+    """Parse ["blocks=4", "depths=[6,6]"] into {"blocks": 4, "depths": [6, 6]}.
+
+    Raises ValueError, which names the flag.
+    """
     pairs = {}
     for word in words:
         if has_commas(word):

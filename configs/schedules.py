@@ -1,6 +1,6 @@
 """The learning-rate schedules: factors of --learning-rate as pure functions of the step.
 
-A new schedule is a function here and its entry in SCHEDULES; a parameter that it needs is a new field of Config.
+A new schedule is a function here and its entry in SCHEDULES; its parameters are fields of Config.
 training/schedule.py adds the warm-up and the schedule's place in a run.
 """
 
@@ -27,12 +27,12 @@ def milestone_decay(config: "Config", epoch: int, step: int, total_steps: int) -
 
 
 def cosine(config: "Config", epoch: int, step: int, total_steps: int) -> float:
-    """Half a cosine, from the full rate to 0 at the run's end."""
+    """Half a cosine, from the full rate to 0 at the schedule's end."""
     return (1 + math.cos(math.pi * (step / total_steps))) / 2
 
 
 def restarts(config: "Config", epoch: int, step: int, total_steps: int) -> float:
-    """Cosine after cosine of --restart-every steps: SGDR, Loshchilov and Hutter, ICLR 2017."""
+    """Repeated cosines of --restart-every steps each: SGDR, Loshchilov and Hutter, ICLR 2017."""
     period = config.restart_every or total_steps
     return cosine(config, epoch, step % period, period)
 

@@ -33,12 +33,12 @@ class Bounds(NamedTuple):
 
 
 def setting(default, help: str, choices: Collection = (), *, bounds: Bounds | None = None, names="", path="", group=""):
-    """A field of Config.
+    """Declare a field of Config.
 
     Args:
-        choices: its values, if they are few and fixed.
-        bounds: of a number, or of each of several; every number has some.
-        names: the kind of name that the value is, a key of catalogue.TABLES.
+        choices: the allowed values, if they are few and fixed.
+        bounds: of the number, or of each number of a tuple; every numeric setting has some.
+        names: if the value is a name: its kind, a key of catalogue.TABLES.
         path: "DIR" or "FILE" if the value is a path, in which ~ and ${VAR} are replaced.
         group: the heading in --help of this field and those after it.
     """
@@ -47,7 +47,7 @@ def setting(default, help: str, choices: Collection = (), *, bounds: Bounds | No
 
 
 def kind_of(annotation) -> tuple[type, bool]:
-    """The type of one value, and True if there may be several: tuple[str, ...] -> (str, True)."""
+    """The type of one value, and True for a tuple of values: tuple[str, ...] -> (str, True)."""
     if get_origin(annotation) is tuple:
         return get_args(annotation)[0], True
     if isinstance(annotation, UnionType):
@@ -56,17 +56,17 @@ def kind_of(annotation) -> tuple[type, bool]:
 
 
 def shown(value) -> str:
-    """A value as it is typed after its flag."""
+    """Format a value as it is typed after its flag."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def value_kind(field) -> str:
-    """The kind of value that the field takes, in words."""
+    """The kind of value that the field takes: "a whole number", "text"."""
     return KIND_NAMES[kind_of(field.type)[0]]
 
 
 def convert(field, value):
-    """Convert value to the field's type and expand paths. Raises ValueError if it is of another type."""
+    """Convert value to the field's type and expand paths. Raises ValueError if it does not fit."""
     kind, many = kind_of(field.type)
     if value is None and field.default is None:
         return None
@@ -79,7 +79,7 @@ def convert(field, value):
 
 
 def _refuse_commas(field, text) -> None:
-    """Raise ValueError if text is a list with commas. A path may have some, if it exists or its parts do not."""
+    """Raise ValueError for a list with commas, but not for a path that exists or whose parts do not all."""
     if not isinstance(text, str) or not has_commas(text):
         return
     parts = text.replace(",", " ").split()

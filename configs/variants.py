@@ -1,4 +1,4 @@
-"""Losses with settings of their own: "L1+TLW[weights=uniform]", "L1[learning_rate=8e-4,label=fast]"."""
+"""Losses with their own settings: "L1+TLW[weights=uniform]", "L1[learning_rate=8e-4,label=fast]"."""
 
 import dataclasses
 import re
@@ -11,7 +11,7 @@ from .reading import parse_pairs
 if TYPE_CHECKING:
     from .config import Config
 
-# The settings that a loss may have of its own: its optimizer's, and those of the terms in its name.
+# The settings that may be set for one loss: the optimizer's, and those of the terms in the loss's name.
 OPTIMIZER = ("learning_rate", "betas", "schedule", "step_epochs", "step_gamma", "milestones", "clip_grad", "warmup",
              "optimizer", "weight_decay", "ema", "restart_every")  # fmt: skip
 TERMS = {
@@ -22,20 +22,20 @@ TERMS = {
     "DP": ("dp_extractors", "dp_mu", "dp_dynamic", "pixel_weight", "pretrain_epochs"),
     "GAN": ("gan", "gan_weight"),
 }  # fmt: skip
-NAME = re.compile(r"[A-Za-z0-9_.+=,\[\]-]{1,100}")  # what best_NAME.pt can be called anywhere
+NAME = re.compile(r"[A-Za-z0-9_.+=,\[\]-]{1,100}")  # best_NAME.pt is then a valid file name on every system
 
 
 class Variant(NamedTuple):
-    """One of a run's losses: its name in LOSSES, and the run's settings with its own in place of theirs."""
+    """One of a run's losses: its name in LOSSES, and the run's settings with this loss's own."""
 
     loss: str
     config: "Config"
 
 
 def variants_of(config: "Config", convert: Callable) -> dict[str, Variant]:
-    """The losses of a Config by name. convert(field, value) gives a value of that field's type. Raises ValueError.
+    """The losses of a Config by name: the label, or the whole text without one. Raises ValueError.
 
-    "L1+TLW[wc=one,label=map]" is called map; without a label the text is the name.
+    convert: convert(field, value) returns the value in the field's type.
     """
     fields = {field.name: field for field in dataclasses.fields(config)}
     variants = {}
@@ -50,9 +50,9 @@ def variants_of(config: "Config", convert: Callable) -> dict[str, Variant]:
 
 
 def parse_loss(text: str, fields) -> tuple[str, str, dict]:
-    """The loss, the name and the settings in an entry of --losses; fields: the names of all settings of a run.
+    """Parse an entry of --losses into the loss, its name and its own settings. Raises ValueError.
 
-    Raises ValueError.
+    fields: the names of all settings of a run.
     """
     if "[" not in text and "]" not in text:
         return text, text, {}
@@ -60,7 +60,7 @@ def parse_loss(text: str, fields) -> tuple[str, str, dict]:
     if not found:
         raise ValueError("expected LOSS[SETTING=VALUE,...], such as 'L1+TLW[weights=uniform]'")
     loss, inside = found.groups()
-    words = re.split(r",(?![^\[]*\])", inside)  # not at the commas within betas=[0.9,0.99]
+    words = re.split(r",(?![^\[]*\])", inside)  # but not at the comma in betas=[0.9,0.99]
     labels = [word.removeprefix("label=") for word in words if word.startswith("label=")]
     own = parse_pairs([word for word in words if not word.startswith("label=")], "setting", "weights=uniform")
     own = {name.replace("-", "_"): value for name, value in own.items()}

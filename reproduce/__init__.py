@@ -1,1 +1,1 @@
-"""Commands that make the project's own results again."""
+"""Commands that reproduce the project's own results."""

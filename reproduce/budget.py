@@ -1,7 +1,7 @@
-"""Equal time: how long a step of each loss takes, and how many steps each has in the time of the cheapest.
+"""Equal time: measure the time of each loss's step, and give each the time of the cheapest loss.
 
-All losses of a network are measured in one process, in turn, so that whatever else the machine does falls on all of
-them alike. The figures are kept in the grid's folder: a grid that is started again takes the same.
+All losses of a network are measured in turn in one process, so that other work on the machine slows all of them alike.
+The times are kept in the grid's folder, so that a grid that is started again uses the same.
 """
 
 import json
@@ -20,13 +20,13 @@ from train import train_step
 from training.experiment import add_teachers, build_experiment
 
 FILE = "seconds_per_step.json"
-BLOCK, ROUNDS = 8, 5  # a block holds at least one E-step where it is made every 2nd, 4th or 8th step only
-# Settings in epochs or steps that must end with the run.
+BLOCK, ROUNDS = 8, 5  # steps per block: with --e-every 2, 4 or 8, each block has an E-step
+# Settings in epochs that scale with the length of the run.
 EPOCHS = ("step_epochs", "k_epochs", "udl_epoch", "pretrain_epochs")
 
 
 def measure(config: Config) -> dict[str, float]:
-    """Seconds per training step of each of the settings' losses, images' reading included: medians over blocks."""
+    """Measure the seconds per training step of each loss, reading images included: medians over blocks."""
     e = build_experiment(replace(config, modelpath=None, load=False))
     add_teachers(e)
     steps = BLOCK * (ROUNDS + 1) * len(e.learners)
@@ -35,7 +35,7 @@ def measure(config: Config) -> dict[str, float]:
     bar = tqdm(total=steps, desc=f"{config.model} x{config.scale}: seconds per step", unit="step", disable=None)
     for number in range(ROUNDS + 1):
         for loss, learner in zip(config.losses, e.learners):
-            judge = e.judge if config.judge in learner.judges else None  # none would be asked in a run of its own
+            judge = e.judge if config.judge in learner.judges else None  # as in a run with this loss alone
             began = now(e.device)
             for step in range(number * BLOCK, (number + 1) * BLOCK):
                 lr, hr, _ = next(loader)
@@ -45,25 +45,26 @@ def measure(config: Config) -> dict[str, float]:
             blocks[loss].append((now(e.device) - began) / BLOCK)
             bar.update(BLOCK)
     bar.close()
-    return {loss: median(seconds[1:]) for loss, seconds in blocks.items()}  # the first warms up
+    return {loss: median(seconds[1:]) for loss, seconds in blocks.items()}  # the first block warms up
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when all that the device was told to do is done."""
+    """The clock in seconds, after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def read(out: Path) -> dict[str, dict[str, float]]:
-    """What was measured in the grid's folder: {network: {loss: seconds per step}}; empty where nothing was."""
+    """Read the grid's file: {network and scale: {loss: seconds per step}}; empty if there is none."""
     return json.loads((out / FILE).read_text()) if (out / FILE).exists() else {}
 
 
 def measured(out: Path, network: str, config: Config) -> dict[str, float]:
-    """The seconds per step of the settings' losses: those on file, else measured now and added to the file.
+    """The seconds per step of config's losses: from the file, else measured now and added to it.
 
-    Losses that are new to a network are measured beside its old ones and put in proportion to them.
+    network: with its scale, the key in the file. If a loss is new, all are measured again, and the new one's time is
+    scaled by how the others' times compare with the file's.
     """
     known = read(out)
     old = known.get(network, {})
@@ -78,9 +79,9 @@ def measured(out: Path, network: str, config: Config) -> dict[str, float]:
 
 
 def in_equal_time(config: Config, seconds: float, least: float) -> dict:
-    """The settings by which a loss of `seconds` per step has the time that the cheapest, of `least`, has for its own.
+    """The settings that give a loss of `seconds` per step the same total time as the cheapest, of `least`.
 
-    config: those of the cheapest, with steps. What is counted in steps or epochs ends with the run.
+    config: the cheapest loss's settings, with steps. Schedules in steps or epochs shrink in proportion.
     """
     share = least / seconds
     scaled = {

@@ -1,8 +1,8 @@
-"""A cell of a grid: one training by train.py in a folder of its own, and its evaluations by val.py.
+"""A cell of a grid: one training by train.py in its own folder, and its evaluations by val.py.
 
-The folder tells how far a cell is, so that any process can go on with it: last.pt, train.py goes on from there;
-trained.txt (the command), the training came to its end; test_best.json and test_last.json beside it, evaluated.
-diverged.txt: the training was given up because nothing was finite any more; it would be again.
+The folder's files tell how far a cell is, so that any process can continue it. last.pt: train.py resumes it;
+trained.txt (the command): the training is complete; test_best.json and test_last.json: it is evaluated. diverged.txt:
+losses or scores were no longer finite; it is not trained again, for it would diverge again.
 """
 
 import ctypes
@@ -27,9 +27,9 @@ from training.evaluation import label_folders
 
 ROOT = Path(__file__).parents[1]
 TRAINED, DIVERGED, SECONDS = "trained.txt", "diverged.txt", "seconds.txt"
-CHECKPOINTS = ("best", "last")  # of a training: at its best validation, and at its end
-PATIENCE = 60  # seconds that a training may take to finish its step and save; Slurm grants submitit's jobs 90
-# Settings that say where and how a run is done, not what: cells may differ in them.
+CHECKPOINTS = ("best", "last")  # networks of a training: at its best validation, and at its end
+PATIENCE = 60  # seconds for a training to finish its step and save; Slurm gives submitit's jobs 90
+# Settings that say where and how a run is done, not what it computes: cells may differ in them.
 PLACEMENT = {
     "modelpath",
     "load",
@@ -50,26 +50,27 @@ PLACEMENT = {
 
 
 class Failed(Exception):
-    """A cell that did not come to its end; the message says why."""
+    """Raised if a cell cannot be completed; the message says why."""
 
 
 def differing(one: Config, other: Config, besides: set[str] = frozenset()) -> list[str]:
-    """The names of the settings in which two runs differ, where they run and those of `besides` left out."""
+    """The names of the settings in which two runs differ, apart from PLACEMENT and `besides`."""
     one, other = map(configs.absolute_paths, (one, other))
     names = [field.name for field in fields(Config) if field.name not in PLACEMENT | besides]
     return [name for name in names if getattr(one, name) != getattr(other, name)]
 
 
 def saved_config(folder: Path) -> Config | None:
-    """The settings of the run in folder; None where there is none. Raises ValueError."""
+    """Read the settings of the run in folder; None if there is none. Raises ValueError."""
     path = folder / "config.yaml"
     return configs.from_mapping(configs.read_yaml(path), source=str(path)) if path.exists() else None
 
 
 def read_evaluation(folder: Path, which: str) -> dict | None:
-    """What val.py wrote of the `best` or `last` networks of the trained run in folder, as if of one entry.
+    """Read val.py's evaluation of the `best` or `last` network in folder, merged into one entry.
 
-    In `rows` the data set is named, and `per_image` holds the lists of each metric. None if missing or cut off.
+    Each of its `rows` has the data set's name, and a list per metric in `per_image`. None if the run is not trained or
+    not evaluated, or the file is damaged.
     """
     try:
         entries = read_evaluations(folder / f"test_{which}.json") if (folder / TRAINED).exists() else []
@@ -86,15 +87,15 @@ def _by_metric(row: dict) -> dict[str, list]:
 
 
 def read_log(folder: Path) -> list[dict]:
-    """The lines of a run's log; none where there is no log."""
+    """Read the lines of a run's log; none if there is no log."""
     path = folder / "log.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def gave_up(folder: Path, code: int) -> bool:
-    """Whether a training that ended with this exit code did so because nothing was finite any more.
+    """True if a training that ended with this exit code diverged.
 
-    Either its last validation was not finite, or train.py stopped it (exit code 1) among losses that were not.
+    Either its last validation was not finite, or train.py failed (exit code 1) and its last loss was not finite.
     """
     log = read_log(folder)
     losses = [value for entry in log if "loss" in entry for value in entry["loss"].values()]
@@ -103,20 +104,20 @@ def gave_up(folder: Path, code: int) -> bool:
 
 
 def in_a_file_name(text: str) -> str:
-    """text with what shells and file systems take for their own replaced: L1+TLW[wc=one] -> L1+TLW_wc=one."""
+    """Replace characters that are special to shells and file systems: L1+TLW[wc=one] -> L1+TLW_wc=one."""
     return re.sub(r"[^\w.+=,-]+", "_", text).strip("_")
 
 
-@dataclass(frozen=True, eq=False)  # a key of dicts, though Config is none
+@dataclass(frozen=True, eq=False)  # hashed by identity: Config is not hashable
 class Cell:
     """One training, of one network with one loss, and its evaluations.
 
     Args:
         config: its settings.
-        words: the flags of train.py that give them.
+        words: the flags of train.py that give these settings.
         folders: the data sets to evaluate it on; without any it is only trained.
-        bgr: LPIPS sees them in the authors' channel order.
-        label: the name that it is shown by, instead of its loss.
+        bgr: give LPIPS the channels as BGR, as the authors do.
+        label: the name to print in place of its loss.
     """
 
     config: Config
@@ -130,12 +131,12 @@ class Cell:
 
     @property
     def block(self) -> str:
-        """The network and its scale: what losses are compared in."""
+        """The network and its scale, within which losses are compared."""
         return f"{self.network} x{self.config.scale}"
 
     @property
     def network(self) -> str:
-        """The network's name with its options, as --models has it."""
+        """The network's name with its options, as --models takes it."""
         return network_name(self.config)
 
     @property
@@ -144,11 +145,11 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where the run is."""
+        """The run's folder."""
         return Path(self.config.modelpath)
 
     def check(self) -> None:
-        """Raise ValueError where the folder holds a run of other settings."""
+        """Raise ValueError if the folder holds a run with other settings."""
         saved = saved_config(self.folder)
         for name in [] if saved is None else differing(self.config, saved):
             wanted, found = (getattr(config, name) for config in (self.config, saved))
@@ -158,7 +159,7 @@ class Cell:
             )
 
     def evaluated(self, which: str) -> bool:
-        """Whether its `best` or `last` network is evaluated on all the data sets, as it should be."""
+        """True if its `best` or `last` network is evaluated on all data sets, with its protocol and metrics."""
         found = read_evaluation(self.folder, which)
         if found is None or found.get("protocol") != self.config.protocol or found.get("precision", "fp32") != "fp32":
             return False
@@ -171,18 +172,18 @@ class Cell:
         return set(self.config.metrics) <= set(map(word_of, metrics)) and orders <= {self.bgr}
 
     def finished(self) -> bool:
-        """Whether nothing is left to do: it is trained and evaluated; if nothing is to be evaluated, or given up."""
+        """True if nothing is left to do: it is trained and evaluated; without `folders`, trained or diverged."""
         if not self.folders:
             return any((self.folder / name).exists() for name in (TRAINED, DIVERGED))
         return (self.folder / TRAINED).exists() and all(map(self.evaluated, CHECKPOINTS))
 
     def seconds(self) -> float:
-        """How long its training has taken so far, a process's beginning and the last validation included."""
+        """The seconds that train.py has taken so far, starting up and validating included."""
         path = self.folder / SECONDS
         return sum(map(float, path.read_text().split())) if path.exists() else 0.0
 
     def in_use(self) -> bool:
-        """Whether a training is going on in the folder."""
+        """True if a training is running in the folder."""
         try:
             check_unlocked(self.folder)
         except RunFolderError:
@@ -190,7 +191,7 @@ class Cell:
         return False
 
     def next_command(self) -> list[str] | None:
-        """What is to be run next; None where the cell is finished."""
+        """The command to run next; None if the cell is finished."""
         config, folder = self.config, self.folder
         if self.finished():
             return None
@@ -206,22 +207,22 @@ class Cell:
 
 
 def network_name(config: Config) -> str:
-    """A network with its options in brackets: EDSR[blocks=8,channels=32]."""
+    """The network's name with its options in brackets: EDSR[blocks=8,channels=32]."""
     options = ",".join(f"{name}={value}".replace(" ", "") for name, value in (config.model_options or {}).items())
     return config.model + f"[{options}]" * bool(options)
 
 
 def _with_the_parent() -> None:
-    """In a child before its program: asked to stop when the parent dies, and deaf to the signal meant for that."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm tells every process of a job that its time is over
+    """Make a child process, before its exec, get SIGTERM if the parent dies, and ignore SIGUSR2."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to every process of a job whose time is over
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Work:
-    """Does what is left of a cell, each command in a process of its own; called once.
+    """Runs the remaining commands of a cell, each in its own process. Call it once.
 
-    submitit calls `checkpoint` before a job is moved or its time is over.
+    submitit calls `checkpoint` before a job is preempted or its time is over.
     """
 
     def __init__(self, cell: Cell):
@@ -229,14 +230,15 @@ class Work:
         self.child: subprocess.Popen | None = None
 
     def __call__(self) -> None:
-        """Do all of it. Raises what progress does."""
+        """Run all commands. Raises what progress does."""
         for _ in self.progress():
             time.sleep(0.1)
 
     def progress(self, asked: Callable[[], int | None] = lambda: None) -> Iterator[None]:
-        """Do all of it, yielding again and again while a command runs.
+        """Run all commands, yielding repeatedly while one runs.
 
-        asked: says whether it shall stop. Raises Failed where a command fails, or was ended by a signal.
+        asked: returns a signal's number if the work has to stop. Raises Failed if a command fails or is ended by a
+        signal.
         """
         cell, before = self.cell, None
         while (command := cell.next_command()) is not None:
@@ -246,7 +248,7 @@ class Work:
             if command == before:
                 raise Failed(f"{program} did not leave what it should have")
             if program == "train.py" and "--load" not in command:
-                for path in cell.folder.glob("best_*.pt"):  # without a last.pt nothing can go on from them
+                for path in cell.folder.glob("best_*.pt"):  # without a last.pt they cannot be resumed from
                     path.unlink()
             began = time.monotonic()
             code = yield from self.run(command, asked)
@@ -262,7 +264,7 @@ class Work:
             before = command
 
     def run(self, command: list[str], asked: Callable[[], int | None]) -> Iterator[None]:
-        """Run a command, told to stop when `asked` says so, and never left behind; returns its exit code."""
+        """Run a command and return its exit code; terminate it when `asked` says so, or when this ends."""
         self.child = subprocess.Popen(command, preexec_fn=_with_the_parent)
         try:
             told = False
@@ -276,7 +278,7 @@ class Work:
             self.stop()
 
     def stop(self) -> None:
-        """End the command that is running, all saved."""
+        """Terminate the running command, which saves; kill it if it takes longer than PATIENCE."""
         if self.child is not None and self.child.poll() is None:
             self.child.terminate()
             try:
@@ -285,7 +287,7 @@ class Work:
                 self.child.kill()
 
     def checkpoint(self):
-        """Save, and say what shall be run when the job is started again: the same."""
+        """Stop, with a save; return the same work, for submitit to queue again."""
         from submitit.helpers import DelayedSubmission
 
         self.stop()
@@ -293,7 +295,7 @@ class Work:
 
 
 def reason(code: int) -> str:
-    """What an exit code of ours or of Python's subprocess means."""
+    """The meaning of an exit code of our commands or of Python's subprocess."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"ended by {name}" + ("; was the memory full?" if name == "SIGKILL" else "")

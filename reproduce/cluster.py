@@ -1,7 +1,7 @@
-"""The cells of a grid as jobs of submitit: on a Slurm cluster, or rehearsed on this machine one after the other.
+"""The cells of a grid as submitit jobs: on a Slurm cluster, or one after another on this machine.
 
 A job that Slurm preempts, or whose time is over, saves and is queued again (`Work.checkpoint`). Jobs outlive the
-process that submitted them: their numbers stand in a file, and who starts the grid again waits for them.
+process that submitted them: a file has their ids, and a grid that is started again waits for them.
 """
 
 import json
@@ -30,9 +30,9 @@ DEFAULTS = {"name": "tlw", "timeout_min": 24 * 60, "slurm_signal_delay_s": PATIE
 
 
 def make_executor(kind: str, folder: Path, parameters: list[str]):
-    """submitit's executor of that kind (local, slurm) with parameters NAME=VALUE, its files in folder.
+    """Make submitit's executor of a kind (local, slurm), with parameters NAME=VALUE and files in folder.
 
-    Raises ValueError where submitit or Slurm is not installed, or a parameter is none of theirs.
+    Raises ValueError if submitit or Slurm is not installed, or a parameter is unknown.
     """
     try:
         import submitit
@@ -42,7 +42,7 @@ def make_executor(kind: str, folder: Path, parameters: list[str]):
     given = {name.replace("-", "_"): value for name, value in given.items()}
     values = {name if name in SHARED or name.startswith("slurm_") else f"slurm_{name}": v for name, v in given.items()}
     try:
-        # As often as it takes: every time it goes on from where it was.
+        # Practically unlimited: each time the job resumes.
         executor = submitit.AutoExecutor(folder, cluster=kind, slurm_max_num_timeout=1000)
         executor.update_parameters(**DEFAULTS | values)
     except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
@@ -51,16 +51,16 @@ def make_executor(kind: str, folder: Path, parameters: list[str]):
 
 
 class Jobs:
-    """The cells' jobs. outcomes() submits those that are not going on already, and yields them as they end."""
+    """The cells' jobs: outcomes() submits those not yet running or queued, and yields each as it ends."""
 
     def __init__(self, kind: str, folder: Path, parameters: list[str]):
-        """Raises ValueError on bad parameters, and writes nothing."""
+        """Check the parameters. Raises ValueError; writes nothing to folder."""
         self.kind, self.folder, self.parameters, self.record = kind, folder, parameters, folder / "jobs.json"
-        with tempfile.TemporaryDirectory() as scratch:  # submitit makes the folder at once
+        with tempfile.TemporaryDirectory() as scratch:  # submitit makes its folder at once
             make_executor(kind, Path(scratch), parameters)
 
     def submit(self, cells: list[Cell]) -> dict:
-        """A job for each cell: the one of an earlier process where that goes on, else a new one."""
+        """Return a job for each cell: an earlier process's job if it is still going, else a new one."""
         import submitit
 
         known = json.loads(self.record.read_text()) if self.kind == "slurm" and self.record.exists() else {}
@@ -82,9 +82,9 @@ class Jobs:
         return jobs
 
     def outcomes(self, cells: list[Cell], asked: Callable[[], int | None]) -> Iterator[tuple[Cell, str]]:
-        """Each cell with what went wrong ("": nothing), as its job ends; returns early when `asked` says stop."""
+        """Yield each cell with its error, or "", as its job ends; return early when `asked` says so."""
         for part in [cells] if self.kind == "slurm" else [[cell] for cell in cells]:
-            while self.kind == "local" and part[0].in_use() and not asked():  # a job of a grid that was killed
+            while self.kind == "local" and part[0].in_use() and not asked():  # by a job of a grid that was killed
                 time.sleep(1)
             jobs = self.submit(part)
             for cell, job in jobs.items():
@@ -103,7 +103,7 @@ class Jobs:
 
 
 def last_line(trace: str, log: Path) -> str:
-    """The line of a job's error that says what it was, and where the rest is."""
+    """The line of a job's traceback that names the error, and the path of its log."""
     lines = [line for line in trace.splitlines() if ".cells.Failed: " in line]
     reason = lines[-1].split(".cells.Failed: ")[-1] if lines else "the job did not come to its end"
     return f"{reason}; see {log}"

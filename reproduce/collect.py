@@ -1,11 +1,11 @@
-"""The scores of a grid's cells: read from the cells, kept as CSV, and as the differences of two losses.
+"""The scores of a grid: read them from the cells, keep them as CSV, and take differences of losses.
 
     images.csv      a row per network, scale, loss, seed, checkpoint (best, last), data set and image: its metrics
     trainings.csv   a row per training: steps, learning rate, seconds
     progress.csv    a row per training and validation: step, and its metrics on the validation images
     about.json      protocol, judges, set-up, what was left out
 
-From these files alone `python -m reproduce.report FOLDER` makes every table again.
+`python -m reproduce.report FOLDER` makes every table from these files alone.
 """
 
 import csv
@@ -28,9 +28,9 @@ from training.evaluation import label_folders
 
 from .cells import CHECKPOINTS, Cell, differing, network_name, read_evaluation, saved_config
 
-RISING = ("PSNR-Y", "SSIM-Y")  # metrics of which more is better; of all others, less
-SAME = 1e-3  # by how much the bicubic rows of one image may differ between devices, in dB
-# Settings in which the cells of a grid may differ; equal time changes the last ones.
+RISING = ("PSNR-Y", "SSIM-Y")  # metrics for which higher is better; for all others lower is
+SAME = 1e-3  # dB by which bicubic's PSNR of one image may differ between devices
+# Settings in which the cells of a grid may differ; --budget time changes those from "steps" on.
 OWN = {
     "model",
     "model_options",
@@ -51,7 +51,7 @@ KEYS = ("network", "scale", "loss", "seed", "checkpoint", "dataset")
 
 
 class Key(NamedTuple):
-    """What a row of scores is of; bicubic has no network, seed and checkpoint."""
+    """The key of a row of scores; bicubic has no network, seed or checkpoint."""
 
     network: str
     scale: int
@@ -62,11 +62,11 @@ class Key(NamedTuple):
 
 
 class Results(NamedTuple):
-    """All that is known of a grid's finished cells."""
+    """The results of a grid's finished cells."""
 
-    scores: dict[Key, dict[str, np.ndarray]]  # by metric, (images,)
+    scores: dict[Key, dict[str, np.ndarray]]  # by metric: (images,)
     trainings: list[dict]
-    names: dict[str, list[str]]  # of each data set's images
+    names: dict[str, list[str]]  # of the images, by data set
     about: dict
     progress: list[dict]
 
@@ -76,18 +76,18 @@ class Results(NamedTuple):
         return list(dict.fromkeys(metric for scores in self.scores.values() for metric in scores))
 
     def values(self, name: str) -> list:
-        """What a field of the keys takes in the trainings' rows, in the order of appearance."""
+        """The values of a field of the keys, without bicubic's, in the order of appearance."""
         return list(dict.fromkeys(getattr(key, name) for key in self.scores if key.loss != "bicubic"))
 
 
 def _logged_seconds(cell: Cell, history: History) -> float | str:
-    """Seconds of a training step by the cell's own log, images' reading left out; empty where it has none."""
+    """The seconds of a training step in the cell's own log, without reading images; "" if not logged."""
     pace = next(iter(history.paces(cell.config.variants).values()), None)
     return float(f"{pace.seconds:.4g}") if pace else ""
 
 
 def _progress(cell: Cell, history: History) -> list[dict]:
-    """The validations in a cell's log, each step once: where it resumed, the later one."""
+    """The validations in a cell's log, each step once; if a step was logged twice, the later one."""
     own = {"network": cell.network, "scale": cell.config.scale, "loss": cell.loss, "seed": cell.config.seed}
     rows = {}
     for metric in history.metrics:
@@ -101,10 +101,10 @@ def _progress(cell: Cell, history: History) -> list[dict]:
 def read_cells(
     cells: Iterable[Cell], folders: Iterable[str] = (), seconds_per_step: Mapping = MappingProxyType({})
 ) -> Results | None:
-    """The evaluations of the finished cells (None: there is none) on the data sets that all share.
+    """Read the finished cells' evaluations on the data sets that all share; None if none is finished.
 
-    folders: only these data sets. Raises ValueError where they cannot stand in one table: other settings, another
-    protocol, other images.
+    folders: only these data sets. Raises ValueError if the cells do not fit into one table: settings, protocols or
+    images differ, or no data set is shared.
     """
     cells, found = list(cells), []
     for cell in cells:
@@ -186,7 +186,7 @@ def _image_names(folder: str | None, size: int) -> list[str]:
 
 
 def _check_images(key: Key, new: dict[str, np.ndarray], scores: dict, cell: Cell) -> None:
-    """Raise ValueError where a data set's name stood for different images in different cells."""
+    """Raise ValueError if a data set's name stands for different images in different cells."""
     sizes = {
         len(values)
         for other, of in [*scores.items(), (key, new)]
@@ -204,7 +204,7 @@ def _check_images(key: Key, new: dict[str, np.ndarray], scores: dict, cell: Cell
 
 
 def _set_up(c: Config) -> str:
-    """One line on what was trained, so that nobody takes a short run for the paper's."""
+    """One line on the training's length and settings, so that nobody takes a short run for the paper's."""
     length = f"{c.steps} steps" if c.steps else f"{c.endepoch - c.startepoch} epochs"
     images = f"patches of {c.patch}" if c.patch else "whole images"
     sets = " ".join(Path(path).name for path in c.trainpath)
@@ -215,7 +215,7 @@ def _set_up(c: Config) -> str:
 
 
 def write(results: Results, folder: Path) -> None:
-    """The four files, each whole or not at all. Raises OSError."""
+    """Write the four files, each atomically. Raises OSError."""
     rows = []
     for key, scores in results.scores.items():
         for i, name in enumerate(results.names[key.dataset]):
@@ -229,7 +229,7 @@ def write(results: Results, folder: Path) -> None:
 
 
 def csv_text(rows: list[dict]) -> str:
-    """Rows of the same or other names as CSV."""
+    """Format rows, whose keys may differ, as CSV."""
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
@@ -238,12 +238,12 @@ def csv_text(rows: list[dict]) -> str:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """Rows of the same or other names, whole or not at all. Raises OSError."""
+    """Write rows, whose keys may differ, as CSV, atomically. Raises OSError."""
     atomic_write(path, csv_text(rows).encode())
 
 
 def read(folder: Path) -> Results:
-    """What `write` wrote. Raises ValueError where it is not there."""
+    """Read what `write` wrote; progress.csv may be missing. Raises ValueError if another file is."""
     for name in ("images.csv", "trainings.csv", "about.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: no {name}; expected the folder of a grid's results")
@@ -269,7 +269,7 @@ def read(folder: Path) -> Results:
 
 
 def _read_csv(path: Path) -> list[dict]:
-    """The rows of a file; none where it is not there."""
+    """Read the rows of a CSV file; none if there is no file."""
     if not path.is_file():
         return []
     with open(path, newline="") as file:
@@ -280,7 +280,7 @@ def _read_csv(path: Path) -> list[dict]:
 
 
 def label_of(loss: str) -> str:
-    """What a loss is called in tables: its label if it has one, L1+TLW[wc=one,label=map] -> map."""
+    """A loss's name in tables: its label if it has one, L1+TLW[wc=one,label=map] -> map."""
     found = re.search(r"\blabel=([^,\]]+)", loss)
     return found[1] if found else loss
 
@@ -291,7 +291,7 @@ def plain(loss: str) -> str:
 
 
 def pairs_of(losses: Iterable[str]) -> list[tuple[str, str]]:
-    """Each loss with what it builds on, as far as that is there: the loss without its settings, and its pixel term.
+    """Pair each loss with the ones it builds on, if they are among losses.
 
     L1+TLW[wc=one] with L1+TLW and with L1; L1+TLW+DP with L1+DP; L1+UDL with L1.
     """
@@ -304,7 +304,7 @@ def pairs_of(losses: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def by_seed(results: Results, loss: str, metric: str, checkpoint: str) -> dict[tuple[str, int], dict[int, np.ndarray]]:
-    """The scores of a loss by network and scale, and by seed: (images,), those of all data sets one after another."""
+    """The scores of a loss by (network, scale) and by seed: (images,), all data sets concatenated."""
     found: dict[tuple[str, int], dict[int, list]] = {}
     for key in sorted(results.scores, key=lambda key: key.dataset):
         if (key.loss, key.checkpoint) == (loss, checkpoint) and metric in results.scores[key]:
@@ -319,7 +319,7 @@ def by_seed(results: Results, loss: str, metric: str, checkpoint: str) -> dict[t
 def gains(
     results: Results, pair: tuple[str, str], metric: str, checkpoint: str = "best"
 ) -> dict[tuple[str, int], np.ndarray]:
-    """By how much the first loss is better than the second, by network and scale: (seeds, images), seeds of both."""
+    """The gain of the first loss over the second by (network, scale): (seeds of both, images)."""
     one, other = (by_seed(results, loss, metric, checkpoint) for loss in pair)
     sign = 1 if metric in RISING else -1
     both = {cell: [seed for seed in one[cell] if seed in other.get(cell, {})] for cell in one}

@@ -1,10 +1,10 @@
-"""Tables 2, 3, 5 and 7 of the Dual Perceptual loss's paper: reproduce.grid with its networks, settings and numbers.
+"""Tables 2, 3, 5 and 7 of the Dual Perceptual loss paper: reproduce.grid with the paper's settings.
 
     python -m reproduce.dp --table 2 --trainpath DIV2K_train_HR --folder Set5 Set14 BSDS100 Urban100 --seeds 1
-    python -m reproduce.dp --table 2 --collect --folder Set5 ...     the table of what is finished
+    python -m reproduce.dp --table 2 --collect --folder Set5 ...     the table of the finished cells
 
-Song et al., "Dual Perceptual Loss for Single Image Super-Resolution Using ESRGAN", 2022. Table 2: SRGAN-DP with other
-mu (and VGG alone); Table 3: with other stages of ResNet-50; Table 5: ESRGAN-DP with four of those settings; Table 7:
+Song et al., "Dual Perceptual Loss for Single Image Super-Resolution Using ESRGAN", 2022. Table 2: SRGAN-DP by mu (and
+VGG alone); Table 3: SRGAN-DP by stage of ResNet-50; Table 5: ESRGAN-DP with four of those settings; Table 7:
 ESRGAN with VGG alone, with the sum of both losses, and with dynamic weighting. Each cell is 400,000 steps: --steps and
 --patch make it smaller, and --extractor-weights names the extractors' files.
 """
@@ -30,7 +30,7 @@ def dual(mu: float, stage: int) -> str:
 ALONE = loss("VGG", f"dp_extractors={VGG}")
 SUM = loss("sum-layer3", "dp_dynamic=false")
 SRGAN, ESRGAN = ("SRResNet", "configs/srgan_dp.yaml"), ("RRDBNet", "configs/esrgan_dp.yaml")
-# The table's number: network, configuration, losses.
+# By table number: network, configuration, losses.
 TABLES = {
     2: (*SRGAN, [ALONE, *(dual(mu, 1) for mu in (0.2, 0.5, 1, 5, 10, 20))]),
     3: (*SRGAN, [dual(0.5, stage) for stage in (1, 2, 3, 4)]),

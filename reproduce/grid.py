@@ -4,15 +4,15 @@
         --trainpath T91 BSDS200 --folder Set5 Set14 --steps 5000 --patch 96 --batchsize 8 --out checkpoints/grid
     ... --rates checkpoints/sweep/rates.json    each loss at the rate that reproduce.sweep chose
     ... --budget time                           equal time instead of equal steps
-    ... --null L1                               L1 against itself: what the statistics say where there is nothing
-    ... --init "checkpoints/L1_seed{seed}"      each seed begins from weights of its own
-    ... --collect                               the tables of what is finished, training nothing
+    ... --null L1                               L1 against itself: what the statistics find if there is no difference
+    ... --init "checkpoints/L1_seed{seed}"      each seed starts from its own weights
+    ... --collect                               the tables of the finished cells, training nothing
 
 A cell is one network, scale, loss and seed: a run of train.py, evaluated by val.py at its best validation and at its
-end. Cells of a seed have the same first weights and batches. The validation images are a share of the training images
-(--holdout). Every setting of train.py is a flag here too. What is finished is skipped, what was begun goes on: killed,
-start it again. Exit codes: 0 all cells finished; 1 some failed, named at the end; 2 bad input; 128 + its number:
-stopped by a signal.
+end. All cells of a seed have the same initial weights and batches. A share of the training images is held out for
+validation (--holdout). Every setting of train.py is a flag here too. If the grid is killed, start it again: it skips
+finished cells and resumes the others. Exit codes: 0 all cells finished; 1 some failed, named at the end; 2 bad input;
+128 + the signal's number: stopped by a signal.
 """
 
 import json
@@ -37,12 +37,12 @@ from .cluster import Jobs
 from .papers import Paper
 from .running import cores, exit_if_failed, run_all, threads_of_a_job
 
-OURS = {"model", "scale", "seed", "modelpath", "load", "checkpoint"}  # settings that the grid gives each cell
+OURS = {"model", "scale", "seed", "modelpath", "load", "checkpoint"}  # settings that the grid sets for each cell
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a grid is where the command line does not say, and what stands beside its numbers."""
+    """A grid's defaults, and the paper whose numbers its tables show beside ours."""
 
     program: str = "reproduce.grid"
     models: tuple[str, ...] = ("EDSR",)
@@ -52,13 +52,13 @@ class Preset:
 
 
 def add_cell_flags(parser, preset: Preset, seeds: int, seeds_help: str) -> None:
-    """Add the flags that say which trainings there are and where they run."""
+    """Add the flags that choose the trainings and where they run."""
     parser.add_argument(
         "--models",
         nargs="+",
         default=list(preset.models),
         metavar="MODEL",
-        help=f'networks, options in brackets: "EDSR[blocks=8,channels=32]" (default: {" ".join(preset.models)})',
+        help=f'networks, with options in brackets: "EDSR[blocks=8,channels=32]" (default: {" ".join(preset.models)})',
     )
     parser.add_argument(
         "--scales",
@@ -75,24 +75,25 @@ def add_cell_flags(parser, preset: Preset, seeds: int, seeds_help: str) -> None:
         "--config",
         default=preset.config,
         metavar="FILE",
-        help=f"settings of train.py for all cells (default: {preset.config}); flags below win",
+        help=f"YAML file with settings of train.py for all cells (default: {preset.config}); flags override it",
     )
     parser.add_argument(
         "--holdout",
         type=float,
         default=0.05,
         metavar="SHARE",
-        help="of the training images, to validate on instead, unless --valpath is given (default: 0.05)",
+        help="share of the training images to hold out for validation, unless --valpath is given (default: 0.05)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the cells (default: checkpoints/, then --config's name)"
+        "--out", type=Path, metavar="DIR", help="folder of the cells (default: checkpoints/ and --config's name)"
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once, here (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once, if run here (default: 1)")
     parser.add_argument(
         "--executor",
         default="none",
         choices=("none", "local", "slurm"),
-        help="none: cells run here; slurm: as jobs, by submitit; local: submitit's rehearsal (default: none)",
+        help="none: run the cells here; slurm: as Slurm jobs, by submitit; local: as submitit's local jobs, to try it "
+        "out (default: none)",
     )
     parser.add_argument(
         "--slurm",
@@ -112,7 +113,7 @@ def add_settings(parser, without: set[str]) -> None:
 def parse(argv: list[str] | None, preset: Preset = Preset()):
     parser = configs.OneLineParser(prog=preset.program, description="Train, evaluate and compare losses.")
     add_cell_flags(parser, preset, 3, "; no test below six trainings of a loss")
-    parser.add_argument("--folder", nargs="+", default=[], metavar="DIR", help="test sets")
+    parser.add_argument("--folder", nargs="+", default=[], metavar="DIR", help="folders of test images")
     parser.add_argument(
         "--rates",
         nargs="+",
@@ -124,22 +125,22 @@ def parse(argv: list[str] | None, preset: Preset = Preset()):
         "--budget",
         choices=("steps", "time"),
         default="steps",
-        help="what all losses of a network "
-        "have alike: the steps, or the time that --steps take the cheapest (default: steps)",
+        help="give all losses of a network the same steps, or the same time: that of --steps of the cheapest loss "
+        "(default: steps)",
     )
-    parser.add_argument("--bgr", action="store_true", help="show LPIPS the channels as BGR, as the paper's code does")
+    parser.add_argument("--bgr", action="store_true", help="give LPIPS the channels as BGR, as the released code does")
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="folder of the tables and of all scores as CSV (default: --out)"
+        "--results", type=Path, metavar="DIR", help="folder for the tables and all scores as CSV (default: --out)"
     )
     report.add_flags(parser)
-    parser.add_argument("--collect", action="store_true", help="only make the tables of the cells that are finished")
+    parser.add_argument("--collect", action="store_true", help="only make the tables of the finished cells")
     add_settings(parser, OURS)
     parser.set_defaults(presets_config=preset.config)
     return parser.parse_args(argv)
 
 
 def as_words(settings: dict) -> list[str]:
-    """Turn parsed flags into a command line again."""
+    """Turn parsed flags back into a command line."""
     words = []
     for name, value in settings.items():
         flag = configs.flag_of(name)
@@ -151,7 +152,7 @@ def as_words(settings: dict) -> list[str]:
 
 
 def shared_words(args, seed: int = 0) -> list[str]:
-    """The flags of train.py that all cells of a seed have: {seed} in --init stands for it."""
+    """The flags of train.py that all cells of a seed share; {seed} in --init is replaced by the seed."""
     names = {field.name for field in fields(Config)} - OURS  # --checkpoint is the report's
     given = {name: value for name, value in vars(args).items() if name in names}
     if "init" in given:
@@ -160,7 +161,7 @@ def shared_words(args, seed: int = 0) -> list[str]:
 
 
 def common_config(args) -> Config:
-    """What all cells have in common. Exits like train.py on a bad setting."""
+    """The settings that all cells share. Exits like train.py on a bad setting."""
     return configs.load([*shared_words(args), "--scale", str(args.scales[0])])
 
 
@@ -182,7 +183,10 @@ def network_words(text: str) -> list[str]:
 
 
 def read_rates(args) -> Callable[[str, int, str], list[str]]:
-    """Read --rates; returns the flags of the learning rate of a network, scale and loss. Raises ValueError."""
+    """Read --rates; return a function from network, scale and loss to the learning rate's flags.
+
+    Both raise ValueError.
+    """
     if not args.rates:
         return lambda network, scale, loss: []
     table, path = {}, Path(args.rates[0])
@@ -204,10 +208,10 @@ def read_rates(args) -> Callable[[str, int, str], list[str]]:
 
 
 def split_images(args, config: Config, out: Path) -> dict[str, dict]:
-    """Training and held-out images by the names of their settings; none if validation images are given.
+    """Split the images: {"trainpath": training images, "valpath": held-out ones}; {} with --valpath.
 
-    Those of a preset's file are not: a paper chose its best networks on images that it reports. With --collect none
-    either, for nothing is trained.
+    The valpath of a preset's own file does not count: papers chose their best networks on test images. Also {} with
+    --collect, which trains nothing. Raises ValueError.
     """
     of_file = args.config != getattr(args, "presets_config", None) and config.valpath != Config().valpath
     if "valpath" in vars(args) or of_file or getattr(args, "collect", False):
@@ -223,12 +227,12 @@ def folder_of(args) -> Path:
 
 
 def timed_losses(args) -> tuple[str, ...]:
-    """The losses that share the time of the cheapest: --losses, with which the one of --null has its steps."""
+    """The losses that get the same time: --losses and that of --null."""
     return tuple(dict.fromkeys([*common_config(args).losses, *([args.null] if args.null else [])]))
 
 
 def base_cells(args, more: Iterable[str] = ()) -> list[Cell]:
-    """A cell for each network, scale, loss and seed, without a folder or rate of its own; all of seed 0 first.
+    """Make a cell per network, scale, loss and seed, without its folder and learning rate; seed 0 first.
 
     more: further flags of train.py. Raises ValueError or exits like train.py.
     """
@@ -262,16 +266,16 @@ def base_cells(args, more: Iterable[str] = ()) -> list[Cell]:
 
 
 def with_folder(cell: Cell, args, label: str, more: Iterable[str] = (), **options) -> Cell:
-    """The cell with a folder that is named by its network and scale, the label and its seed; more: further flags."""
+    """The cell with a folder named after its network, scale, label and seed; more: further flags."""
     name = f"{cell.network}_x{cell.config.scale}_{label}_seed{cell.config.seed}"
     words = (*cell.words, *more, "--modelpath", str(folder_of(args) / in_a_file_name(name)))
     return Cell(configs.load(list(words)), words, label=label, **options)
 
 
 def make_cells(args) -> list[Cell]:
-    """The grid's cells. Raises ValueError or exits like train.py.
+    """Make the grid's cells. Raises ValueError or exits like train.py.
 
-    With --budget time a loss whose seconds per step are not on file has --steps.
+    With --budget time, a loss whose time per step is not measured yet has --steps.
     """
     configs.expect(len(args.folder) > 0, "folder", "", "one or more folders of test images")
     configs.expect(
@@ -291,7 +295,7 @@ def make_cells(args) -> list[Cell]:
 
 
 def check(cells: list[Cell], args) -> None:
-    """Raise ValueError if a cell could not be trained or evaluated, as far as can be told without training."""
+    """Raise ValueError if a cell cannot be trained or evaluated, as far as can be told beforehand."""
     config, out = cells[0].config, folder_of(args)
     common = common_config(args)
     configs.expect(0 < args.jobs <= cores(), "jobs", args.jobs, f"1 to {cores()}, as many as there are cores")
@@ -321,7 +325,7 @@ def check(cells: list[Cell], args) -> None:
 
 
 def prepare(args, cells: list[Cell]) -> list[Cell]:
-    """Link the images, and measure if --budget time asks for it; returns the cells as they are to be trained."""
+    """Link the images; with --budget time, measure the losses; return the cells to train."""
     out = folder_of(args)
     for name, images in split_images(args, common_config(args), out).items():
         holdout.link(images, out / "images" / name[:-4])
@@ -344,14 +348,14 @@ def prepare(args, cells: list[Cell]) -> list[Cell]:
 
 
 def make_tables(cells: list[Cell], args, preset: Preset) -> None:
-    """Print the tables of the cells that are finished, and write them. Raises ValueError if none is."""
+    """Print and write the tables of the finished cells. Raises ValueError if none is finished."""
     out = folder_of(args)
     results = collect.read_cells(cells, args.folder, budget.read(out))
     if results is None:
         raise ValueError(f"--out {out}: none of the grid's {len(cells)} cells is finished there; leave --collect out")
     folder = args.results or out
     collect.write(results, folder)
-    results = collect.read(folder)  # as rounded there, so that the tables made from it later are the same
+    results = collect.read(folder)  # rounded as in the files, so that tables made from these later are the same
     print("\n" + report.text(results, args, preset.paper))
     print("\nwritten: " + ", ".join(map(str, report.write(results, args, preset.paper, folder))))
     print(f"the tables again, from these files: python -m reproduce.report {folder}")

@@ -1,6 +1,6 @@
-"""The validation images of a grid: a share of the training images that no training sees, and that no test set holds.
+"""The validation images of a grid, which choose `best`: a share of the training images, held out.
 
-`best` is chosen on them. Which ones is a pure function of the images' names: the same on any machine, for all cells.
+The choice is a pure function of the images' names: the same on every machine and for all cells.
 """
 
 import zlib
@@ -12,10 +12,10 @@ from training.evaluation import label_folders
 
 
 def split(folders: Iterable[str], share: float) -> tuple[dict[Path, Path], dict[Path, Path]]:
-    """The images of folders that stay for training and those that are held out, each with its place below a root.
+    """Split the images of folders into training and held-out ones, each as {path: path of its link}.
 
-    share: of the images, above 0 and below 1; at least one is held out: those of the least CRC-32 of DATASET/NAME.
-    Raises ValueError where a folder is missing or there are fewer than two images.
+    share: of the images to hold out, above 0 and below 1, at least one: those with the lowest CRC-32 of DATASET/NAME.
+    Raises ValueError if a folder is missing, two images clash or there are fewer than two.
     """
     places = {}
     for label, folder in label_folders(folders).items():
@@ -41,7 +41,7 @@ def roots(images: Mapping[Path, Path], folder: Path) -> list[str]:
 
 
 def link(images: Mapping[Path, Path], folder: Path) -> None:
-    """Make a link to every image at its place below folder. Raises ValueError where folder holds others."""
+    """Link every image at its place below folder. Raises ValueError if folder holds links to others."""
     wanted = {folder / place: path for path, place in images.items()}
     for path in folder.rglob("*"):
         if path.is_symlink() and (path not in wanted or path.readlink() != wanted[path]):
@@ -56,7 +56,7 @@ def link(images: Mapping[Path, Path], folder: Path) -> None:
 
 
 def check_disjoint(sets: Mapping[str, Iterable[Path]]) -> None:
-    """Raise ValueError where a file, or a copy of it, is in two of the sets, which are called by the flags' names."""
+    """Raise ValueError if two of the sets share an image, by content; the keys name the sets."""
     seen: dict[tuple, tuple[str, Path]] = {}
     for name, paths in sets.items():
         for path in paths:

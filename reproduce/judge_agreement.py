@@ -2,15 +2,15 @@
 
     python -m reproduce.judge_agreement --folder datasets/Set5 datasets/Set14 --judge-weights alexnet.pth
 
-SR networks that no judge has seen are trained for this (other networks, sizes and seeds than in train_judge) on the
-photographs in scikit-image, and snapshots taken on the way. From every image come patches; of each a pair (sr, hr), and
-weight maps w of equal share k. Measured against the teacher:
+SR networks that no judge has seen (other networks, sizes and seeds than in train_judge) are trained on the photographs
+of scikit-image, and copied at several stages. Each draw takes a patch of an image, its SR by one of the networks, and
+two weight maps w of equal mean k. Measured against the teacher:
 
 - Spearman's and Pearson's correlation of the distances D(x, hr), x = sr, x_w and x_{1-w};
-- choice: the share of draws in which, of two maps of equal k on one pair, both give the higher WC to the same one;
+- choice: the share of draws in which both judges give the higher WC to the same one of the two maps;
 - gradient: the mean cosine of d(-log WC)/dw;
-- WC in bf16: how far each judge's WC is from its own in fp32 where its features are computed in bf16, mean (and most)
-  of --bf16-draws draws.
+- WC in bf16: the relative change of each judge's own WC if its features are computed in bf16, mean and maximum over
+  --bf16-draws draws.
 """
 
 import json
@@ -43,7 +43,7 @@ NETWORKS = (
 
 
 def image_patches(pairs: PairedDataset, size: int) -> list[tuple[Tensor, Tensor]]:
-    """Each image's patches of `size` HR pixels side by side (smaller images whole), lr (3,h,w) and hr (3,H,W)."""
+    """Cut images into adjacent patches lr (3,h,w), hr (3,H,W) of `size` HR pixels, smaller ones whole."""
     patches = []
     for i, (height, width) in enumerate(pairs.sizes):
         rows, columns = min(size, height), min(size, width)
@@ -54,7 +54,7 @@ def image_patches(pairs: PairedDataset, size: int) -> list[tuple[Tensor, Tensor]
 
 
 def observe(judge, sr: Tensor, hr: Tensor, weights: list[Tensor]) -> dict[str, Tensor]:
-    """The judge's distances, WC and gradients on one pair (1,3,H,W), for two weight maps."""
+    """Compute the judge's distances, WC and gradients on one pair (1,3,H,W), for each weight map."""
     target = Target.judged_by(judge, hr)
     distances, criteria, grads = [target.distance(sr)], [], []
     for w in weights:
@@ -67,7 +67,7 @@ def observe(judge, sr: Tensor, hr: Tensor, weights: list[Tensor]) -> dict[str, T
 
 
 def change_in_bf16(judge, sr: Tensor, hr: Tensor, w: Tensor) -> float:
-    """How far WC is from itself where the judge's features are computed in bf16, as with --precision bf16: a share."""
+    """The relative change of WC if the judge's features are computed in bf16, as with --precision bf16."""
     with torch.no_grad():
         exact = weight_criterion(w, sr, Target.judged_by(judge, hr))
         with torch.autocast(sr.device.type, torch.bfloat16):
@@ -76,7 +76,7 @@ def change_in_bf16(judge, sr: Tensor, hr: Tensor, w: Tensor) -> float:
 
 
 def compare(found: list[dict], wanted: list[dict]) -> dict[str, float]:
-    """The agreement of a judge's observations with the teacher's on the same pairs."""
+    """Measure how a judge's observations agree with the teacher's on the same pairs."""
     ours, theirs = (torch.cat([o["distances"] for o in many]).numpy() for many in (found, wanted))
     choices = [torch.equal(*((o["criteria"][0] > o["criteria"][1]) for o in pair)) for pair in zip(found, wanted)]
     cosines = torch.cat([torch.cosine_similarity(f["grads"], w["grads"]) for f, w in zip(found, wanted)])
@@ -89,14 +89,14 @@ def compare(found: list[dict], wanted: list[dict]) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = configs.OneLineParser(prog="reproduce.judge_agreement", description="How judges agree with a teacher.")
+    parser = configs.OneLineParser(prog="reproduce.judge_agreement", description=__doc__.split("\n")[0])
     parser.add_argument("--folder", nargs="+", default=["skimage:chelsea,coffee"], metavar="DIR")
     parser.add_argument("--judges", nargs="+", default=["tiny", "ms-ssim"], metavar="JUDGE", help=" ".join(JUDGES))
     parser.add_argument("--teacher", default="lpips-alex", metavar="JUDGE")
     parser.add_argument("--judge-weights", nargs="+", default=[], metavar="FILE", help="local backbone files")
-    parser.add_argument("--size", type=int, default=192, metavar="PIXELS", help="of the patches")
-    parser.add_argument("--draws", type=int, default=2000, help="pairs of weight maps, spread over the patches")
-    parser.add_argument("--bf16-draws", type=int, default=24, help="few: CPUs may be slow at it (default: 24)")
+    parser.add_argument("--size", type=int, default=192, metavar="PIXELS", help="side of the patches (default: 192)")
+    parser.add_argument("--draws", type=int, default=2000, help="pairs of weight maps (default: 2000)")
+    parser.add_argument("--bf16-draws", type=int, default=24, help="draws in bf16, slow on CPUs (default: 24)")
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as JSON too")
     args = parser.parse_args(argv)

@@ -1,5 +1,8 @@
-"""The images that a judge of TLW meets: SR outputs at all stages of training, distorted images, and mixtures of them
-with the reference by near-binary masks of many shares and spatial scales."""
+"""The images that a judge of TLW is given.
+
+SR outputs at all stages of training, distorted images, and mixtures of them with the reference by near-binary masks of
+many means and spatial scales.
+"""
 
 import copy
 import io
@@ -21,7 +24,7 @@ from training.learner import build_learners
 
 
 def endless_batches(pairs: PairedDataset, patch: int, batchsize: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """lr (B,3,patch/scale,patch/scale) and hr (B,3,patch,patch) in [-1,1], patches turned and flipped, without end."""
+    """Yield augmented batches lr (B,3,patch/scale,patch/scale), hr (B,3,patch,patch) in [-1,1], endlessly."""
     patches = PatchDataset(pairs, patch, augment=True, seed=seed, skip_small=True)
     return iter(DataLoader(patches, batch_sampler=ResumableBatchSampler(len(patches), batchsize, seed)))
 
@@ -29,7 +32,7 @@ def endless_batches(pairs: PairedDataset, patch: int, batchsize: int, seed: int)
 def train_generators(
     config: Config, stages: Iterable[int], pairs: PairedDataset, judge: nn.Module | None = None
 ) -> list[nn.Module]:
-    """Networks as the settings say, trained on pairs with each of their losses: frozen copies after `stages` steps."""
+    """Train a network per loss of config on pairs; return frozen copies taken after `stages` steps."""
     learners = build_learners(config, torch.device("cpu"))
     batches = endless_batches(pairs, config.patch, config.batchsize, config.seed)
     copies = []
@@ -41,19 +44,19 @@ def train_generators(
 
 
 def as_8_bit(image: Tensor) -> np.ndarray:
-    """(3,H,W) in [-1,1] -> uint8 (H,W,3)."""
+    """Convert (3,H,W) in [-1,1] to uint8 (H,W,3)."""
     return image.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
 
 
 def compress(image: Tensor, random: np.random.Generator) -> Tensor:
-    """The image (3,H,W) in [-1,1] through JPEG of quality 8 to 90."""
+    """Compress the image (3,H,W) in [-1,1] as JPEG of quality 8 to 90."""
     file = io.BytesIO()
     Image.fromarray(as_8_bit(image)).save(file, "JPEG", quality=int(random.integers(8, 91)))
     return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) / 127.5 - 1
 
 
 def blur(image: Tensor, random: np.random.Generator) -> Tensor:
-    """The image (3,H,W) blurred by a Gaussian of 0.4 to 4 pixels."""
+    """Blur the image (3,H,W) with a Gaussian of sigma 0.4 to 4 pixels."""
     sigma = float(np.exp(random.uniform(np.log(0.4), np.log(4))))
     reach = int(3 * sigma) + 1
     window = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * sigma**2))
@@ -63,7 +66,7 @@ def blur(image: Tensor, random: np.random.Generator) -> Tensor:
 
 
 def noise(image: Tensor, random: np.random.Generator) -> Tensor:
-    """The image (3,H,W) with Gaussian noise of one pixel's or several pixels' size, grey or coloured."""
+    """Add Gaussian noise to the image (3,H,W), with grains of 1 to 8 pixels, grey or coloured."""
     grain = int(random.choice([1, 1, 2, 4, 8]))
     size = [-(-x // grain) for x in image.shape[1:]]
     speckles = F.interpolate(torch.randn(1, int(random.choice([1, 3])), *size), image.shape[1:], mode="bilinear")[0]
@@ -71,7 +74,7 @@ def noise(image: Tensor, random: np.random.Generator) -> Tensor:
 
 
 def tint(image: Tensor, random: np.random.Generator) -> Tensor:
-    """The image (3,H,W) with every channel's contrast and mean changed a little, as by a network at its beginning."""
+    """Change each channel's contrast and mean in the image (3,H,W), like a barely trained network."""
     return image * torch.empty(3, 1, 1).uniform_(0.5, 1.2) + torch.randn(3, 1, 1) * 0.15
 
 
@@ -79,7 +82,7 @@ DISTORTIONS = (compress, blur, noise, tint)
 
 
 def distort(sr: Tensor, hr: Tensor, random: np.random.Generator) -> Tensor:
-    """What stands for the SR image in a pair (3,H,W): sr as it is, on its way to hr, or distorted; or hr, distorted."""
+    """Draw a pair's SR image (3,H,W): sr itself, sr blended with hr, sr distorted or hr distorted."""
     kind = random.uniform()
     if kind < 0.5:
         return sr
@@ -92,16 +95,16 @@ def distort(sr: Tensor, hr: Tensor, random: np.random.Generator) -> Tensor:
 
 
 def standardised(field: Tensor) -> Tensor:
-    """(B,C,H,W) with mean 0 and deviation 1 in each image."""
+    """Shift and scale (B,C,H,W) to mean 0 and standard deviation 1 in each image."""
     deviation, mean = torch.std_mean(field, dim=(1, 2, 3), keepdim=True)
     return (field - mean) / (deviation + 1e-6)
 
 
 def draw_weights(sr: Tensor, hr: Tensor, k: Tensor, random: np.random.Generator) -> Tensor:
-    """Near-binary weights w (B,3,H,W) of mean about k (B,1,1,1), drawn as TLW draws them.
+    """Draw near-binary weights w (B,3,H,W) of mean about k (B,1,1,1), as TLW does.
 
-    Their means mu follow, by image, smooth noise of a random scale, the size of the error or the reference's edges,
-    for all channels or for each, weakly or strongly.
+    In each image their means mu follow smooth noise of random scale, the size of the error or the reference's edges,
+    for all channels or each alone, weakly or strongly.
     """
     maps = []
     for error, reference in zip((sr - hr).abs(), hr):

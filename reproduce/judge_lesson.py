@@ -1,4 +1,4 @@
-"""What the judge `tiny` learns from its teacher: the features, the distances, their maps and their gradients.
+"""The loss that teaches the judge `tiny` its teacher's features, distances, maps and gradients.
 
 Distilling features and gradients: Romero et al., FitNets, ICLR 2015; Czarnecki et al., "Sobolev Training for Neural
 Networks", NeurIPS 2017.
@@ -16,19 +16,19 @@ EPS = 1e-3  # WC's
 
 
 def compare(judge: DeepDistance, images: Tensor, features: list[Tensor], reference: list[Tensor]):
-    """The maps of images (V,B,3,H,W) against the reference, and log(D + eps) (V,B)."""
+    """Compare images (V,B,3,H,W) with the reference: the judge's maps, and log(D + eps) (V,B)."""
     maps = judge.maps([f.unflatten(0, images.shape[:2]) for f in features], reference)
     return maps, (sum(m.mean(dim=(-2, -1)) for m in maps) + EPS).log()
 
 
 def grads(log_distance: Tensor, images: Tensor, gap: Tensor, create_graph: bool) -> Tensor:
-    """d log(D + eps) / dw, (V,B,3HW), of length 1: what the E-step follows."""
+    """The direction that the E-step follows: d log(D + eps) / dw, (V,B,3HW), of norm 1."""
     (slope,) = torch.autograd.grad(log_distance.sum(), images, create_graph=create_graph, retain_graph=True)
     return nn.functional.normalize((slope * gap).flatten(2), dim=2)
 
 
 def before_relu(teacher: LPIPS, images: Tensor) -> list[Tensor]:
-    """LPIPS-alex's features (N,C_i,H_i,W_i) of every depth before their ReLUs."""
+    """LPIPS-alex's features (N,C_i,H_i,W_i) of every depth, before their ReLUs."""
     x, features = teacher.backbone.scaling(images), []
     for i in range(1, 6):
         x = getattr(teacher.backbone.net, f"slice{i}")[:-1](x)
@@ -40,8 +40,9 @@ def before_relu(teacher: LPIPS, images: Tensor) -> list[Tensor]:
 class Lesson:
     """The student's loss on a batch, by parts.
 
-    Each of its channels stands for one of the teacher's: those that count most in the teacher's distances on the first
-    images shown. `channels`: their numbers, by depth; `spread`: their deviations, for all depths to weigh alike.
+    Each student channel learns one of the teacher's: those that count most in the teacher's distances on the first
+    images shown. `channels`: their indices, by depth; `spread`: their standard deviations, which make all depths weigh
+    the same.
     """
 
     def __init__(self, teacher: LPIPS, student: Tiny, images: Tensor, hr: Tensor) -> None:
@@ -55,7 +56,7 @@ class Lesson:
                 self.spread.append(raw[:, chosen].std(dim=(0, 2, 3), keepdim=True))
 
     def features(self, images: Tensor) -> Tensor:
-        """How far the student's features before the ReLUs are from the teacher's: the share not explained, mean."""
+        """The unexplained share of the variance of the teacher's features before ReLUs, mean over depths."""
         with torch.no_grad():
             wanted = before_relu(self.teacher, images)
         found = [raw for raw, _ in self.student.backbone.depths(images)]
@@ -65,7 +66,10 @@ class Lesson:
         ) / len(found)
 
     def distances(self, images: Tensor, hr: Tensor, gap: Tensor, needs_grad: bool) -> dict[str, Tensor]:
-        """The parts of the loss on images (V,B,3,H,W), what they are to hr, and gap = hr - sr."""
+        """The loss's other parts, on images (V,B,3,H,W) compared with hr; gap = hr - sr.
+
+        needs_grad: compute the part on gradients too.
+        """
         teacher, student = self.teacher, self.student
         images = images.requires_grad_(needs_grad)
         with torch.no_grad():
@@ -86,7 +90,7 @@ class Lesson:
 
 
 def fresh_student() -> Tiny:
-    """Weights that keep the size of the signal (He et al., ICCV 2015), on inputs of ImageNet's scale."""
+    """A student whose random weights keep the signal's size (He et al., ICCV 2015) for images in [-1,1]."""
     student = Tiny(path=None).to(memory_format=torch.channels_last)
     student.backbone.requires_grad_(True)
     for layer in student.backbone.children():
@@ -98,9 +102,9 @@ def fresh_student() -> Tiny:
 
 
 def learn_first_layer(lesson: Lesson, steps: int) -> None:
-    """The first convolution learns the teacher's responses to noise, whose flat spectrum leaves no direction out.
+    """Train the first convolution on the teacher's responses to noise.
 
-    On photographs alone fine filters would hardly be learned: there is little in them that excites these.
+    Noise has a flat spectrum and excites all filters; photographs hardly excite the fine ones.
     """
     conv, channels = lesson.student.backbone.conv1, lesson.channels[0]
     opt = torch.optim.Adam(conv.parameters(), 4e-3, fused=True)

@@ -1,4 +1,4 @@
-"""The numbers of the papers' tables, and what of ours they may stand beside."""
+"""The numbers of the papers' tables, and which of ours they may be shown beside."""
 
 import csv
 from collections.abc import Mapping
@@ -9,26 +9,22 @@ FOLDER = Path(__file__).parent
 
 
 class Paper(NamedTuple):
-    """A table of a paper.
+    """A table of a paper."""
 
-    values: {(network, scale, loss, data set): {column: number}}, bicubic without a network. columns: the one that a
-    metric may stand beside, under this protocol. note: what a reader must know of the numbers.
-    """
-
-    values: Mapping[tuple[str, int, str, str], Mapping[str, float]] = {}
-    protocol: str = ""
-    columns: Mapping[str, str] = {}
-    note: str = ""
+    values: Mapping[tuple[str, int, str, str], Mapping[str, float]] = {}  # [network ("": bicubic), scale, loss, set]
+    protocol: str = ""  # the only one of ours that these numbers compare with
+    columns: Mapping[str, str] = {}  # our metric -> the paper's column
+    note: str = ""  # what a reader must know about the numbers
 
     def number(self, network: str, scale: int, loss: str, dataset: str, metric: str, protocol: str) -> float | None:
-        """The paper's number beside ours of this metric under this protocol; None if there is none."""
+        """The paper's number for our metric under our protocol; None if there is none."""
         if protocol != self.protocol or metric not in self.columns:
             return None
         return self.values.get((network, scale, loss, dataset), {}).get(self.columns[metric])
 
 
 def read_values(path: Path) -> dict[tuple[str, int, str, str], dict[str, float]]:
-    """The numbers of a file such as table1_paper.csv."""
+    """Read the numbers of a file such as table1_paper.csv."""
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     table: dict[tuple[str, int, str, str], dict[str, float]] = {}
     for row in csv.DictReader(lines):
@@ -57,19 +53,19 @@ _PAPERS = {
         "Table II of arXiv 2301.10575, one run of each network, 50 epochs on DIV2K, its best chosen on Set5; "
         "HAT-TLW is its HAT.",
     ),
-    # LPIPS is nobody's here: that of its bicubic rows (Set5 0.3644, Set14 0.3870) is not LPIPS-alex (0.3407, 0.4400).
+    # No LPIPS: the paper's of bicubic (Set5 0.3644, Set14 0.3870) is not LPIPS-alex (0.3407, 0.4400).
     "dp": (
         "dp_paper.csv",
         "standard",
         {"PSNR-Y": "PSNR", "SSIM-Y": "SSIM"},
-        "Tables 2, 3, 5 and 7 of Song et al. 2022, one run of each network, 400,000 steps on DIV2K; of Y, it says, but "
-        "its bicubic row of Set5 is of RGB.",
+        "Tables 2, 3, 5 and 7 of Song et al. 2022, one run of each network, 400,000 steps on DIV2K; measured on Y, it "
+        "says, but its bicubic row of Set5 is measured on RGB.",
     ),
 }
 
 
 def read_paper(name: str) -> Paper:
-    """The table called name: table1, table2 or dp."""
+    """Read the table called name, one of NAMES."""
     file, *rest = _PAPERS[name]
     return Paper(read_values(FOLDER / file), *rest)
 

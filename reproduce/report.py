@@ -1,8 +1,8 @@
-"""The tables of a grid's results: scores, costs, and each loss against what it builds on.
+"""The tables of a grid's results: scores, costs, and each loss against the ones it builds on.
 
 python -m reproduce.report checkpoints/grid                          the tables, from the files that the grid wrote
 python -m reproduce.report checkpoints/grid --compare L1+UDL L1+TLW --checkpoint last
-python -m reproduce.report checkpoints/grid --checkpoint last --brief      gains and intervals alone, as Markdown
+python -m reproduce.report checkpoints/grid --checkpoint last --brief      only gains and intervals, as Markdown
 """
 
 import math
@@ -24,36 +24,36 @@ from .statistics import LEAST, compare, holm, null_rates
 
 
 def add_flags(parser) -> None:
-    """The flags that say what is compared."""
+    """Add the flags that choose what is compared."""
     parser.add_argument(
         "--compare",
         nargs=2,
         action="append",
         default=[],
         metavar=("LOSS", "OTHER"),
-        help="these instead of each loss against what it builds on; may be given again",
+        help="compare these two, not each loss with the ones it builds on; may be given several times",
     )
     parser.add_argument(
         "--checkpoint",
         choices=("best", "last"),
         default="best",
-        help="which networks are compared: those of the best validation, or of the end (default: best)",
+        help="compare the networks of the best validation, or of the end (default: best)",
     )
     parser.add_argument(
         "--null",
         metavar="LOSS",
-        help="this loss against itself under other seeds: the first half of its seeds against the second",
+        help="compare this loss with itself under other seeds: the first half of its seeds with the second",
     )
 
 
 def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:
-    """The mean over seeds and their sample standard deviation, None where there is but one."""
+    """The mean and the sample standard deviation, which is None for a single value."""
     values = np.array(list(values))
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 
 def score_rows(results: Results, paper: Paper) -> list[dict]:
-    """A row per data set, scale, network, loss and checkpoint: of each metric its mean and deviation over seeds."""
+    """Mean and deviation of each metric over seeds, by data set, scale, network, loss and checkpoint."""
     groups: dict[tuple, list[Key]] = {}
     for key in results.scores:
         groups.setdefault((key.dataset, key.scale, key.network, key.loss, key.checkpoint), []).append(key)
@@ -96,7 +96,10 @@ def score_rows(results: Results, paper: Paper) -> list[dict]:
 
 
 def comparison_rows(results: Results, args) -> list[dict]:
-    """A row per pair of losses, metric, and network with its scale, then all of them; p adjusted over all rows."""
+    """A row per pair of losses, metric and network, then for all networks; p adjusted over all rows.
+
+    Raises ValueError for an unknown loss.
+    """
     by_label = {label_of(loss): loss for loss in results.values("loss")}
     pairs = [tuple(by_label.get(loss, loss) for loss in pair) for pair in args.compare]
     pairs = pairs or collect.pairs_of(results.values("loss"))
@@ -132,7 +135,7 @@ def comparison_rows(results: Results, args) -> list[dict]:
 
 
 def null_rows(results: Results, args) -> list[dict]:
-    """A row per metric of args.null against itself: one comparison, and how often such ones mislead."""
+    """A row per metric for args.null against itself: a comparison, and error rates of random pairings."""
     configs.choose(args.null, results.values("loss"), "loss among the finished cells")
     rows = []
     for metric in results.metrics:
@@ -158,7 +161,7 @@ def _number(value: float | None, deviation: float | None = None) -> str:
 
 
 def without_repeats(lines: list[list[str]], columns: int) -> list[list[str]]:
-    """The lines with what stands in the line above left out of their first columns."""
+    """Blank the leading cells of each line that repeat the line above, in the first columns."""
     shown, above = [], [""] * columns
     for line in lines:
         same = next((i for i in range(columns) if line[i] != above[i]), columns)
@@ -173,7 +176,7 @@ def _table(lines: list[list[str]], headers: list[str], left: int, style: str) ->
 
 
 def scores_table(results: Results, rows: list[dict], style: str) -> str:
-    """The mean scores ± standard deviation over seeds, the paper's numbers beside those that it has."""
+    """The mean scores ± standard deviation over seeds, with the paper's numbers if it has any."""
     beside = {metric for metric in results.metrics if any(row.get(f"{metric} paper") is not None for row in rows)}
     headers = ["data set (images)", "scale", "network", "loss", "at", "n"]
     for metric in results.metrics:
@@ -196,9 +199,10 @@ def scores_table(results: Results, rows: list[dict], style: str) -> str:
 
 
 def costs_table(results: Results, style: str) -> str:
-    """Steps, learning rate and time of a training of each loss; seconds on this grid's machine, as busy as it was.
+    """Steps, learning rate, seconds and seconds per step of each loss's trainings: means over trainings.
 
-    A step's are the means over the trainings, and how many times those of the plain loss, L1 or MSE, beside it.
+    Seconds are those of the grid's machine, however busy it was; a step's are also shown relative to the plain loss, L1
+    or MSE.
     """
     groups: dict[tuple, list[dict]] = {}
     for training in results.trainings:
@@ -225,14 +229,14 @@ def costs_table(results: Results, style: str) -> str:
 
 
 def _shown(row: dict) -> list[str]:
-    """Gain, interval, wins and p of a comparison."""
+    """Format gain, interval, wins and p of a comparison."""
     bounds = "" if math.isnan(row["low"]) else f"{row['low']:+.2g} to {row['high']:+.2g}"
     won = "" if math.isnan(row["p"]) else f"{row['won']} of {row['pairs']}"
     return [f"{row['gain']:+.3g}", bounds, won, "" if math.isnan(row["p"]) else f"{row['p']:.2g}"]
 
 
 def comparison_table(results: Results, rows: list[dict], style: str) -> str:
-    """A loss against another in each metric: by network and for all, gain, interval, trainings won and p."""
+    """One loss against another, by metric and by network, then for all: gain, interval, wins and p."""
     lines = []
     for row in rows:
         scale = row["scale"] if row["scale"] == "all" else f"×{row['scale']}"
@@ -267,14 +271,14 @@ def comparison_table(results: Results, rows: list[dict], style: str) -> str:
 
 
 def shown_gain(row: dict) -> str:
-    """A comparison's gain with its interval, and p where there are trainings enough for a test."""
+    """Format a comparison's gain with its interval, and p if there are enough trainings for a test."""
     gain, bounds, *_ = _shown(row)
     p = "" if math.isnan(row["p Holm"]) else f"; p {row['p Holm']:.2g}"
     return f"{gain} ({bounds}{p})" if bounds else gain
 
 
 def brief_table(results: Results, rows: list[dict]) -> str:
-    """A loss against another in a line, in Markdown: each metric's gain with its interval, by network and for all.
+    """One loss against another, as Markdown: each metric's gain with its interval, by network and for all.
 
     p is corrected for all p of the table (Holm).
     """
@@ -294,7 +298,7 @@ def markdown(lines: Iterable[list[str]], headers: list[str]) -> str:
 
 
 def null_table(results: Results, rows: list[dict], style: str) -> str:
-    """A loss against itself: one comparison, and what random pairings find."""
+    """A loss against itself: one comparison, and the error rates of random pairings."""
     lines = [
         [
             f"{row['loss']} against itself",
@@ -310,7 +314,7 @@ def null_table(results: Results, rows: list[dict], style: str) -> str:
 
 
 def notes(results: Results, rows: list[dict], tests: list[dict], null: list[dict], paper: Paper) -> list[str]:
-    """What a reader must know to read the tables rightly."""
+    """The notes that a reader needs to read the tables correctly."""
     about = results.about
     lines = [
         "n: trainings (seeds). Scores are means over images, then over seeds, ± the seeds' sample standard deviation. "
@@ -319,20 +323,20 @@ def notes(results: Results, rows: list[dict], tests: list[dict], null: list[dict
     if any(row.get(f"{metric} paper") is not None for row in rows for metric in results.metrics):
         lines.append(f"paper: {paper.note}")
     if about["left out"]:
-        lines.append(f"Left out, for some of the cells were not evaluated on it: {', '.join(about['left out'])}.")
+        lines.append(f"Left out, because some cells were not evaluated on it: {', '.join(about['left out'])}.")
     if tests:
         lines.append(
-            "gain: by how much the loss is better (less, for ↓), mean over trainings and the images of all data "
-            "sets. A training is compared with that of the other loss of the same seed. The interval is for "
-            "other trainings and other images like these, p (sign flips of trainings) for other trainings, on "
+            "gain: how much better the loss is (lower, for ↓), mean over trainings and the images of all data "
+            "sets. A training is compared with the other loss's training of the same seed. The interval is for "
+            "other trainings and other images like these, p (sign flips of trainings) for other trainings on "
             "these images; p (Holm) is corrected for all p of the table."
         )
         lines += _what_is_missing(tests)
     if null:
         lines.append(
-            "Nothing is there to be found: p should be at most 5 % in at most 5 % of all pairings, and the interval "
-            "should hold 0 in 95 %. The percentages are of random pairings of these trainings, which is more than "
-            "one comparison says and less than as many independent ones."
+            "There is no difference to find: p should be at most 5 % in at most 5 % of all pairings, and the interval "
+            "should hold 0 in 95 %. The percentages are of random pairings of these trainings: they say more than one "
+            "comparison, and less than as many independent ones."
         )
     return lines
 
@@ -347,11 +351,11 @@ def _what_is_missing(tests: list[dict]) -> list[str]:
     if least <= 0.05:
         return []
     found = f"With {max(tested)} trainings and {len(tested)} tests no p (Holm) can be below {least:.2g}"
-    return [f"{found}; add --seeds, or --compare only what the question is."]
+    return [f"{found}; add --seeds, or --compare only the losses in question."]
 
 
 def text(results: Results, args, paper: Paper, style: str = "simple") -> str:
-    """All tables with what must be known to read them, for the terminal or (style github) as Markdown."""
+    """All tables with their notes, for the terminal or, in style github, as Markdown."""
     rows, tests = score_rows(results, paper), comparison_rows(results, args)
     null = null_rows(results, args) if args.null else []
     parts = [
@@ -364,12 +368,12 @@ def text(results: Results, args, paper: Paper, style: str = "simple") -> str:
     found = notes(results, rows, tests, null, paper)
     parts.append("\n".join(f"- {line}" if style == "github" else line for line in found))
     if lacking := results.about["lacking"]:
-        parts.append(f"Not there yet, {len(lacking)} of the grid's cells: {', '.join(lacking)}")
+        parts.append(f"Not finished, {len(lacking)} of the grid's cells: {', '.join(lacking)}")
     return "\n\n".join(parts)
 
 
 def write(results: Results, args, paper: Paper, folder: Path) -> list[Path]:
-    """Write the tables in folder as tables.md, scores.csv and comparisons.csv; returns their paths."""
+    """Write tables.md, scores.csv and, if losses are compared, comparisons.csv; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "tables.md", folder / "scores.csv"]
     atomic_write(paths[0], (text(results, args, paper, "github") + "\n").encode())
@@ -382,16 +386,18 @@ def write(results: Results, args, paper: Paper, folder: Path) -> list[Path]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = configs.OneLineParser(prog="reproduce.report", description="The tables of a grid's results.")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="with images.csv, trainings.csv and about.json")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="a grid's results: images.csv, trainings.csv and about.json"
+    )
     add_flags(parser)
     parser.add_argument(
         "--paper",
         nargs="?",
         const="table1",
         choices=NAMES,
-        help="a paper's numbers beside ours: TLW's Table I (table1) or II (table2), DP's tables (dp)",
+        help="show a paper's numbers beside ours: TLW's Table I (table1) or II (table2), DP's tables (dp)",
     )
-    parser.add_argument("--brief", action="store_true", help="print gains and intervals alone, and write nothing")
+    parser.add_argument("--brief", action="store_true", help="print only gains and intervals; write nothing")
     args = parser.parse_args(argv)
     with configs.one_line_errors("reproduce.report"):
         results, paper = collect.read(args.folder), read_paper(args.paper) if args.paper else Paper()

@@ -1,4 +1,4 @@
-"""Running cells on this machine, some at once, and saying how far they are."""
+"""Run cells on this machine, several at once, and report their progress."""
 
 import os
 import sys
@@ -12,20 +12,20 @@ from .cluster import Jobs
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_of_a_job(jobs: int) -> int:
-    """How many threads each of `jobs` trainings at once has, unless OMP_NUM_THREADS says."""
+    """The threads for each of `jobs` trainings at once: OMP_NUM_THREADS, else a share of the cores."""
     return int(os.environ.get("OMP_NUM_THREADS") or max(1, cores() // jobs))
 
 
 def here(cells: list[Cell], asked: Callable[[], int | None], jobs: int = 1) -> Iterator[tuple[Cell, str]]:
-    """Run the cells here, `jobs` at once; yields each with what went wrong ("": nothing).
+    """Run the cells here, `jobs` at once; yield each with its error, or "".
 
-    A cell that another process trains is left for later, and waited for at the end. Where `asked` says so, what runs is
-    stopped, with all saved, and no more is yielded.
+    A cell that another process is training is left for later, and waited for at the end. When `asked` says so, running
+    trainings save and stop, and unfinished cells are not yielded.
     """
     if jobs > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_a_job(jobs)))
@@ -65,7 +65,7 @@ def here(cells: list[Cell], asked: Callable[[], int | None], jobs: int = 1) -> I
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 41 s, 5 min, 3.2 h, 2.5 d."""
+    """Format seconds as 41 s, 5 min, 3.2 h or 2.5 d."""
     for unit, size, top in (("s", 1, 100), ("min", 60, 6000), ("h", 3600, 48 * 3600)):
         if seconds < top:
             return f"{seconds / size:.{0 if unit != 'h' else 1}f} {unit}"
@@ -73,7 +73,7 @@ def duration(seconds: float) -> str:
 
 
 def rest(left: list[Cell], done: list[Cell]) -> float:
-    """The seconds that training the cells left will take one after the other, going by those most like them."""
+    """Estimate the seconds that the cells left take one after another, from finished cells most like them."""
     total = 0.0
     for cell in left:
         alike = [c for c in done if (c.network, c.config.scale) == (cell.network, cell.config.scale)]
@@ -83,9 +83,9 @@ def rest(left: list[Cell], done: list[Cell]) -> float:
 
 
 def run_all(program: str, cells: list[Cell], jobs: int, cluster: Jobs | None = None) -> dict[Cell, str]:
-    """Do what is left of the cells, saying of each as it ends what is left then; returns what failed, and why.
+    """Run the unfinished cells, here `jobs` at once or on the cluster; return the failed, with errors.
 
-    Here, jobs at once, or by the cluster. Raises SystemExit where a signal came, all saved.
+    Prints a line as each cell ends. Raises SystemExit on a signal, with all saved.
     """
     left = [cell for cell in cells if not cell.finished()]
     done, failed = [cell for cell in cells if cell not in left], {}
@@ -112,7 +112,7 @@ def run_all(program: str, cells: list[Cell], jobs: int, cluster: Jobs | None = N
 
 
 def exit_if_failed(program: str, failed: dict[Cell, str], of: int) -> None:
-    """End with exit code 1 if any of the cells failed, saying which and why."""
+    """If cells failed, print which and why, and exit with code 1."""
     if failed:
         reasons = "\n".join(f"  {cell}: {wrong}" for cell, wrong in failed.items())
         words = f"{len(failed)} of {of} cells failed; the same command tries them again"

@@ -1,10 +1,10 @@
-"""What can be said of a loss against another from a few trainings: interval, test, and how far both can be trusted.
+"""Compare two losses from a few trainings: confidence interval, test, and how far to trust them.
 
-    python -m reproduce.statistics      what the figures in this text were made by: error rates, coverage, power
+    python -m reproduce.statistics      simulates the numbers in this text: error rates, coverage, power
 
-The unit is a training. Two losses trained in one cell (network x scale) with one seed share first weights and batches:
-a pair. d (..., pairs, images) are the pairs' differences on each image; cell (pairs,) says of which cell each is.
-Leading axes are independent repetitions.
+The unit is a training. Two losses trained in one cell (network x scale) with one seed share initial weights and
+batches: they are a pair. d (..., pairs, images) has the pairs' differences on each image; cell (pairs,) is each pair's
+cell. Leading axes are independent repetitions.
 """
 
 import itertools
@@ -19,30 +19,30 @@ from tqdm import tqdm
 
 import configs
 
-LEAST = 6  # pairs, below which no two-sided sign-flip test can reach 5 %: 2 / 2^5 = 0.06
-EXACT = 14  # pairs, up to which all sign flips are tried
-DRAWS = 9_999  # of flips beyond that
+LEAST = 6  # pairs; with fewer, no two-sided sign-flip test can reach 5 %: 2 / 2^5 = 0.06
+EXACT = 14  # pairs; up to this many, all sign flips are tried
+DRAWS = 9_999  # random flips for more pairs
 
 
 def interval(d: np.ndarray, cell: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean difference with its confidence interval: mean, low, high (...); NaN bounds for a single pair.
+    """The mean difference and its confidence interval: mean, low, high (...); NaN bounds for one pair.
 
-    Student's t on the variance of two crossed samples: the pairs, compared within their cells, and the images. The
-    variance of the mean is V_pairs + max(0, V_images - V_rest): in the first, what a pair has of its own (its seed); in
-    the second, what an image does to all pairs alike; both hold the rest, which counts once. Degrees of freedom are
-    Satterthwaite's. The interval is never shorter than that of the pairs alone. If a cell has a single pair, the spread
-    between cells stands in for that of trainings: too wide rather than too short.
+    Student's t with the variance of two crossed samples: the pairs, compared within their cells, and the images. The
+    variance of the mean is V_pairs + max(0, V_images - V_rest): V_pairs is that of the pairs' own effects (their
+    seeds), V_images that of an image's effect on all pairs; both include the rest, which must count once. Degrees of
+    freedom are Satterthwaite's. The interval is never shorter than with the pairs alone. If a cell has a single pair,
+    the spread between cells replaces the one between trainings: rather too wide than too short.
 
-    Simulated (`python -m reproduce.statistics`), it holds the true difference in 95 % (a cell of 2 or 3 seeds) to 98 %
-    (4 cells of 2 seeds) of all grids; a percentile bootstrap over trainings, images within, in 66 % (2 seeds), 77 % (3)
-    and 90 % (4 cells of 3).
+    In simulations (`python -m reproduce.statistics`), it holds the true difference in 95 % (a cell of 2 or 3 seeds) to
+    98 % (4 cells of 2 seeds) of all grids; a percentile bootstrap over trainings, images within, in 66 % (2 seeds),
+    77 % (3) and 90 % (4 cells of 3).
     """
     pairs, images = d.shape[-2:]
     member = (cell[:, None] == np.unique(cell)).astype(float)  # (pairs, cells)
     if (member.sum(0) < 2).any():
         member = np.ones((pairs, 1))
     n = member.sum(0)
-    centre = np.eye(pairs) - member / n @ member.T  # takes each cell's mean off
+    centre = np.eye(pairs) - member / n @ member.T  # subtracts each cell's mean
     mean = d.mean((-2, -1))
     if pairs < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
@@ -62,14 +62,14 @@ def interval(d: np.ndarray, cell: np.ndarray, level: float = 0.95) -> tuple[np.n
         rest -= rest.mean(-1, keepdims=True)
         of_rest = (rest**2).sum((-2, -1)) / ((pairs - len(n)) * (images - 1)) / (pairs * images)
         more = np.maximum(0, of_images - of_rest), images - 1
-        half = np.maximum(half, reach(*of_pairs, more))  # chance in the images' part would add degrees of freedom
+        half = np.maximum(half, reach(*of_pairs, more))  # more degrees of freedom must not shorten it
     return mean, mean - half, mean + half
 
 
 def bootstrap_interval(d: np.ndarray, draws: int = 500, level: float = 0.95, seed: int = 0):
-    """The percentile interval of the hierarchical bootstrap: pairs drawn with replacement, images within each.
+    """The percentile interval of the hierarchical bootstrap: draw pairs, and images within each.
 
-    What is often used, and too short for few pairs: here to show that. Arguments and result as `interval`.
+    It is often used, and too short for few pairs, which `main` shows. Arguments and result as for `interval`.
     """
     random = np.random.default_rng(seed)
     pairs, images = d.shape[-2:]
@@ -85,9 +85,9 @@ def bootstrap_interval(d: np.ndarray, draws: int = 500, level: float = 0.95, see
 def sign_flip_p(d: np.ndarray, seed: int = 0) -> np.ndarray:
     """Two-sided p (...) of the sign-flip permutation test on the pairs' mean differences.
 
-    Exact under "the two losses are one": then each pair's difference is as likely with either sign, whatever its cell.
-    Other trainings are what it speaks of, on these images; of other images too speaks the interval.
-    Up to EXACT pairs all flips are tried, beyond that DRAWS random ones and the one observed.
+    Exact if the two losses are equivalent: then either sign of a pair's difference is equally likely, whatever its
+    cell. It is about other trainings on these images; the interval is about other images too. Up to EXACT pairs all
+    flips are tried, for more DRAWS random ones and the one observed.
     """
     means = d.mean(-1)
     pairs = means.shape[-1]
@@ -99,14 +99,14 @@ def sign_flip_p(d: np.ndarray, seed: int = 0) -> np.ndarray:
     as_large = []
     for rows in np.array_split(means.reshape(-1, pairs), max(1, means.size // 2**14)):  # a few MB of sums at once
         observed = np.abs(rows.sum(-1, keepdims=True))
-        tolerance = 1e-9 * np.abs(rows).sum(-1, keepdims=True)  # else rounding would tell equal sums apart
+        tolerance = 1e-9 * np.abs(rows).sum(-1, keepdims=True)  # rounding must not make equal sums differ
         as_large.append((np.abs(rows @ signs.T) >= observed - tolerance).sum(-1))
     count = np.concatenate(as_large).reshape(means.shape[:-1])
     return count / len(signs) if pairs <= EXACT else (count + 1) / (len(signs) + 1)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Adjust p (..., tests) by Holm: if nothing differs, any is at most 5 % in at most 5 % of all tables."""
+    """Adjust p (..., tests) by Holm's method, which bounds the chance of any false positive in a table."""
     order = np.argsort(p, axis=-1)
     factors = np.arange(p.shape[-1], 0, -1)
     adjusted = np.maximum.accumulate(np.take_along_axis(p, order, -1) * factors, axis=-1).clip(max=1)
@@ -116,7 +116,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 class Comparison(NamedTuple):
-    """A loss against another in one metric; gain > 0 is the first one's."""
+    """One loss against another in one metric; if gain > 0, the first is better."""
 
     gain: float
     low: float  # of the 95 % interval; NaN for a single pair
@@ -125,11 +125,11 @@ class Comparison(NamedTuple):
     pairs: int
     cells: int
     seeds: int  # of the cell with the fewest
-    p: float  # NaN where there are fewer than LEAST pairs, or but one seed
+    p: float  # NaN for fewer than LEAST pairs, a single seed, or a difference that is not finite
 
 
 def compare(gains: dict) -> Comparison:
-    """Test the gains {cell: (seeds, images)}, all cells with the same images."""
+    """Compare two losses from the gains {cell: (seeds, images)}, all cells with the same images."""
     d = np.concatenate(list(gains.values()))
     cell = np.repeat(np.arange(len(gains)), [len(rows) for rows in gains.values()])
     seeds = min(len(rows) for rows in gains.values())
@@ -139,10 +139,10 @@ def compare(gains: dict) -> Comparison:
 
 
 def null_rates(scores: dict, draws: int = 1000, level: float = 0.05, seed: int = 0) -> dict[str, float]:
-    """What `compare` finds among trainings of one loss, {cell: (an even number of seeds, images)}, paired at random.
+    """The error rates of `compare` among trainings of one loss, paired at random.
 
-    Returns the shares of `draws` pairings in which p is at most level (NaN where there is no p) and in which the
-    interval holds 0.
+    scores: {cell: (an even number of seeds, images)}. Returns the shares of `draws` pairings in which p is at most
+    level (NaN if there is no p) and in which the interval holds 0.
     """
     random = np.random.default_rng(seed)
     d = []
@@ -158,7 +158,7 @@ def null_rates(scores: dict, draws: int = 1000, level: float = 0.05, seed: int =
     return {"false positives": positives, "coverage": float(((low <= 0) & (high >= 0)).mean())}
 
 
-# --- how far they can be trusted -----------------------------------------------------------------------------------
+# --- error rates and power, simulated -----------------------------------------------------------------------
 
 
 def simulate(
@@ -174,13 +174,17 @@ def simulate(
     metrics: int = 1,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Differences d (repetitions, metrics, pairs, images) of a loss with its like, and their cells.
+    """Simulate differences d (repetitions, metrics, pairs, images) of two losses, and the pairs' cells.
 
-    Every training has a random effect of its own (by which seeds differ) and random noise on each image, so that a
-    pair's mean difference has standard deviation 1, in which `effect`, the true difference, is measured. noise: that
-    of an image beside the training's effect. of_images: standard deviation of what an image adds to the difference in
-    all trainings. unequal: the trainings of every second cell spread three times as much, the average variance being
-    1. metrics: scores of the same trainings, correlated by a half.
+    Every training has its own random effect (its seed) and random noise on each image, scaled so that a pair's mean
+    difference has standard deviation 1.
+
+    Args:
+        effect: the true difference, in that standard deviation.
+        of_images: standard deviation of an image's effect on the difference, in all trainings alike.
+        noise: standard deviation on an image, relative to the training's effect.
+        unequal: every second cell has three times the spread of the others; the average variance stays 1.
+        metrics: number of scores of the same trainings; their training effects are correlated by a half.
     """
     random = np.random.default_rng(seed)
     spread = np.where(np.arange(cells) % 2, 3.0, 1.0) if unequal else np.ones(cells)
@@ -196,10 +200,9 @@ def simulate(
 
 
 def error_rates(layouts: Sequence[tuple[int, int]], repetitions: int, metrics: int, **options) -> list[dict]:
-    """What is found where there is nothing, for each layout (cells, seeds): shares of the repetitions.
+    """Simulate without a difference; return for each layout (cells, seeds) shares of the repetitions.
 
-    interval: that it holds the true 0 (bootstrap: the hierarchical one's); p: that it is at most 5 %; Holm: that any of
-    the metrics' adjusted p is.
+    interval, bootstrap: the interval holds the true 0; p: p is at most 5 %; Holm: any metric's adjusted p is.
     """
     rows = []
     for cells, seeds in tqdm(layouts, "no difference", disable=None, leave=False):
@@ -219,9 +222,9 @@ def error_rates(layouts: Sequence[tuple[int, int]], repetitions: int, metrics: i
 
 
 def power(effects: Sequence[float], layouts: Sequence[tuple[int, int]], repetitions: int, tests: int = 1) -> list[dict]:
-    """How often p is at most 5 % / tests, for each layout (cells, seeds) and effect in deviations of a pair.
+    """The share of repetitions with p of at most 5 % / tests, for each layout (cells, seeds) and effect.
 
-    tests: in how many tests the one must be found by Holm's first step.
+    effects: in standard deviations of a pair. tests: the number of tests in the table (Holm's first step).
     """
     rows = []
     for cells, seeds in tqdm(layouts, "power", disable=None, leave=False):
@@ -235,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = configs.OneLineParser(
         prog="reproduce.statistics", description="Error rates, coverage and power, simulated."
     )
-    parser.add_argument("--repetitions", type=int, default=4000, metavar="N", help="of each grid (default: 4000)")
+    parser.add_argument("--repetitions", type=int, default=4000, metavar="N", help="grids per layout (default: 4000)")
     parser.add_argument("--tests", type=int, default=8, metavar="N", help="tests in a table (default: 8)")
     args = parser.parse_args(argv)
     with configs.one_line_errors("reproduce.statistics"):

@@ -1,8 +1,8 @@
-"""The study's tables in docs/results.md, made from reproduce/results.
+"""Make the study's tables in docs/results.md from reproduce/results.
 
-python -m reproduce.study            write them into the page again
+python -m reproduce.study            writes them into the page again
 
-A table stands there under a comment with its name, `<!-- table: steps -->`.
+Each table is below a comment with its name, such as `<!-- table: steps -->`.
 """
 
 import argparse
@@ -36,7 +36,7 @@ UNIFORM, SHUFFLED, INVERTED, NORMALISED, ONE, SMALL, HALF = (
 
 
 def joined(folders: list[str]) -> Results:
-    """The results of several grids as if of one. Raises ValueError where they share a training, or not the images."""
+    """Join several grids. Raises ValueError if they share a training or their test images differ."""
     parts = [collect.read(RESULTS / folder) for folder in folders]
     if any(part.names != parts[0].names for part in parts):
         raise ValueError(f"{' '.join(folders)}: expected the same test images in all of them")
@@ -53,7 +53,7 @@ def compared(folders: str, pairs: Iterable[tuple[str, str]]) -> tuple[Results, l
 
 
 def gains(folders: str, *pairs: tuple[str, str]) -> str:
-    """Each pair's gain in each metric with its 95 % interval, by network where there are several."""
+    """Each pair's gain in each metric with its 95 % interval, by network if there are several."""
     return report.brief_table(*compared(folders, pairs))
 
 
@@ -74,7 +74,7 @@ def rates() -> str:
 
 
 def costs(folder: str) -> str:
-    """Steps, and seconds of a step, of each loss."""
+    """Each loss's steps and seconds per step."""
     lines = {}
     for of in collect.read(RESULTS / folder).trainings:
         if of["seconds_per_step"]:
@@ -90,7 +90,7 @@ def costs(folder: str) -> str:
 
 
 def cheap() -> str:
-    """What a step of each form costs, and how much of TLW's gain over L1 it keeps."""
+    """The cost of a step of each cheaper form of TLW, and how much of TLW's gain over L1 it keeps."""
     metrics, ratios = ("PSNR-Y", "LPIPS-squeeze"), {row["loss"]: row["ratio"] for row in read_csv("step_ratios.csv")}
     _, rows = compared("steps", [(loss, "L1") for loss in ratios])
     found = {(row["loss"], row["metric"]): row for row in rows if row["network"] == EDSR and row["scale"] == 4}
@@ -139,7 +139,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def filled(page: str) -> str:
-    """The page with each table under its comment made again. Raises ValueError where a comment names none."""
+    """The page with every table made again. Raises ValueError if a comment names no table."""
 
     def table(match: re.Match) -> str:
         name = configs.choose(match[1], TABLES, "table")

@@ -1,14 +1,14 @@
-"""The learning rate of each loss: trainings at several rates, judged on validation images alone.
+"""Choose the learning rate of each loss: train at several rates, and compare validation scores.
 
     python -m reproduce.sweep --models "EDSR[blocks=8,channels=32]" --losses L1 L1+TLW --rates 1e-4 2e-4 4e-4 8e-4 \
         --seeds 2 --trainpath T91 BSDS200 --steps 2000 --patch 96 --batchsize 8 --out checkpoints/sweep
 
-Warm-up and clipping are on unless --warmup and --clip-grad say otherwise: without them, divergence is luck. A rate's
-score is the mean over seeds at the end of the training; a rate at which a seed diverged is not chosen. Where the best
-rate lies at the edge, the next one beyond is tried too. A training has diverged if
+Warm-up and clipping are on unless --warmup and --clip-grad are given: without them divergence is a matter of luck. A
+rate's score is the mean over seeds at the end of training; a rate at which any seed diverged is not chosen. If the best
+rate is at the edge, the next one beyond it is tried too. A training has diverged if
 - its loss or validation was not finite at the end (train.py gave up);
 - a loss in its log was above 100 and 100 times the first one (images lie in [-1, 1]);
-- it ended more than 1 dB (PSNR-Y, validation) below its own best epoch, or
+- it ended more than 1 dB (PSNR-Y) below its own best validation, or
 - more than 3 dB below bicubic, with no lower loss in the last quarter than in the first.
 It writes rates.json, which reproduce.grid --rates reads, sweep.csv and sweep.png. Exit codes: as reproduce.grid's.
 """
@@ -35,19 +35,22 @@ from .running import exit_if_failed, run_all
 
 PROGRAM = "reproduce.sweep"
 RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
-EXPLODED, FALLEN, BELOW_BICUBIC = 100.0, 1.0, 3.0  # loss, and times the first one; dB; dB
+EXPLODED, FALLEN, BELOW_BICUBIC = 100.0, 1.0, 3.0  # a loss, and a multiple of the first one; dB; dB
 
 
 class Point(NamedTuple):
-    """What came of one training."""
+    """The result of one training."""
 
     rate: float
     diverged: bool
-    scores: dict[str, float]  # of the last validation; empty where there is none
+    scores: dict[str, float]  # of the last validation; empty if there is none
 
 
 def has_diverged(log: list[dict], bicubic: float | None) -> bool:
-    """Whether a training's log shows one of the signs above. bicubic: PSNR-Y of bicubic on the validation images."""
+    """True if a training's log has one of the signs above.
+
+    bicubic: PSNR-Y of bicubic on the validation images, if known.
+    """
     losses = [value for entry in log if "loss" in entry for value in entry["loss"].values()]
     psnrs = [entry["PSNR-Y"] for entry in log if "validation" in entry]
     if not psnrs or None in psnrs[-1:] + losses[-1:]:
@@ -62,7 +65,7 @@ def has_diverged(log: list[dict], bicubic: float | None) -> bool:
 
 
 def read_point(cell: Cell) -> Point | None:
-    """What came of a cell; None if it is not finished."""
+    """Read the result of a cell; None if it is not finished."""
     c, log = cell.config, read_log(cell.folder)
     if not cell.finished():
         return None
@@ -75,7 +78,7 @@ def read_point(cell: Cell) -> Point | None:
 
 
 def by_rate(points: list[Point], metric: str) -> dict[float, tuple[list[float], int, int]]:
-    """Of each rate: the scores of the trainings that did not diverge, how many did, and how many there are."""
+    """{rate: (scores of the trainings that did not diverge, number that did, number of all)}."""
     found = {}
     for rate in sorted({point.rate for point in points}):
         of = [point for point in points if point.rate == rate]
@@ -85,7 +88,7 @@ def by_rate(points: list[Point], metric: str) -> dict[float, tuple[list[float], 
 
 
 def choose(points: list[Point], metric: str) -> tuple[float | None, str]:
-    """The best rate of a loss (None: all diverged), and at which edge it lies: low, high, or neither ("")."""
+    """The best rate and its edge, "low", "high" or "" for none; (None, "low") if every rate diverged."""
     found = by_rate(points, metric)
     means = {rate: np.mean(scores) for rate, (scores, diverged, _) in found.items() if not diverged}
     if not means:
@@ -95,7 +98,7 @@ def choose(points: list[Point], metric: str) -> tuple[float | None, str]:
 
 
 def beyond(points: list[Point], metric: str, bounds: list[float]) -> float | None:
-    """The rate to try next for a loss, beyond the edge at which the best lies; None if there is none in bounds."""
+    """The rate to try next, beyond the best rate's edge; None if it is at none, or out of bounds."""
     _, edge = choose(points, metric)
     rates = sorted({point.rate for point in points})
     ratio = rates[1] / rates[0] if len(rates) > 1 else 2.0
@@ -120,18 +123,18 @@ def parse(argv: list[str] | None):
         type=float,
         default=[1e-6, 1e-1],
         metavar=("LOW", "HIGH"),
-        help="how far to go on beyond the edges (default: 1e-6 0.1)",
+        help="try no rates outside these (default: 1e-6 0.1)",
     )
     parser.add_argument(
-        "--by", metavar="METRIC", help="metric that chooses, such as PSNR-Y (default: the one that chooses `best`)"
+        "--by", metavar="METRIC", help="metric that chooses, such as PSNR-Y (default: the first perceptual one)"
     )
-    parser.add_argument("--collect", action="store_true", help="only show what is finished")
+    parser.add_argument("--collect", action="store_true", help="train nothing; only show the finished trainings")
     grid.add_settings(parser, grid.OURS | {"learning_rate"})
     return parser.parse_args(argv)
 
 
 def make_cells(args, wanted: dict[tuple[str, str], list[float]] | None = None) -> list[Cell]:
-    """The trainings: all at --rates, or at the rates wanted of a block and loss. Raises as grid.base_cells does."""
+    """Make the trainings at --rates, or at `wanted` by block and loss. Raises as grid.base_cells does."""
     common = grid.common_config(args)
     given = {"warmup": common.warmup, "clip_grad": common.clip_grad}
     steady = {"warmup": min(500, max(1, (common.steps or 2000) // 20)), "clip_grad": 1.0}
@@ -156,7 +159,7 @@ def make_cells(args, wanted: dict[tuple[str, str], list[float]] | None = None) -
 
 
 def read_points(cells: list[Cell]) -> dict[tuple[str, str], list[Point]]:
-    """What came of the cells that are finished, by block and loss."""
+    """Read the results of the finished cells, by block and loss."""
     found: dict[tuple[str, str], list[Point]] = {}
     for cell in cells:
         if point := read_point(cell):
@@ -165,7 +168,7 @@ def read_points(cells: list[Cell]) -> dict[tuple[str, str], list[Point]]:
 
 
 def metric_that_chooses(points: dict[tuple[str, str], list[Point]], args) -> str:
-    """--by, or the first of the metrics after PSNR-Y and SSIM-Y. Raises ValueError if there is none of them."""
+    """--by, or the first metric after PSNR-Y and SSIM-Y. Raises ValueError if no training was validated."""
     names = next((list(point.scores) for of in points.values() for point in of if point.scores), None)
     if names is None:
         raise ValueError("no training came to a validation: every rate diverged, or none is finished; lower --rates")
@@ -173,7 +176,7 @@ def metric_that_chooses(points: dict[tuple[str, str], list[Point]], args) -> str
 
 
 def table(points: dict[tuple[str, str], list[Point]], metric: str) -> str:
-    """A line per network, loss and rate: score, divergences, and what is chosen."""
+    """A table with a line per network, loss and rate: score, divergences, and the choice."""
     lines = []
     for (block, loss), of in points.items():
         best, edge = choose(of, metric)
@@ -190,7 +193,7 @@ def table(points: dict[tuple[str, str], list[Point]], metric: str) -> str:
 
 
 def draw(points: dict[tuple[str, str], list[Point]], metric: str, path: Path) -> None:
-    """Draw each loss's curve, a panel for each network and scale; diverged trainings are crosses on the rim."""
+    """Draw each loss's curve, with a panel per network and scale; crosses at the top mark divergence."""
     blocks = list(dict.fromkeys(block for block, _ in points))
     figure = Figure(figsize=(5 * len(blocks), 4), layout="constrained")
     for axes, block in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks):
@@ -223,7 +226,7 @@ def draw(points: dict[tuple[str, str], list[Point]], metric: str, path: Path) ->
 
 
 def conclude(cells: list[Cell], args) -> None:
-    """Print the table and the rates, and write the files. Raises ValueError if nothing is finished."""
+    """Print the table, write the files, print the next command. Raises ValueError if nothing is finished."""
     points, out = read_points(cells), grid.folder_of(args)
     metric = metric_that_chooses(points, args)
     print("\n" + table(points, metric))

@@ -1,9 +1,9 @@
 """Table I of the TLW paper: reproduce.grid with the paper's networks, settings and numbers.
 
     python -m reproduce.table1 --models RCAN VDSR EDSR --scales 2 3 4 --seeds 3 --trainpath DIR ... --folder Set5 ...
-    python -m reproduce.table1 --collect --seeds 3 --folder Set5 ...     the table of what is finished
+    python -m reproduce.table1 --collect --seeds 3 --folder Set5 ...     the table of the finished cells
 
-Unlike the paper's, `best` is chosen on training images held out, not on Set5, which is reported.
+Unlike in the paper, `best` is chosen on held-out training images, not on Set5, which is a test set.
 """
 
 from . import grid

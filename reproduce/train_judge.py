@@ -1,10 +1,10 @@
-"""Train the judge `tiny` to say what LPIPS-alex says.
+"""Train the judge `tiny` to imitate LPIPS-alex.
 
     python -m reproduce.train_judge --folder datasets/T91 datasets/BSDS200 --judge-weights alexnet.pth
 
-First small SR networks are trained, whose outputs at all stages the judge is to see; then the judge learns, on mixtures
-and distorted images, LPIPS-alex's distances (as logarithms, as WC has them), the maps they are the means of, and the
-gradients of their logarithms. One seed, one command; then `python -m reproduce.judge_agreement` measures it.
+First train small SR networks, to show the judge their outputs at all stages. Then the judge learns, on mixtures and
+distorted images, the logarithms of LPIPS-alex's distances (WC is made of these), the maps whose means they are, and the
+gradients of the logarithms. One command, one seed; `python -m reproduce.judge_agreement` measures the result.
 """
 
 import time
@@ -28,7 +28,7 @@ from .judge_inputs import distort, draw_weights, endless_batches, train_generato
 from .judge_lesson import Lesson, fresh_student, learn_first_layer
 
 SMALL = {"patch": 48, "batchsize": 8, "learning_rate": 4e-4}
-# Settings, and the steps after which a network's outputs are shown.
+# Settings, and the steps after which a network is copied for its outputs.
 GENERATORS = (
     (
         {"model": "EDSR", "scale": 4, "losses": ("L1",), "model_options": {"blocks": 6, "channels": 32}},
@@ -48,16 +48,16 @@ SHARES = {"features": 2.0, "distance": 1.0, "ranking": 2.0, "maps": 0.1, "grads"
 
 
 def save(student: Tiny, path: Path, **about: str) -> None:
-    """Write the judge's weights, in half precision, and what is to be said about them."""
+    """Write the judge's weights in half precision, with `about` as metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: weight.detach().half().contiguous() for name, weight in student.state_dict().items()}
     save_file(state, path, about)
 
 
 def show(generators, batches, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """What the judges are shown in a step: images (3,B,3,H,W), sr and two mixtures of it with hr; sr; hr (B,3,H,W).
+    """Draw a step's images (3,B,3,H,W), which are sr and two mixtures of sr and hr; also sr, hr (B,3,H,W).
 
-    The references of two networks, each with its scale's.
+    Half of the batch is from each of two networks, with a batch of its scale.
     """
     hr, sr = [], []
     for scale, net in (generators[i] for i in random.choice(len(generators), size=2)):
@@ -73,7 +73,7 @@ def show(generators, batches, random: np.random.Generator) -> tuple[Tensor, Tens
 
 
 def train_student(teacher: LPIPS, generators, batches, args) -> Tiny:
-    """The judge, after args.steps steps; every 500 steps it is saved."""
+    """Train the judge for args.steps steps, saving it every 500 steps; return it."""
     torch.manual_seed(args.seed)
     random = np.random.default_rng(args.seed)
     student = fresh_student()
@@ -119,15 +119,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = configs.OneLineParser(prog="reproduce.train_judge", description="Train the judge tiny.")
     parser.add_argument("--folder", nargs="+", default=["datasets/T91", "datasets/BSDS200"], metavar="DIR")
     parser.add_argument(
-        "--judge-weights", nargs="+", default=[], metavar="FILE", help="local file of AlexNet's weights"
+        "--judge-weights", nargs="+", default=[], metavar="FILE", help="local file with AlexNet's weights"
     )
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument(
         "--features-first", type=float, default=0.2, metavar="SHARE", help="share of the steps on features alone"
     )
     parser.add_argument("--learning-rate", type=float, default=8e-4)
-    parser.add_argument("--patch", type=int, default=96, help="HR pixels, a multiple of 12")
-    parser.add_argument("--batchsize", type=int, default=4, help="reference images of each of two networks per step")
+    parser.add_argument("--patch", type=int, default=96, help="side of a patch in HR pixels, a multiple of 12")
+    parser.add_argument("--batchsize", type=int, default=4, help="images from each of two networks per step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=TINY_FILE, metavar="FILE")
     args = parser.parse_args(argv)

@@ -1,1 +1,1 @@
-"""A run on disk: its folder, lock, log, checkpoints and results."""
+"""A run on disk: folder, lock, log, checkpoints and results."""

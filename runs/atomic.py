@@ -1,4 +1,4 @@
-"""Write files so that they hold the old content or the new, never a part of one."""
+"""Write files atomically: at any moment they hold the old content or the new, never a part."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk; not for folders on Windows."""
+    """Wait until a file's content or a folder's entries are on the disk (not for folders on Windows)."""
     posix = hasattr(os, "O_DIRECTORY")
     if not posix and path.is_dir():
         return
@@ -19,9 +19,9 @@ def fsync_path(path: Path) -> None:
 
 
 def atomic_write(path: Path, content: bytes, before_replace: Callable[[], None] | None = None) -> None:
-    """Write content so that path holds the old content or the new at any moment, never a part of one.
+    """Replace the content of path atomically. Raises OSError.
 
-    before_replace: called when the new content is on the disk and the old one is still at path. Raises OSError.
+    before_replace: called when the new content is on the disk and the old one is still at path.
     """
     aside = path.with_name(path.name + ".tmp")
     try:
@@ -33,14 +33,14 @@ def atomic_write(path: Path, content: bytes, before_replace: Callable[[], None] 
             before_replace()
         os.replace(aside, path)
     except OSError as error:
-        _try_to_remove(aside)  # to leave a full disk its room
-        error.filename = str(path)  # the error of a full disk does not name the file
+        _try_to_remove(aside)  # free the space, if the disk is full
+        error.filename = str(path)  # write() and fsync() name no file in their errors
         raise
     fsync_path(path.parent)
 
 
 def write_or_report(program: str, path: Path, content: bytes) -> bool:
-    """Write content as atomic_write does, making folders; report a failure and return False.
+    """Call atomic_write, making folders; print an error and return False if it fails.
 
     program: the command that the message names.
     """
@@ -64,7 +64,7 @@ def _try_to_remove(path: Path) -> None:
 
 
 def atomic_append(path: Path, content: bytes) -> None:
-    """Add content to a file, all of it or nothing. Raises OSError."""
+    """Append content to a file, all of it or nothing. Raises OSError."""
     with open(path, "ab", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         try:

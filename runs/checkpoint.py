@@ -1,9 +1,9 @@
 """Checkpoints: save them, load them, and check all of their content before any of it is used.
 
-A checkpoint is the zip archive that torch.save writes; its CRC-32 of every entry is the checksum that loading verifies
-(metrics/tensor_file.py, which runs no code in a file). The check_* functions below check the content. They are called
-before anything is loaded, by `check_state_dict` in training/state.py and training/learner.py, because fused Adam reads
-out of bounds when a moment has the wrong shape.
+A checkpoint is the zip archive that torch.save writes. Loading verifies the archive's CRC-32 of every entry and runs no
+code from the file (metrics/tensor_file.py). The check_* functions check the content before any of it is loaded
+(`check_state_dict` in training/state.py and training/learner.py): fused Adam reads out of bounds when a moment has the
+wrong shape.
 """
 
 import io
@@ -22,23 +22,23 @@ from models import build_network, model_id
 from .atomic import atomic_write
 from .output import script_command
 
-# The key of the SR network in a state; spandrel, which takes images in [0,1], does not look under it.
+# The key of the SR network's state dict. spandrel, whose networks take images in [0,1], does not know it.
 SR_NETWORK = "sr_network"
 
 
 def serialize(state: dict) -> bytes:
-    """The content of a state's file."""
+    """The content of the checkpoint file of a state."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
 def is_valid_checkpoint(path: Path) -> bool:
-    """True if path is a file with the right checksums."""
+    """True if path is a zip archive whose checksums are right."""
     try:
         verify_checksums(path)
         return zipfile.is_zipfile(path)
-    except Exception:  # whatever zipfile makes of a damaged one
+    except Exception:  # zipfile raises many types for a damaged file
         return False
 
 
@@ -48,7 +48,7 @@ def save_checkpoint(state: dict, path: Path) -> None:
 
 
 def write_last(folder: Path, content: bytes) -> None:
-    """Write last.pt of a run; the one before stays as previous.pt unless it is damaged. Raises OSError."""
+    """Write a run's last.pt; keep the old one as previous.pt unless it is damaged. Raises OSError."""
     last, previous = folder / "last.pt", folder / "previous.pt"
 
     def keep_previous() -> None:
@@ -59,16 +59,16 @@ def write_last(folder: Path, content: bytes) -> None:
         try:
             os.link(last, link)
             os.replace(link, previous)
-        except OSError:  # a file system without hard links: for a moment there is previous.pt alone
+        except OSError:  # no hard links here: for a moment there is only previous.pt
             os.replace(last, previous)
 
     atomic_write(last, content, before_replace=keep_previous)
 
 
 def load_checkpoint(path: Path) -> dict:
-    """Load a state of tensors and plain values on the CPU.
+    """Load a state of tensors and plain values onto the CPU.
 
-    Raises ValueError if there is none or its checksums are wrong, FileAccessError if it cannot be read now.
+    Raises ValueError if the file is missing or damaged, FileAccessError if it cannot be read at the moment.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
@@ -79,11 +79,10 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def load_last(run: Path) -> tuple[dict, Path, str | None]:
-    """Load the state to resume from: (state, its file, what is wrong with last.pt).
+    """Load the state to resume from, with its file and the error of last.pt, or None.
 
-    The file is last.pt, or previous.pt if last.pt is damaged; nothing is wrong: None.
-
-    Raises ValueError if neither can be read, or if last.pt is out of reach: it may be intact, and is the later one.
+    The file is last.pt, or previous.pt if last.pt is damaged. Raises ValueError if neither can be loaded, or if
+    last.pt cannot be read at the moment: it may be intact, and is the later one.
     """
     last, previous = run / "last.pt", run / "previous.pt"
     try:
@@ -101,10 +100,7 @@ def load_last(run: Path) -> tuple[dict, Path, str | None]:
 
 
 def load_kept(run: Path, name: str) -> tuple[dict, Path]:
-    """Load a run's checkpoint by its name, such as step_1000: its state and its file.
-
-    Raises ValueError.
-    """
+    """Load a run's checkpoint by name, such as step_1000; return its state and file. Raises ValueError."""
     path = run / f"{name.removesuffix('.pt')}.pt"
     kept = sorted((path.stem for path in run.glob("step_*.pt")), key=lambda stem: (len(stem), stem))
     known = path.stem in [*kept, "last", "previous"]
@@ -114,7 +110,7 @@ def load_kept(run: Path, name: str) -> tuple[dict, Path]:
 
 
 def learner_states(state: dict, path: Path) -> dict[str, dict]:
-    """The states by loss in the state of a last.pt, read from path. Raises ValueError if there are none."""
+    """The learners' states by loss in a last.pt's state, read from path. Raises ValueError if missing."""
     states = state.get("learners")
     if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
         raise ValueError(f"{path}: expected a run's last.pt, with a state for each of its losses")
@@ -122,13 +118,13 @@ def learner_states(state: dict, path: Path) -> dict[str, dict]:
 
 
 def expect(fits: bool, source: str, what: str) -> None:
-    """Raise ValueError unless `fits`; what: the part of the state in the file `source` that is wrong."""
+    """Raise ValueError unless `fits`; what: the wrong part of the state in the file `source`."""
     if not fits:
         raise ValueError(f"{source}: not a state of this run ({what})")
 
 
 def is_state(value: object) -> bool:
-    """True if value is a dict of tensors by their names."""
+    """True if value is a dict of tensors by name."""
     return isinstance(value, dict) and all(isinstance(x, Tensor) and isinstance(n, str) for n, x in value.items())
 
 
@@ -138,12 +134,12 @@ def is_count(value: object) -> bool:
 
 
 def kind(value: object) -> tuple | None:
-    """The shape and type of a tensor; None for any other value."""
+    """The shape and dtype of a tensor; None for any other value."""
     return (value.shape, value.dtype) if isinstance(value, Tensor) else None
 
 
 def _described(value: object) -> str:
-    """A tensor's shape, and its type if it is not float32; else the type of the value."""
+    """A tensor's shape, and its dtype if not float32; of other values the type."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     shape = "x".join(map(str, value.shape)) or "a scalar"
@@ -151,9 +147,9 @@ def _described(value: object) -> str:
 
 
 def check_weights(module: nn.Module, weights: object, source: str, wanted: str) -> None:
-    """Raise ValueError unless weights is a state dict with exactly the module's names, shapes and types.
+    """Raise ValueError unless weights is a state dict with exactly the module's names, shapes and dtypes.
 
-    wanted: what it should be of, for the error.
+    wanted: what the module is, for the error.
     """
     own = module.state_dict()
     found = weights if isinstance(weights, dict) else {}
@@ -169,7 +165,7 @@ def check_weights(module: nn.Module, weights: object, source: str, wanted: str) 
 
 
 def _check_extra_states(module: nn.Module, weights: dict, source: str, wanted: str) -> None:
-    """Raise ValueError if a part of module refuses its extra state; set_extra_state alone knows which fit."""
+    """Raise ValueError if a submodule's set_extra_state refuses its extra state; change nothing."""
     own = module.state_dict()
     for path, part in module.named_modules():
         name = f"{path}._extra_state".removeprefix(".")
@@ -184,7 +180,7 @@ def _check_extra_states(module: nn.Module, weights: dict, source: str, wanted: s
 
 
 def check_adam_state(opt: torch.optim.Adam, saved: object, source: str) -> None:
-    """Raise ValueError unless saved has Adam's moments of opt's parameters, of the right shapes and types."""
+    """Raise ValueError unless saved has Adam's moments for opt's parameters, with their shapes and dtypes."""
     found = saved.get("state") if isinstance(saved, dict) else None
     expect(isinstance(found, dict), source, "an optimizer without moments")
     parameters = [p for group in opt.param_groups for p in group["params"]]
@@ -200,10 +196,10 @@ def check_adam_state(opt: torch.optim.Adam, saved: object, source: str) -> None:
 
 
 def adam_state(opt: torch.optim.Adam, saved: dict) -> dict:
-    """The state dict for opt: the moments of a saved one, and opt's own settings.
+    """A state dict for opt with the moments of a saved one and opt's own settings.
 
-    saved: what `check_adam_state` has passed. Moments get the memory layout of their parameters: fused Adam ignores the
-    strides of a moment, and would write beyond the memory of one that was saved as a single number, expanded.
+    saved: has passed `check_adam_state`. Moments get the strides of their parameters: fused Adam ignores a moment's
+    strides, and would write out of bounds if one was saved as an expanded scalar.
     """
     parameters = [p for group in opt.param_groups for p in group["params"]]
     moments = {
@@ -217,7 +213,7 @@ def adam_state(opt: torch.optim.Adam, saved: dict) -> dict:
 
 
 def check_rng_states(saved: object, needed: dict[str, Tensor], source: str) -> None:
-    """Raise ValueError unless saved holds valid random states, the CPU's among them."""
+    """Raise ValueError unless saved has a state for the CPU and all its states that are needed are valid."""
     expect(isinstance(saved, dict) and "cpu" in saved, source, "no stream of random numbers")
     for device in saved.keys() & needed.keys():
         try:
@@ -234,13 +230,13 @@ def check_counts(state: dict, source: str) -> None:
 
 
 def check_average(learning: object, source: str) -> None:
-    """Raise ValueError unless `learning` is None, or a network and the count of its averaged steps."""
+    """Raise ValueError unless `learning` is None, or a network and the number of steps averaged."""
     fits = learning is None or isinstance(learning, dict) and learning.keys() == {"network", "averaged"}
     expect(fits and (learning is None or is_count(learning["averaged"])), source, "what its average is of")
 
 
 def check_progress(state: dict, source: str) -> None:
-    """Raise ValueError unless the step, images and criterion of a last.pt are valid."""
+    """Raise ValueError unless a last.pt's step, validated, images and selection_criterion are valid."""
     expect(is_count(state["step"]), source, f"step {state['step']!r}")
     expect(isinstance(state["validated"], bool), source, "whether it is validated")
     images = state["images"]
@@ -250,9 +246,9 @@ def check_progress(state: dict, source: str) -> None:
 
 
 def check_sr_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
-    """Raise ValueError unless state[SR_NETWORK] is of net: its identity, every name, shape and type.
+    """Raise ValueError unless state[SR_NETWORK] fits net: model_id, names, shapes and dtypes.
 
-    source: the state's file; wanted: net's identity, as in state["model_id"].
+    source: the state's file; wanted: net's model_id.
     """
     if state.get("model_id") != wanted:
         raise ValueError(f"{source}: a checkpoint of {state.get('model_id')}; expected one of {wanted}")
@@ -260,13 +256,13 @@ def check_sr_network(net: nn.Module, state: dict, source: str, wanted: str) -> N
 
 
 def load_network(net: nn.Module, state: dict, source: str, wanted: str) -> None:
-    """Load state[SR_NETWORK] into net after `check_sr_network`. Raises ValueError, net untouched."""
+    """Load state[SR_NETWORK] into net after `check_sr_network`. Raises ValueError, with net unchanged."""
     check_sr_network(net, state, source, wanted)
     net.load_state_dict(state[SR_NETWORK])
 
 
 def read_settings(run: Path) -> configs.Config:
-    """The settings of a run. Raises ValueError if the folder holds no run."""
+    """Read the settings of a run. Raises ValueError if the folder holds no run."""
     if not (run / "config.yaml").is_file():
         released = sorted(run.glob("SRModel_*.pth"))
         convert = f"convert the released files with: {script_command('convert.py', run)}"
@@ -276,9 +272,9 @@ def read_settings(run: Path) -> configs.Config:
 
 
 def load_states(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, dict]]:
-    """Read a run: its settings, and its learners' states by loss (all, or those named), unchecked.
+    """Read a run's settings and its learners' states by loss (all, or those named), unchecked.
 
-    which: "best" (each loss's epoch of the lowest LPIPS), "last", or one that --keep-every kept, such as "step_1000".
+    which: "best" (each loss's best validation by --best-by), "last", or a checkpoint of --keep-every, "step_1000".
     Raises ValueError.
     """
     config = read_settings(run)
@@ -299,11 +295,9 @@ def load_states(run: Path, which: str, losses=None) -> tuple[configs.Config, dic
 
 
 def load_networks(run: Path, which: str, losses=None) -> tuple[configs.Config, dict[str, nn.Module], list[str]]:
-    """Read a run: its settings, its SR networks by loss, and the judges and extractors they had.
+    """Read a run's settings, its SR networks by loss, and the judges and extractors of their losses.
 
-    losses: those to read; default: all.
-
-    which: as for load_states. Raises ValueError.
+    losses, which: as for load_states. Raises ValueError.
     """
     config, states = load_states(run, which, losses)
     nets, judges = {}, []

@@ -4,7 +4,7 @@
                       "rows": [{"loss": "L1", "files": 5, "PSNR-Y": 30.1, ..., "note": "",
                                 "per_image": {"baby.png": {"PSNR-Y": 33.2, ...}, ...}}, ...]}, ...]}
 
-A score that is no finite number is null, such as PSNR of two equal images. A CSV beside it has the means.
+A score that is not finite is null, such as the PSNR of equal images. A CSV file beside it has the means.
 """
 
 import csv
@@ -17,12 +17,17 @@ from pathlib import Path
 from .atomic import write_or_report
 from .log import json_safe
 
-KEY = ("protocol", "folder", "lr_folder", "checkpoint", "precision")  # a new entry replaces the one with the same
-OF_ROWS = ("loss", "files", "note", "infinite", "per_image")
+KEY = (
+    "protocol",
+    "folder",
+    "lr_folder",
+    "checkpoint",
+    "precision",
+)  # a new entry replaces an old one with the same key
 
 
 def read_evaluations(path: Path) -> list[dict]:
-    """The entries of a val.json; none if there is no such file. Raises ValueError if it is something else."""
+    """Read the entries of a val.json; none if there is no file. Raises ValueError if it is something else."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -37,10 +42,10 @@ def read_evaluations(path: Path) -> list[dict]:
 
 
 def write_evaluations(path: Path, entries: list[dict]) -> bool:
-    """Put entries into a val.json in place of those with the same KEY, and all means into a CSV beside it.
+    """Add entries to a val.json, replacing those of the same KEY; write all means to a CSV beside it.
 
-    Something else at path is written over. Returns whether both are there, else it is said. Two processes that write
-    at once both have their entries in it.
+    A file at path that is no val.json is overwritten. Returns True if both files are written; else prints an error. If
+    two processes write at the same time, the entries of both are kept.
     """
     with _locked(path):
         try:
@@ -78,7 +83,7 @@ def _csv(entries: list[dict]) -> str:
 
 @contextmanager
 def _locked(path: Path):
-    """Hold a lock on path's folder, on systems and file systems that have locks."""
+    """Hold a lock on path's folder, if the system and the file system have locks."""
     try:
         import fcntl  # not on Windows
 

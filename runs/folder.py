@@ -1,18 +1,17 @@
-"""The folder of a run: its files, and its name.
+"""The folder of a run: its files and its name.
 
-    checkpoints/RUN/config.yaml     every setting
-                    log.jsonl       a line every few steps and after each epoch
-                    last.pt         all that is needed to resume
-                    previous.pt     the last.pt before that
-                    best_LOSS.pt    the networks of one loss at their best epoch
-                    step_N.pt       the last.pt of step N, with --keep-every
-                    watch/          weights and SR crops at each validation, with --watch
-                    val.json        written by val.py
-                    report.html     written by report.py, and at the run's end
-                    tensorboard/    with --tensorboard
-                    .lock           names the process that trains here, while it does
-
-A state is the zip archive that torch.save writes; its CRC-32 of every entry is the checksum that loading verifies.
+checkpoints/RUN/config.yaml     every setting
+                log.jsonl       a line every few steps and after each validation
+                last.pt         all that is needed to resume
+                previous.pt     the last.pt before that
+                best_LOSS.pt    the networks of one loss at their best validation
+                step_N.pt       the last.pt of step N, with --keep-every
+                watch/          weights and SR crops at each validation, with --watch
+                val.json        written by val.py
+                report.html     written by report.py, and at the run's end
+                weights.png     the weights at the run's end
+                tensorboard/    with --tensorboard
+                .lock           names the process that trains here now
 """
 
 import os
@@ -23,10 +22,7 @@ CHECKPOINTS = Path("checkpoints")
 
 
 def next_run_dir(model: str, scale: int, root: Path = CHECKPOINTS) -> Path:
-    """The next free folder for a new run: CHECKPOINTS/MODEL_xSCALE_NUMBER.
-
-    MODEL of spandrel:FILE is the file's name.
-    """
+    """The next free folder, ROOT/MODEL_xSCALE_NUMBER; for spandrel:FILE, MODEL is FILE's stem."""
     name = re.sub(r"[^\w.+-]", "_", Path(model).stem) if model.startswith("spandrel:") else model
     stem = f"{name}_x{scale}_"
     taken = [int(m[1]) for p in root.glob(stem + "*") if (m := re.fullmatch(re.escape(stem) + r"(\d+)", p.name))]
@@ -34,7 +30,7 @@ def next_run_dir(model: str, scale: int, root: Path = CHECKPOINTS) -> Path:
 
 
 def make_run_dir(run: Path, model: str, scale: int) -> Path:
-    """Make the folder `run`, or the next one if another run has made it in the meantime."""
+    """Make the folder `run`, or the next free one if `run` exists by now; return it."""
     while True:
         try:
             run.mkdir(parents=True)
@@ -53,7 +49,7 @@ def checkpoint_stamp(run: Path) -> tuple[int, int] | None:
 
 
 def newest_run_dir(root: Path = CHECKPOINTS, resumable: bool = False) -> Path:
-    """The run that was last written to; resumable: of those with a last.pt.
+    """The run that was written to last; resumable: only among those with a last.pt or previous.pt.
 
     Raises ValueError if there is none.
     """
@@ -65,9 +61,9 @@ def newest_run_dir(root: Path = CHECKPOINTS, resumable: bool = False) -> Path:
 
 
 def check_new_run(run: Path, aborted: bool = False) -> None:
-    """Raise ValueError if run cannot be the folder of a new run: there is one, or files are in the way.
+    """Raise ValueError if run cannot be a new run's folder: it holds a run's files, or is not writable.
 
-    aborted: its settings and log are of a run that ended before it saved anything, and may be overwritten.
+    aborted: config.yaml and log.jsonl there are of a run that ended before its first save, and may be overwritten.
     """
     try:
         held = any(run.glob("*.pt"))

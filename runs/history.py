@@ -1,4 +1,4 @@
-"""Read a run's log back: its starts, notes, curves by step and by time, and the time of a step."""
+"""Read a run's log: its starts, notes, curves over steps and over time, and the time of a step."""
 
 import json
 import math
@@ -9,20 +9,17 @@ from typing import NamedTuple
 
 from configs import Config, Variant
 
-Curve = list[tuple[float, float]]  # (step or seconds, value), in this order
-# What the line of a start has, see training/provenance.py.
+Curve = list[tuple[float, float]]  # (step or seconds, value)
+# The keys of the line that each start logs: see training/provenance.py.
 START = {"started", "command", "folder", "device", "processes", "versions", "images"}
 NOT_CURVES = {"step", "epoch", "elapsed", "validation", "seconds_per_step"}
 
 
 class Pace(NamedTuple):
-    """The time of a training step of one loss.
+    """The time of a training step of one loss."""
 
-    seconds: of a step of its network, the mean. ratio: to those of the plain loss, L1 or MSE; None without one.
-    """
-
-    seconds: float
-    ratio: float | None
+    seconds: float  # mean of a step
+    ratio: float | None  # to the plain loss's seconds (L1 or MSE); None if that was not trained
 
     def __str__(self) -> str:
         return f"{self.seconds:.3g}" + (f" ({self.ratio:.3g}x)" if self.ratio is not None else "")
@@ -30,25 +27,21 @@ class Pace(NamedTuple):
 
 @dataclass
 class History:
-    """A run's log.
+    """A run's log."""
 
-    starts: what each start of the run said of itself; notes: lines of text, left-out images among them; curves: by
-    quantity ("loss", "WC", "PSNR-Y") and loss, over steps; metrics: the quantities that validations measure; steps: the
-    last one logged; damaged: the number of unreadable lines.
-    """
-
-    starts: list[dict] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
-    metrics: list[str] = field(default_factory=list)
-    steps: int = 0
-    damaged: int = 0
+    starts: list[dict] = field(default_factory=list)  # the line that each start logs
+    notes: list[str] = field(default_factory=list)  # includes left-out images
+    curves: dict[str, dict[str, Curve]] = field(default_factory=dict)  # by quantity ("loss", "WC", "PSNR-Y") and loss
+    metrics: list[str] = field(default_factory=list)  # the quantities that validations measure
+    steps: int = 0  # the last step logged
+    damaged: int = 0  # number of unreadable lines
+    # By loss, for each line: first step, last step, seconds per step, and True for the first line after a start.
     _intervals: dict[str, list[tuple[int, int, float, bool]]] = field(default_factory=dict)
 
     def seconds_per_step(self, name: str) -> float | None:
-        """The mean of a step of the loss `name`; None if none was logged.
+        """The mean time of a step of the loss `name`; None if none was logged.
 
-        A start's first line, with all that warms up, is left out if there are others.
+        The first line after each start includes warming up: it is left out if there are others.
         """
         intervals = self._intervals.get(name, [])
         intervals = [each for each in intervals if not each[3]] or intervals
@@ -56,13 +49,14 @@ class History:
         return sum((last - first) * seconds for first, last, seconds, _ in intervals) / steps if steps else None
 
     def at_times(self, name: str, curve: Curve) -> Curve:
-        """A curve of the loss `name` over the seconds of its own steps; empty if its time was not logged."""
+        """A curve of the loss `name` over the time of its own steps, in seconds; empty if no time was logged."""
         usual = self.seconds_per_step(name)
         if usual is None:
             return []
         ends, total = [(0, 0.0)], 0.0
         for first, last, seconds, _ in self._intervals[name]:
-            total += max(0, first - ends[-1][0]) * usual + (last - first) * seconds  # steps that no line has
+            # Steps that no line covers count with the mean.
+            total += max(0, first - ends[-1][0]) * usual + (last - first) * seconds
             ends.append((last, total))
         found, at = [], 0
         for step, value in curve:
@@ -73,7 +67,7 @@ class History:
         return found
 
     def paces(self, variants: Mapping[str, Variant]) -> dict[str, Pace]:
-        """The pace of each of a run's losses whose time was logged, by its name."""
+        """The pace of each loss whose time was logged, by name."""
         seconds = {name: self.seconds_per_step(name) for name in variants}
         plain = {variants[name].loss: name for name in reversed(variants)}  # the first of that loss
         paces = {}
@@ -85,7 +79,7 @@ class History:
 
 
 def read_history(run: Path) -> History:
-    """Read log.jsonl of a run; an empty history if there is none. Raises OSError if it cannot be read."""
+    """Read a run's log.jsonl; an empty history if there is none. Raises OSError if it cannot be read."""
     history, started, before = History(), False, 0
     path = run / "log.jsonl"
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
@@ -120,11 +114,11 @@ def read_history(run: Path) -> History:
 
 
 def _add(curves: dict, quantity: str, name: str, step: int, value: object) -> None:
-    """Add a point unless it is none; a value that was not finite is NaN, a gap in the curve."""
+    """Add a point to a curve unless it is not a number; None, logged for a value not finite, becomes NaN."""
     if quantity not in NOT_CURVES and (value is None or isinstance(value, (int, float))):
         curves.setdefault(quantity, {}).setdefault(name, []).append((step, math.nan if value is None else value))
 
 
 def read_paces(run: Path, config: Config) -> dict[str, Pace]:
-    """The pace of each loss of a run, by its name; none where nothing was logged."""
+    """The pace of each loss of a run whose time was logged, by name."""
     return read_history(run).paces(config.variants)

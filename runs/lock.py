@@ -1,4 +1,4 @@
-"""The lock of a run's folder: it names its holder, and the system releases it when that process dies."""
+"""The lock of a run's folder: it names its holder; the system releases it when that process dies."""
 
 import os
 import socket
@@ -22,20 +22,20 @@ class RunFolderError(ValueError):
 
 
 def _try_lock(file, shared: bool) -> None:
-    """Lock the open file or raise OSError; a system with neither of the two has no locks."""
+    """Lock the open file or raise OSError; do nothing on a system without fcntl and msvcrt."""
     if fcntl is not None:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     elif msvcrt is not None:
-        # A byte far behind the holder's name, for what is locked there others cannot read.
+        # A byte far behind the holder's name: Windows lets no other process read locked bytes.
         os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 
 
 def _lock(file, folder: Path, shared: bool = False) -> None:
-    """Lock the open file, unless the file system has no locks. Raises RunFolderError if another has it."""
+    """Lock the open file, if the file system has locks. Raises RunFolderError if another process holds it."""
     try:
         _try_lock(file, shared)
-    except (BlockingIOError, PermissionError):  # of fcntl, of msvcrt
+    except (BlockingIOError, PermissionError):  # from fcntl and from msvcrt
         file.seek(0)
         holder = " ".join(file.read().split()) or "another process"
         raise RunFolderError(f"--modelpath {folder}: in use by {holder}; wait for it, or name another folder") from None
@@ -44,23 +44,23 @@ def _lock(file, folder: Path, shared: bool = False) -> None:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise RunFolderError, naming the run, if a run is using the folder."""
+    """Raise RunFolderError, naming the process, if a run is using the folder."""
     try:
         with open(folder / ".lock") as file:
             _lock(file, folder, shared=True)
-    except OSError:  # most often: there is none
+    except OSError:  # usually there is no lock file
         pass
 
 
 HELD: set = set()  # open lock files
-# A process that loads data must not keep the lock of a run that was killed.
+# Loader processes inherit open files, and must not keep the lock of a run that was killed.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: [file.close() for file in HELD])
 
 
 @contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with the process. Raises RunFolderError if another run has it."""
+    """Hold the folder's lock. Raises RunFolderError if another run holds it or it cannot be written."""
     path = folder / ".lock"
     while True:
         try:
@@ -88,7 +88,7 @@ def locked_run(folder: Path) -> Iterator[None]:
     finally:
         try:
             path.unlink(missing_ok=True)
-        except OSError:  # a lock that nobody holds is none
+        except OSError:  # a leftover file that nobody has locked does no harm
             pass
         HELD.discard(file)
         file.close()

@@ -1,7 +1,7 @@
 """The file log.jsonl: a line of JSON every few steps and after each validation.
 
-The lines are put together in training/reporter.py: `losses` every --log-every steps, `scores` after a
-validation, `log_start` at a start. runs/history.py reads the file back. docs/training.md lists the fields.
+training/reporter.py makes the lines: `losses` every --log-every steps, `scores` after a validation, `log_start` at a
+start. runs/history.py reads the file. docs/training.md lists the fields.
 """
 
 import json
@@ -12,7 +12,7 @@ from .atomic import atomic_write
 
 
 def json_safe(value):
-    """The same nested dicts, lists and numbers, with None for NaN and infinities, which JSON lacks."""
+    """Copy nested dicts and lists, with None for NaN and infinities, which JSON lacks."""
     if isinstance(value, dict):
         return {key: json_safe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -21,11 +21,9 @@ def json_safe(value):
 
 
 def trim_log(path: Path, step: int, validated: bool = True) -> None:
-    """Drop the lines logged after `step`, which will be logged again when a run resumes there.
+    """Drop the lines logged after `step`: a run that resumes there will log them again.
 
-    validated: False drops the scores of `step` too.
-
-    A last line that was cut off goes with it, and so do lines that the log of a run does not have.
+    validated: False drops the scores of `step` too. A cut-off last line and lines without a step are dropped as well.
     """
 
     def stays(line: str) -> bool:

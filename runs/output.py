@@ -1,4 +1,4 @@
-"""Printed commands that work, and output streams whose errors never end a run."""
+"""Commands to print for the user, and output streams whose errors never end a run."""
 
 import io
 import os
@@ -18,15 +18,15 @@ class _IgnoreErrors(io.FileIO):
 
 
 def escape_unencodable_output() -> None:
-    """Have stdout and stderr escape characters that they cannot encode, as in odd file names."""
+    """Make stdout and stderr escape characters that they cannot encode, as in odd file names."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
 
 
 def ignore_output_errors() -> None:
-    """Have stdout and stderr drop what a full disk or a closed pipe does not take.
+    """Make stdout and stderr drop what a full disk or a closed pipe does not take.
 
-    Odd names are escaped, as by escape_unencodable_output.
+    They also escape what they cannot encode, as after escape_unencodable_output.
     """
     for name in ("stdout", "stderr"):
         old = getattr(sys, name)

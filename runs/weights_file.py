@@ -1,4 +1,4 @@
-"""Read files of weights, ours and other toolkits', as our networks."""
+"""Read files of weights, ours and other toolkits'."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +13,9 @@ from .checkpoint import load_checkpoint
 
 
 def read_weights_file(path: Path) -> tuple[Mapping, dict[str, str]]:
-    """Read a file of weights: its content, and its metadata (safetensors alone has any).
+    """Read a file of weights; return its content and its metadata, which only safetensors has.
 
-    Raises ValueError; runs no code.
+    Runs no code from the file. Raises ValueError.
     """
     if path.suffix.lower() != ".safetensors":
         return load_checkpoint(path), {}
@@ -30,7 +30,7 @@ def read_weights_file(path: Path) -> tuple[Mapping, dict[str, str]]:
 
 
 def read_spandrel_file(model: str) -> Mapping:
-    """The weights in the FILE of a model called "spandrel:FILE". Raises ValueError."""
+    """Read the weights of FILE in the model name "spandrel:FILE". Raises ValueError."""
     path = Path(model.removeprefix(PREFIX))
     try:
         return unwrap(read_weights_file(path)[0])[0]
@@ -41,7 +41,7 @@ def read_spandrel_file(model: str) -> Mapping:
 def import_file(
     path: Path, source: str | None = None, scale: int | None = None, res_scale: float | None = None
 ) -> Imported:
-    """Read a network of ours from a file of weights: our export, or what models.layouts imports.
+    """Import one of our networks from a file: our own export, or a layout that models.layouts knows.
 
     Raises ValueError, which names the file.
     """

@@ -1,4 +1,4 @@
-"""The files that a run writes while it trains; errors of its disk do not end it."""
+"""The files that a run writes while it trains; disk errors do not end the run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,23 +18,23 @@ from .log import log_line, trim_log
 class RunWriter:
     """Writes a run's log and checkpoints; a full disk or an unwritable folder does not end the run.
 
-    What could not be written waits in memory, in order, for the next save. It is reported once, and again when it is
-    written.
+    What cannot be written stays in memory, in order, until the next save. The error is reported once, and so is the
+    save that succeeds after it.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.log_lines = b""  # of the log
-        self.step = 0  # of its last line
-        self.queued: dict[str, bytes] = {}  # by file name; last.pt comes after the best that it knows of
+        self.log_lines = b""  # not yet in the log
+        self.step = 0  # of the last line logged
+        self.queued: dict[str, bytes] = {}  # by file name; last.pt comes after the best_*.pt that it refers to
         self.last_error: str | None = None
-        self.notes: list[str] = []  # what the run's summary shall say
+        self.notes: list[str] = []  # for the run's summary
 
     @contextmanager
     def acquired(self, config: Config, stamp: tuple[int, int] | None) -> Iterator[None]:
-        """Make and lock the run's folder. Raises RunFolderError if that fails or its last.pt has changed.
+        """Make the run's folder and hold its lock. Raises RunFolderError if that fails or last.pt has changed.
 
-        stamp: the `checkpoint_stamp` of the last.pt that the run resumes from, None for a new run.
+        stamp: the `checkpoint_stamp` of the last.pt that the run resumes from; None for a new run.
         """
         try:
             if config.modelpath:
@@ -50,7 +50,7 @@ class RunWriter:
             yield
 
     def write_settings(self, config: Config, step: int, validated: bool) -> None:
-        """Write config.yaml; drop the log beyond `step` if the run resumes there. Raises OSError."""
+        """Write config.yaml; drop log lines after `step`, in a new run all. Raises OSError."""
         settings = configs.absolute_paths(
             replace(config, load=False, checkpoint=None, auto_resume=False, modelpath=None)
         )
@@ -65,12 +65,12 @@ class RunWriter:
             self._write_log()
 
     def queue(self, name: str, content: bytes) -> None:
-        """Queue a state for the next save, replacing one of the same name."""
+        """Queue a file for the next save, replacing a queued one of the same name."""
         self.queued.pop(name, None)
         self.queued[name] = content
 
     def save(self) -> None:
-        """Write everything that is queued; the states even if the log cannot be written."""
+        """Write the log and all queued files; the latter even if the log cannot be written."""
         with self._report_errors():
             self._write_log()
             if (self.folder / "log.jsonl").exists():
@@ -90,7 +90,7 @@ class RunWriter:
 
     @property
     def unsaved(self) -> str | None:
-        """The files that are not in the folder, and why; None if all are."""
+        """The files not yet written, and the error; None if all are written."""
         names = ["log.jsonl"] * bool(self.log_lines) + [*self.queued]
         return f"{', '.join(names)} ({self.last_error})" if names else None
 
@@ -101,7 +101,7 @@ class RunWriter:
 
     @contextmanager
     def _report_errors(self) -> Iterator[None]:
-        """Report an OSError and remember it."""
+        """Catch an OSError; print and remember it, unless one is remembered already."""
         try:
             yield
         except OSError as error:
@@ -112,7 +112,7 @@ class RunWriter:
 
 
 class NullWriter(RunWriter):
-    """The writer of a process that writes nothing: the main process does."""
+    """The writer of all processes but the main one: it writes nothing."""
 
     @contextmanager
     def acquired(self, config: Config, stamp: tuple[int, int] | None) -> Iterator[None]:

@@ -222,7 +222,7 @@ def test_networks_that_average(workplace, capsys):
     Image.fromarray(astronaut()[:150, 200:330]).save(workplace / "a.png")
     upscale("--input", "a.png", "--modelpath", run, "--memory", 1)
     err = capsys.readouterr().err
-    assert "averages over the image, so it is not cut; --tile 512 cuts it" in err and err.count("\n") == 1
+    assert "averages over the image, so it is not cut; --tile 512 splits it" in err and err.count("\n") == 1
     upscale("--input", "a.png", "--modelpath", run, "--memory", 1, "--tile", 80, "--output", "t")
     assert capsys.readouterr().err == ""
     whole, tiles = pixels_of(workplace / "a_x2.png"), pixels_of(workplace / "t/a.png")
@@ -234,7 +234,7 @@ def test_networks_that_average(workplace, capsys):
 
 def test_tiles_are_not_needed_by_networks_of_convolutions(run, photo, capsys):
     upscale("--input", photo, "--tile", 80)
-    assert "--tile 80: not needed, EDSR goes in parts without a trace" in capsys.readouterr().out
+    assert "--tile 80: not needed, EDSR is split exactly" in capsys.readouterr().out
 
 
 def test_ensemble(run, photo):
@@ -378,7 +378,7 @@ def test_a_signal_leaves_no_half_file(workplace, number):
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 128 + number and stderr == "", stderr
-    assert f"stopped by {number.name}; what is written is whole" in stdout
+    assert f"stopped by {number.name}; all files written are complete" in stdout
     written = sorted(out.iterdir())
     assert 3 <= len(written) < 31 and all(path.suffix == ".png" for path in written)
     for path in written:

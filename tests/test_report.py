@@ -181,7 +181,7 @@ def test_images_without_watch_are_made_from_its_networks(run, images):
     shutil.rmtree("run/watch")
     shown = images_of(made("run", "--images", 2))
     config, nets, _ = load_networks(run, "best")
-    validation = samples.validation_set(config, progress=False)
+    validation = samples.validation_set(config)
     first = sorted(images.iterdir())[:2]
     assert list(shown) == [path.stem for path in first]
     for path, of in zip(first, shown.values()):

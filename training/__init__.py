@@ -1,1 +1,1 @@
-"""A run in memory: its experiment, learners, schedule and state, and how it ends."""
+"""A run in memory: experiment, learners, schedule and state, evaluation and report."""

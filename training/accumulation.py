@@ -1,9 +1,9 @@
-"""Algorithm 1 with accumulated gradients: a batch in equal parts, in the memory of one of them.
+"""Algorithm 1 with accumulated gradients: a batch in equal parts, in the memory of one part.
 
-The step is that of the whole batch, to rounding: losses are means over equally many samples, and TLW's noise is drawn
-for all parts at once. Two things differ. BatchNorm normalises each part by the part's own statistics; one in the SR
-network counts them in both steps. A network with stochastic depth (HAT) draws anew for each of the two steps, so that
-the E-step sees other SR images than the M-step.
+The step equals that of the whole batch up to rounding: losses are means over equally many samples, and TLW's noise is
+drawn for all parts at once. Two things differ. BatchNorm normalises each part by its own statistics, and in the SR
+network updates its running statistics in both steps. Stochastic depth (HAT) draws again in each of the two steps, so
+that the E-step sees other SR images than the M-step.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ LossOf = Callable[[Tensor, Target], Tensor]
 
 
 class Parts:
-    """A batch in `count` equal parts, with what its targets are made of.
+    """A batch in `count` equal parts, and what their targets need.
 
     lr (B,3,h,w), hr (B,3,s*h,s*w) in [-1,1]; judge, extractors: as for Target.
     """
@@ -29,7 +29,7 @@ class Parts:
         self.images = [*zip(lr.chunk(count), hr.chunk(count), strict=True)]
 
     def losses(self, loss_of: LossOf) -> Iterator[Tensor]:
-        """loss_of(lr, target) of each part; its graph lives until the next is asked for."""
+        """Yield loss_of(lr, target) of each part, one after another, so that one graph is in memory at a time."""
         noise: list[Tensor] = []
         for number, (lr, hr) in enumerate(self.images):
             with global_batch.part(number, self.count, noise):
@@ -38,9 +38,9 @@ class Parts:
 
 
 def accumulated_em_step(learner: Learner, parts: Parts, epoch: float) -> tuple[Tensor | None, Tensor]:
-    """Algorithm 1 on one batch in parts; returns what train.py's em_step does.
+    """Algorithm 1 on one batch in parts; returns the same as train.py's em_step.
 
-    As printed there, the SR images are made once for each of the two steps, for no memory holds those of all parts.
+    As in the paper's listing, each of the two steps computes the SR images: those of all parts do not fit into memory.
     """
 
     def e_loss(lr: Tensor, target: Target) -> Tensor | None:

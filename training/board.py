@@ -1,4 +1,4 @@
-"""TensorBoard's files, in RUN/tensorboard: scalars by quantity and loss, and the watched images."""
+"""TensorBoard's event files in RUN/tensorboard: scalars by quantity and loss, and watched images."""
 
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -19,9 +19,9 @@ def check_tensorboard() -> None:
 
 
 class Board:
-    """Writes TensorBoard's event files. What goes wrong ends the writing, with a note, and not the run.
+    """Writes TensorBoard's event files; an error ends the writing, with a note, but not the run.
 
-    A resumed run goes on in them: what they hold of steps beyond `step` is not shown any more.
+    step: the step that a resumed run starts from; TensorBoard hides what the old files hold of later steps.
     """
 
     def __init__(self, writer: RunWriter, step: int):
@@ -37,7 +37,7 @@ class Board:
     def _try(self, write: Callable[[], object]) -> None:
         try:
             write()
-        except Exception as error:  # of the disk, or of the packages
+        except Exception as error:  # from the disk or from TensorBoard
             self.events = None
             reason = configs.one_line(str(error), 160) or type(error).__name__
             note = f"TensorBoard's files are not written from step {self.step} on ({reason})"
@@ -52,23 +52,23 @@ class Board:
                 self._try(lambda: self.events.add_scalar(tag, value, step))
 
     def losses(self, entry: Mapping) -> None:
-        """Show a line of the log."""
+        """Write the scalars of a line of the log."""
         by_loss = {name: values for name, values in entry.items() if isinstance(values, dict)}
         scalars = {f"{name}/{loss}": value for name, values in by_loss.items() for loss, value in values.items()}
         self._scalars(entry["step"], {"learning_rate": entry["learning_rate"]} | scalars)
 
     def scores(self, step: int, loss: str, means: Mapping[str, float]) -> None:
-        """Show a network's validation scores."""
+        """Write a network's validation scores."""
         self._scalars(step, {f"{metric}/{loss}": value for metric, value in means.items()})
 
     def pictures(self, step: int, shown: Mapping[str, np.ndarray]) -> None:
-        """Show what `Watch.record` returned."""
+        """Write the images that `Watch.record` returned."""
         for tag, image in shown.items():
             if self.events is not None and image.ndim > 1:
                 layout = "HWC" if image.ndim == 3 else "HW"
                 self._try(lambda: self.events.add_image(tag, image, step, dataformats=layout))
 
     def flush(self) -> None:
-        """Have all of it on the disk."""
+        """Flush all events to the disk."""
         if self.events is not None:
             self._try(self.events.flush)

@@ -1,4 +1,4 @@
-"""SR images of several methods: saved as files, and drawn side by side where two of them differ most."""
+"""SR images of several methods: save them, and draw them side by side where two differ most."""
 
 import re
 import sys
@@ -27,7 +27,10 @@ def draw_worst(
     device,
     precision: str,
 ) -> bytes:
-    """A PNG of the images on which two methods differ most, cut to there; of the first protocol alone."""
+    """Draw a PNG of the `count` images on which two methods differ most, cropped to where they do.
+
+    Only the first protocol is used. Raises ValueError if no two methods can be compared.
+    """
     protocol, crops = rows[0].protocol, []
     rows = [row for row in rows if row.protocol == protocol]
     for name, i, one, other in most_different_images(rows, count):
@@ -54,14 +57,14 @@ def draw_worst(
 class ImageFiles:
     """Saves SR images as 8-bit PNG: FOLDER/DATASET/[PROTOCOL/]METHOD/NAME.png.
 
-    failed: True once something could not be written.
+    failed: True once a file could not be written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.failed = folder, False
 
     def save(self, dataset: str, images: EvaluationSet, index: int, protocol: str, method: Method, sr: Tensor) -> None:
-        """Write sr (1,3,H,W) in [-1,1], 3 or 1 channels. After a failure, which is said, no more."""
+        """Write sr (1,3 or 1,H,W) in [-1,1]; after a failure, which is printed, do nothing."""
         if self.failed:
             return
         parts = [dataset, *[protocol] * (len(images.protocols) > 1), " ".join(filter(None, method))]

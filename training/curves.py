@@ -1,4 +1,4 @@
-"""Curves of runs as SVG that takes its colours from the page: quantities over steps, and over time."""
+"""Curves of runs, over steps and over time, as SVG that takes its colours from the page."""
 
 import io
 import logging
@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 from runs.history import Curve
 
-# Seen on light ground and on dark.
+# Visible on light and on dark backgrounds.
 COLOURS = ("#3b82f6", "#f97316", "#10a37f", "#e11d48", "#a855f7", "#ca8a04", "#0891b2", "#78716c")
 STYLES = ("-", "--", ":", "-.")
-MOST = 300  # points of a curve: of longer ones the means of equal parts are drawn
-ROUGH = 40  # points from which a running mean is drawn over them
-# A colour that stands for the page's: of text, and of lines that should be seen less.
+MOST = 300  # points of a curve; longer curves are averaged down
+ROUGH = 40  # points; a noisy curve of this many or more gets a running mean
+# Placeholders for the page's colours: of text, and of lines in the background.
 TEXT, FAINT = "#010203", "#040506"
 UP_TO_A_MINUTE, UP_TO_AN_HOUR = 180, 3 * 3600  # seconds: the longest time whose axis is in seconds, in minutes
 
@@ -24,10 +24,7 @@ def style_of(number: int) -> tuple[str, str]:
 
 
 def thinned(curve: Curve, most: int = MOST) -> Curve:
-    """A curve of at most `most` points, each the mean of equally many.
-
-    Values that are not finite are left out.
-    """
+    """Average a curve down to at most `most` points, leaving out values that are not finite."""
     points = [(x, y) for x, y in curve if math.isfinite(y)]
     size = max(1, math.ceil(len(points) / most))
     parts = [points[i : i + size] for i in range(0, len(points), size)]
@@ -35,7 +32,7 @@ def thinned(curve: Curve, most: int = MOST) -> Curve:
 
 
 def running_mean(curve: Curve) -> Curve:
-    """The mean at each point of a thirtieth of the curve around it."""
+    """Average at each point over the thirtieth of the curve around it."""
     reach = max(1, len(curve) // 60)
     ys = [y for _, y in curve]
     windows = [ys[max(0, i - reach) : i + reach + 1] for i in range(len(ys))]
@@ -43,20 +40,20 @@ def running_mean(curve: Curve) -> Curve:
 
 
 def unit_of(seconds: float) -> tuple[str, float]:
-    """The unit in which to show times up to `seconds`, and its seconds."""
+    """The unit for an axis of times up to `seconds`, and its length in seconds."""
     if seconds <= UP_TO_A_MINUTE:
         return "s", 1
     return ("min", 60) if seconds <= UP_TO_AN_HOUR else ("h", 3600)
 
 
 def draw(series: Mapping[int, Curve], over_time: bool, noisy: bool = True) -> str:
-    """Draw curves as an SVG element, by the numbers that their styles go by.
+    """Draw curves as an SVG element; the key of a curve chooses its style.
 
-    over_time: their x is seconds, not steps. noisy: long ones get a running mean, and those over decades a logarithmic
-    axis; else they are drawn as they are.
+    over_time: x is seconds, not steps. noisy: draw a running mean over long curves, and use a logarithmic axis if
+    values span more than a factor of 20.
     """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import matplotlib  # here, for it takes a second
+    import matplotlib  # here, because it takes a second
     from matplotlib.figure import Figure
 
     longest = max((curve[-1][0] for curve in series.values() if curve), default=0)
@@ -88,11 +85,11 @@ def draw(series: Mapping[int, Curve], over_time: bool, noisy: bool = True) -> st
 
 
 def _inlined(svg: str) -> str:
-    """The SVG element alone, as wide as its place, in the page's colours and font."""
+    """The SVG element alone, in the page's width, colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 role="img"', svg, count=1)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)  # it would act on the whole page
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)  # it would apply to the whole page
     svg = svg.replace(TEXT, "currentColor").replace(FAINT, "var(--faint)")
     return re.sub(r' id="\w+_\d+"', "", re.sub(r'font-family: [^;"]*', "font-family: inherit", svg))
 

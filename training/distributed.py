@@ -1,9 +1,9 @@
-"""One run trained by several processes that torchrun starts.
+"""Training by several processes that torchrun starts.
 
-Each process has its samples of every batch, and the main process writes. Without torchrun nothing here acts. Two groups
-connect the processes. The default one (nccl between GPUs, gloo between CPUs) carries what a step needs; its timeout is
-STEP_TIMEOUT. The other one, gloo, carries what they agree on between steps, when one may write or validate for long;
-its timeout is SYNC_TIMEOUT. Both notice the death of a process at once, and the death of its machine after the timeout.
+Each process computes its share of every batch; the main process writes. Without torchrun nothing here has an effect.
+Two process groups connect the processes. The default one (nccl between GPUs, gloo between CPUs) is for the collectives
+of a step, with STEP_TIMEOUT. The other one (gloo) is for those between steps, when a process may write or validate for
+long, with SYNC_TIMEOUT. Both notice the death of a process at once, and that of a machine after the timeout.
 """
 
 import io
@@ -30,7 +30,7 @@ def get_world_size() -> int:
 
 
 def get_rank() -> int:
-    """The number of this process, from 0."""
+    """The rank of this process, from 0."""
     return global_batch.rank_and_world_size()[0]
 
 
@@ -41,7 +41,7 @@ def is_main_process() -> bool:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Connect the processes that torchrun started; only the main process prints."""
+    """Connect the processes that torchrun started; only the main process prints to stdout."""
     global _between_steps
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -53,13 +53,13 @@ def process_group() -> Iterator[None]:
         nullcontext() if is_main_process() else redirect_stdout(nowhere),
     ):
         yield
-    dist.destroy_process_group()  # not after an exception: with a process lost it could hang
+    dist.destroy_process_group()  # not after an exception: it can hang if a process is lost
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process if `device` is the run's: its local rank's GPU, or the CPU.
+    """The device of this process in a run on `device`: the GPU of its local rank, or the CPU.
 
-    Raises ValueError if there are fewer GPUs than processes, or one is named for all.
+    Raises ValueError if there are fewer GPUs than processes, or if `device` names one GPU for all.
     """
     if get_world_size() == 1 or device.type != "cuda":
         return device
@@ -76,7 +76,7 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def all_gather(value) -> list:
-    """The value of every process, in the order of ranks."""
+    """Gather the value of every process, in the order of ranks."""
     if get_world_size() == 1:
         return [value]
     values = [None] * get_world_size()
@@ -85,7 +85,7 @@ def all_gather(value) -> list:
 
 
 def all_reduce_max(*values: int) -> list[int]:
-    """The largest of each value over the processes."""
+    """The maximum of each value over the processes."""
     if get_world_size() == 1:
         return [*values]
     numbers = torch.tensor(values, dtype=torch.int64)
@@ -94,7 +94,7 @@ def all_reduce_max(*values: int) -> list[int]:
 
 
 def barrier() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes get here."""
     if get_world_size() > 1:
         dist.barrier(group=_between_steps)
 
@@ -112,7 +112,7 @@ def raise_on_any_rank() -> Iterator[None]:
     try:
         with nullcontext() if is_main_process() else redirect_stderr(said):
             yield
-    except (Exception, SystemExit) as caught:  # the other ranks must be told of any error
+    except (Exception, SystemExit) as caught:  # the other ranks must learn of it
         error = caught
     try:
         codes = all_gather(exit_code(error))
@@ -127,14 +127,14 @@ def raise_on_any_rank() -> Iterator[None]:
 
 
 def exit_code(error: BaseException | None) -> int | None:
-    """The exit code of an error; None for no error."""
+    """The exit code for an error; None for no error."""
     if isinstance(error, SystemExit):
         return error.code
     return None if error is None else 2 if isinstance(error, ValueError) else 1
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """True if the error says that another process does not answer any more."""
+    """True if the error means that another process no longer answers."""
     return isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error).lower()
 
 
@@ -149,13 +149,13 @@ def launch_command() -> str:
 
 
 class GradientAveraged:
-    """compute(*args), with gradients of learning(*args) averaged over the processes in the backward.
+    """compute(*args), whose backward averages the gradients of learning(*args) over the processes.
 
-    By DistributedDataParallel, which is built again if the parameters change; in a single process it is compute alone.
+    Uses DistributedDataParallel, built again whenever the parameters change; a single process just calls compute.
 
     Args:
-        compute: what the gradients flow back from.
-        learning: with compute's arguments, all parameters that this backward reaches.
+        compute: returns the tensors that backward starts from.
+        learning: takes compute's arguments and returns all parameters that this backward reaches.
     """
 
     def __init__(self, compute: Callable, learning: Callable[..., list[nn.Parameter]]):
@@ -174,7 +174,7 @@ class GradientAveraged:
 
 
 class _Part(nn.Module):
-    """compute as a module with these parameters, whichever modules they belong to."""
+    """compute as a module that has these parameters, whatever modules own them."""
 
     def __init__(self, compute: Callable, parameters: list[nn.Parameter]):
         super().__init__()
@@ -185,7 +185,7 @@ class _Part(nn.Module):
 
 
 class ImageShard(Subset):
-    """The pairs (data.PairedDataset) that this process validates on: every world_size-th."""
+    """The pairs of a data.PairedDataset that this process validates on: every world_size-th."""
 
     def __init__(self, pairs: Dataset):
         super().__init__(pairs, range(get_rank(), len(pairs), get_world_size()))
@@ -193,12 +193,12 @@ class ImageShard(Subset):
 
 
 def shard_images(pairs: Dataset) -> Dataset:
-    """The images that this process validates on: its ImageShard, or all pairs without torchrun."""
+    """The pairs that this process validates on: its ImageShard, or without torchrun all."""
     return pairs if get_world_size() == 1 else ImageShard(pairs)
 
 
 def gather_scores(own: dict[str, list[float]] | None) -> dict[str, list[float]] | None:
-    """Gather the scores of all images, in their order, from every process's; None if one has none."""
+    """Gather the scores of all processes, in the order of the images; None if one process has none."""
     parts, n = all_gather(own), get_world_size()
     if None in parts:
         return None

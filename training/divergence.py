@@ -1,4 +1,4 @@
-"""Notice a loss that grows instead of falling, without waiting for the device in a step."""
+"""Detect a loss that grows instead of falling, without waiting for the device in each step."""
 
 import math
 from collections import deque
@@ -8,14 +8,14 @@ from statistics import median
 import torch
 from torch import Tensor
 
-MULTIPLE, FIRST_MULTIPLE = 10, 100  # of a loss's own running median; of the largest before there is one
-RUNNING, RECENT = 500, 5  # steps of the running median, and of the one that is compared with it
+MULTIPLE, FIRST_MULTIPLE = 10, 100  # the limit: times the running median; before there is one, times the largest loss
+RUNNING, RECENT = 500, 5  # steps in the running median, and in the recent median that is compared with it
 
 
 class LossHistory:
     """The last losses of one network: a few recent ones, and those before them.
 
-    They count by their absolute values there, for some losses, such as log-likelihoods, may be negative.
+    The limit uses absolute values, since some losses, such as log-likelihoods, may be negative.
     """
 
     def __init__(self, phase=None):
@@ -25,7 +25,7 @@ class LossHistory:
 
     @property
     def limit(self) -> tuple[float, str]:
-        """The loss from which a network diverges, and what that is."""
+        """The loss above which the network counts as diverging, and that limit in words."""
         if len(self.before) < 2:
             return math.inf, ""
         if len(self.before) < 10:  # too few for a median
@@ -33,7 +33,7 @@ class LossHistory:
         return MULTIPLE * median(map(abs, self.before)), f"{MULTIPLE} times its running median"
 
     def add(self, loss: float) -> bool:
-        """Take a step's loss, if it is finite; return whether the recent ones are beyond the limit."""
+        """Add a step's loss if it is finite; return True if the recent median is above the limit."""
         if not math.isfinite(loss):
             return False
         if len(self.recent) == RECENT:
@@ -43,7 +43,7 @@ class LossHistory:
 
 
 class DivergenceWatch:
-    """The losses of all networks of a run, kept on their device until they are asked for."""
+    """The losses of all networks of a run, kept on their device until `check` reads them."""
 
     def __init__(self, names: Iterable[str], log_every: int):
         self.histories = {name: LossHistory() for name in names}
@@ -51,15 +51,15 @@ class DivergenceWatch:
         self.reported: set[str] = set()
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Remember a step's losses, scalars on the device."""
+        """Keep a step's losses: scalars on the device."""
         self.unread.append(dict(losses))
 
     def check(self, step: int, phases: Mapping[str, int]) -> list[str]:
-        """Read the losses remembered and return a line for each network that has begun to diverge.
+        """Read the losses kept; return a line for each network found to diverge for the first time.
 
         Args:
-            step: that of the last losses.
-            phases: `Loss.phase` of each network; a history is of one phase.
+            step: the step of the last losses.
+            phases: each network's `Loss.phase`; a new phase begins a new history.
         """
         lines = []
         for name, history in self.histories.items():

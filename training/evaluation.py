@@ -1,4 +1,4 @@
-"""Evaluate a run's networks, bicubic upscaling and finished images: the table, val.json and pictures."""
+"""Evaluate a run's networks, bicubic and finished SR images: print the table, write val.json, draw."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ from .validation import BICUBIC, EvaluationSet, FinishedImages, Upscale, metrics
 
 
 def label_folders(folders: Sequence) -> dict[str, str]:
-    """A short name for each data set: its folder's own name if no other has it, else its path."""
+    """{short name: folder} of each data set: the folder's own name, or its path if two names are equal."""
     names = [str(f) if str(f).startswith("skimage:") else Path(os.path.abspath(f)).name for f in folders]
     return {name if names.count(name) == 1 else str(folder): str(folder) for name, folder in zip(names, folders)}
 
@@ -37,11 +37,9 @@ def label_folders(folders: Sequence) -> dict[str, str]:
 def choose_metrics(
     device, judges: Collection[str], nets=None, weights: tuple = (), bgr: bool = False, memory: int = MEMORY
 ) -> dict[str, PerceptualMetric]:
-    """Build the metrics `nets`, else the judges' and one that was no judge.
+    """Build the metrics `nets`, by default the judges' and one that no network learned from.
 
-    The latter is an LPIPS whose weights are at hand, or MS-SSIM.
-
-    Nothing is downloaded for a metric that was not asked for.
+    The latter is an LPIPS whose weights are on this machine, else MS-SSIM: a default downloads nothing for it.
     """
     if nets is None:
         nets = [net for net in METRICS if net in map(metric_of, judges)]
@@ -57,8 +55,8 @@ def choose_metrics(
 
 
 def selected_on(run: Path, config: Config, images: EvaluationSet) -> str:
-    """A note if `best` networks were selected on these images, known by place or content."""
-    if not (run / "log.jsonl").exists():  # not trained here, as convert.py's
+    """A note if the `best` networks were selected on some of these images, by path or content; else ""."""
+    if not (run / "log.jsonl").exists():  # made by convert.py, not trained here
         return ""
     try:
         own = list_images(config.valpath)
@@ -82,7 +80,7 @@ def collect_methods(
     memory: int,
     ensemble: bool,
 ) -> dict[str, dict[Method, Upscale]]:
-    """The methods of a data set by protocol: bicubic, networks, self-ensembles, finished images."""
+    """The methods for a data set by protocol: bicubic, networks, self-ensembles, finished SR images."""
     shared: dict[Method, Upscale] = {}
     for method, net in nets.items():
         upscale = TiledUpscaler(net, memory)
@@ -108,7 +106,7 @@ def read_sets(
     lr_template: str | None = None,
     grey: bool = False,
 ) -> tuple[dict[str, EvaluationSet], dict[str, dict[str, FinishedImages]]]:
-    """The data sets by short names, and for each the finished images by their names. Raises ValueError."""
+    """Read the data sets by short name, and for each the finished SR images by name. Raises ValueError."""
     configs.expect(len(folders) > 0, "folder", "", "one or more folders of HR images")
     configs.expect(len(lr_folders) in (0, len(folders)), "lrfolder", " ".join(lr_folders), "one for each data set")
     sets, finished = {}, {}
@@ -152,24 +150,22 @@ def evaluate_run(
     save_images: Path | None = None,
     worst: int = 0,
 ) -> bool:
-    """Measure the networks of a run (None: bicubic alone), print and write the table.
-
-    Returns True if all is written.
+    """Evaluate a run (None: no networks), print the table, write files; return True if all are written.
 
     Args:
-        checkpoints: "best" (each loss's best epoch), "last", or both.
-        model, scale: what the run must be; the scale of bicubic.
+        checkpoints: "best" (each loss's best validation), "last", checkpoints of --keep-every such as "step_1000".
+        model, scale: what the run must be; without a run, scale is bicubic's.
         folders, lr_folders: the data sets; default: the run's validation images.
-        lr_template: names of LR images where {} is the HR's; default: the run's.
+        lr_template: names of LR images, where {} is the HR image's; default: the run's.
         sr_folders: folders of finished SR images by name.
         protocols, metrics, weights: default: the run's.
-        shave_lpips: the perceptual metrics, too, leave out what a protocol shaves.
-        ensemble: measure each network's self-ensemble too.
+        shave_lpips: compute perceptual metrics, too, without the border that a protocol shaves.
+        ensemble: evaluate each network's self-ensemble too.
         bad_images, skip_small: "skip" leaves out damaged images, skip_small those that are too small for a metric.
-        out: the JSON file, a CSV beside it; default: val.json in the run's folder.
-        save_images: where SR images go; worst: how many images are drawn on which two methods differ most.
+        out: the JSON file, with a CSV beside it; default: val.json in the run's folder, without a run none.
+        save_images: the folder for SR images; worst: draw this many images on which two methods differ most.
 
-    Raises ValueError for wrong input and ImageReadError if an image cannot be read any more.
+    Raises ValueError for wrong input, ImageReadError if an image can no longer be read.
     """
     config, nets, judges, title = None, {}, [], "bicubic"
     if run is None:
@@ -246,7 +242,7 @@ def evaluate_run(
         try:
             picture = draw_worst(rows, sets, methods, worst, device, precision)
             written.append(write_or_report("val.py", path, picture))
-        except Exception as error:  # whatever it is: all else is there
+        except Exception as error:  # of any type: everything else is written by now
             reason = configs.one_line(str(error)) or type(error).__name__
             print(f"val.py: error: {path} was not drawn ({reason})", file=sys.stderr)
             written.append(False)
@@ -256,7 +252,7 @@ def evaluate_run(
 
 
 def load_methods(run: Path, checkpoints: Sequence[str], losses) -> tuple[Config, dict[Method, nn.Module], list[str]]:
-    """Load a run's settings, its networks by loss and checkpoint, and their judges. Raises ValueError."""
+    """Load a run's settings, its networks by loss and checkpoint, and its judges. Raises ValueError."""
     config, found, judges = None, {}, []
     for which in checkpoints:
         config, found[which], theirs = load_networks(run, which, losses)
@@ -266,7 +262,7 @@ def load_methods(run: Path, checkpoints: Sequence[str], losses) -> tuple[Config,
 
 
 def check_out(path: Path) -> Path:
-    """path, where a JSON of val.py and a CSV beside it can be written. Raises ValueError."""
+    """Return path if a JSON file and a CSV beside it can be written there. Raises ValueError."""
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     fits = path.suffix != ".csv" and not path.is_dir() and existing.is_dir() and os.access(existing, os.W_OK)
     configs.expect(fits, "out", path, "a file for JSON, such as results.json, in a folder that can be written to")

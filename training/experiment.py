@@ -30,7 +30,7 @@ from .validation import metrics_on, read_validation_set
 
 @dataclass
 class Experiment:
-    """The parts of a run. `build_experiment` makes all but the judge, the extractors and the metrics."""
+    """The parts of a run; `add_teachers` adds the judge, the extractors and the metrics."""
 
     config: Config
     device: torch.device
@@ -38,12 +38,12 @@ class Experiment:
     patches: PatchDataset
     validation: PairedDataset
     val_shard: Dataset  # the part of validation that this process measures
-    repeat: int  # how often an epoch draws each image
+    repeat: int  # draws of each image per epoch
     epoch_steps: int
     first_step: int
     last_step: int
     left_out: list[str]  # a line for each training image that --bad-images skip left out
-    notes: list[str]  # what there is to say of the settings
+    notes: list[str]  # on the settings
     metric_names: tuple[str, ...]  # the perceptual metrics of validation
     judge: nn.Module | None = None
     extractors: dict[str, nn.Module] = field(default_factory=dict)
@@ -61,18 +61,18 @@ class Experiment:
 
     @property
     def best_by(self) -> str:
-        """The metric that chooses `best`, as `word_of` calls it."""
+        """The metric that chooses `best`, in the form of `word_of`."""
         return word_of(self.config.best_by) if self.config.best_by else self.metric_names[0]
 
     @property
     def selection_criterion(self) -> list[str]:
-        """The metric, the protocol and the images that `best` is chosen by, wherever they are."""
+        """The metric, the protocol and the images (by checksum) that choose `best`."""
         checksum = zlib.crc32(repr(self.validation.checksums).encode())
         images = f"{len(self.validation)} images of checksum {checksum:08x}"
         return [self.best_by, self.config.protocol, images]
 
     def validation_is_due(self, step: int) -> bool:
-        """True if the networks are validated at this step: of each --validate-every or epoch, and the last."""
+        """True at every --validate-every steps (by default every epoch) and at the last step."""
         return step == self.last_step or step % (self.config.validate_every or self.epoch_steps) == 0
 
     def next_stop(self, step: int) -> int:
@@ -81,7 +81,7 @@ class Experiment:
         return min(*((step // n + 1) * n for n in intervals), self.last_step)
 
     def sampler(self, first_step: int, last_step: int, share: tuple[int, int] = (0, 1)) -> ResumableBatchSampler:
-        """The batches of these steps."""
+        """The batches of these steps; share: rank and world size."""
         config = self.config
         return ResumableBatchSampler(
             len(self.patches), config.images_per_step, config.seed, first_step, last_step, self.repeat, share
@@ -89,7 +89,7 @@ class Experiment:
 
 
 def build_experiment(config: Config) -> Experiment:
-    """Build the networks and the data of a run. Raises ValueError for wrong input; writes nothing."""
+    """Build the networks and data of a run; write nothing but the image cache. Raises ValueError."""
     set_deterministic(config.deterministic)
     device = distributed.local_device(setup_device(config.device))
     world_size = distributed.get_world_size()
@@ -144,14 +144,14 @@ def build_experiment(config: Config) -> Experiment:
 
 
 def not_accumulated(config: Config, learners: list[Learner]) -> list[str]:
-    """A line on the losses in which --accumulate differs from a larger batch."""
+    """A line that names the losses for which --accumulate differs from a larger batch, if there are any."""
     names = [learner.name for learner in learners if learner.batch_norms] if config.accumulate > 1 else []
     size, whole = config.batchsize, config.images_per_step
     return [f"accumulate: BatchNorm sees {size} images at a time, not {whole}: {' '.join(names)}"] if names else []
 
 
 def image_cache(config: Config) -> ImageCache | None:
-    """The cache on disk of the decoded images of large sets; None if there is to be none."""
+    """The disk cache for decoded images of large data sets; None with --cache none."""
     if config.cache == "none":
         return None
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -160,7 +160,7 @@ def image_cache(config: Config) -> ImageCache | None:
 
 @contextmanager
 def says_where(config: Config, *names: str) -> Iterator[None]:
-    """Add to a ValueError about the folders of a resumed run how to name them if they have moved."""
+    """Add to a ValueError, if a resumed run's folder is missing, which flags name the new folders."""
     try:
         yield
     except ValueError as error:
@@ -172,9 +172,10 @@ def says_where(config: Config, *names: str) -> Iterator[None]:
 
 
 def choose_metrics(config: Config, losses: list[Loss]) -> tuple[tuple[str, ...], list[str]]:
-    """The perceptual metrics of validation, and a line if they are not those to be expected.
+    """Choose the perceptual metrics of validation; return them, and a note if the judge's is left out.
 
-    The default is the judge's. If nobody named that judge and no loss needs it, nothing is downloaded for it.
+    The default is the judge's metric; but nothing is downloaded for a default judge that no loss needs. Raises
+    ValueError if --best-by is none of them.
     """
     notes, metrics = [], config.metrics or (metric_of(config.judge),)
     needed = any(loss.needs_judge for loss in losses)
@@ -192,7 +193,7 @@ def choose_metrics(config: Config, losses: list[Loss]) -> tuple[tuple[str, ...],
 
 
 def unused_weights(config: Config, losses: list[Loss], metrics: tuple[str, ...]) -> list[str]:
-    """A line for each file of weights that no network uses. Raises ValueError if one cannot be read."""
+    """A line for each weights file that no network uses. Raises ValueError if one cannot be read."""
     used = [*metrics, *(name for loss in losses for name in loss.extractors)]
     used += [config.judge] * any(loss.needs_judge for loss in losses)
     files = config.judge_weights + config.extractor_weights
@@ -200,7 +201,7 @@ def unused_weights(config: Config, losses: list[Loss], metrics: tuple[str, ...])
 
 
 def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[PatchDataset, list[str]]:
-    """Read the training images; return their patches and a line for each image that was left out."""
+    """Read the training images; return their patches and a line per image left out. Raises ValueError."""
     for name in ("trainpath", "valpath"):
         configs.expect(len(getattr(config, name)) > 0, name, "", "one or more folders of HR images")
     configs.expect(config.patch or not config.tiles, "tiles", "alone", "--patch beside it, the size of the tiles")
@@ -233,7 +234,7 @@ def build_patches(config: Config, cache: ImageCache | None = None) -> tuple[Patc
 
 @contextmanager
 def instead(flag: str) -> Iterator[None]:
-    """Name a flag that needs no download in the error of weights that cannot be had."""
+    """Add to the error of missing weights a flag that needs none."""
     try:
         yield
     except WeightsNotFoundError as error:
@@ -241,7 +242,10 @@ def instead(flag: str) -> Iterator[None]:
 
 
 def add_teachers(experiment: Experiment) -> None:
-    """Give the experiment its judge, extractors and metrics. Their weights may be a long download."""
+    """Add the judge, extractors and metrics to the experiment; their weights may take long to download.
+
+    Raises ValueError.
+    """
     config, device = experiment.config, experiment.device
     smallest = config.patch or min(map(min, experiment.patches.pairs.sizes))
     losses = [learner.loss for learner in experiment.learners]

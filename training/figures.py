@@ -1,4 +1,4 @@
-"""Pictures in bounded memory: a run's weight maps, and where two SR images differ most."""
+"""Pictures: a run's weight maps, drawn in bounded memory, and where two SR images differ most."""
 
 import io
 import logging
@@ -17,23 +17,23 @@ from metrics.evaluate import MEMORY
 from models.ops.tiled import TiledUpscaler, tiles
 from runs.atomic import atomic_write
 
-TILE = 1 << 16  # pixels at a time: about 50 MiB of the weighting network's activations
-LONGEST = 768  # pixels of a drawn image's longer side; larger ones are averaged down
+TILE = 1 << 16  # pixels per tile: about 50 MiB of the weighting network's activations
+LONGEST = 768  # pixels of a drawn image's longer side; larger images are averaged down
 
 
 def _figure(size: tuple[float, float]):
-    """An empty figure of matplotlib's, which says nothing of a home folder that cannot be written to."""
+    """An empty matplotlib figure, without matplotlib's warning if the home folder is not writable."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from matplotlib.figure import Figure  # here, for it takes a second, and most commands draw nothing
+    from matplotlib.figure import Figure  # here, because it takes a second and most commands draw nothing
 
     return Figure(size, layout="constrained")
 
 
 @torch.no_grad()
 def weights_of(weighting: WeightingNet, hr: Tensor, sr: Tensor, k: float) -> Tensor:
-    """The weights weighting(hr, sr, k) in eval mode, (B,3,H,W), of images of any size in bounded memory.
+    """The weights weighting(hr, sr, k) in eval mode, (B,3,H,W), in bounded memory for any image size.
 
-    FixedSum needs the whole image's means, but no activations: the logits are made in tiles, it follows on the whole.
+    The logits are computed in tiles; FixedSum, which needs the whole image's mean but no activations, on the whole.
     """
     training = weighting.training
     weighting.eval()
@@ -57,7 +57,7 @@ def weights_of(weighting: WeightingNet, hr: Tensor, sr: Tensor, k: float) -> Ten
 
 
 def _shown(image: Tensor) -> np.ndarray:
-    """image (1,C,H,W) as (H,W,C), or (H,W) for a single channel, on the CPU, averaged down if it is large."""
+    """An image (1,C,H,W) as (H,W,C), or (H,W) if C is 1, averaged down if it is large."""
     height, width = image.shape[-2:]
     shrink = LONGEST / max(height, width)
     if shrink < 1:
@@ -67,10 +67,10 @@ def _shown(image: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def weight_maps(nets: Mapping[str, tuple[nn.Module, WeightingNet]], lr: Tensor, hr: Tensor) -> bytes:
-    """A PNG with a row for each name: reference, SR image, its error, weights over the image.
+    """Draw a PNG with a row for each name: reference, SR image, its error, weights over the image.
 
-    nets: name -> (SR network, weighting network); lr (1,3,h,w) and hr (1,3,s*h,s*w) in [-1,1] on their device.
-    Memory is bounded as in a validation, whatever the image's size.
+    nets: name -> (SR network, weighting network); lr (1,3,h,w) and hr (1,3,s*h,s*w) in [-1,1] on their device. Memory
+    is bounded as in a validation.
     """
     size = (12.4, (0.3 + 3 * hr.shape[2] / hr.shape[3]) * len(nets))
     figure = _figure(size)
@@ -92,32 +92,30 @@ def weight_maps(nets: Mapping[str, tuple[nn.Module, WeightingNet]], lr: Tensor, 
 
 
 def draw_weights(path: Path, weighted: Mapping, validation: Sequence, device: torch.device) -> None:
-    """Draw the weights on the first validation image.
-
-    It is an extra: what goes wrong is one line, and no error.
+    """Draw the weights on the first validation image; print a note instead of raising an error.
 
     weighted: as in `weight_maps`; validation: pairs of lr (3,h,w) and hr (3,s*h,s*w).
     """
     try:
         lr, hr = (image[None].to(device) for image in validation[0])
         atomic_write(path, weight_maps(weighted, lr, hr))
-        print(f"the weights, drawn: {path}")
+        print(f"weights drawn: {path}")
     except Exception as error:
         print(f"note: {path} was not drawn ({configs.one_line(str(error)) or type(error).__name__})")
 
 
 class Crops(NamedTuple):
-    """A part of one image, as each method has it."""
+    """The same crop of one image by each method."""
 
     title: str
-    images: dict[str, Tensor]  # by title: (3,h,w) in [-1,1]
-    captions: dict[str, str]  # the text beneath, by title
+    images: dict[str, Tensor]  # by method: (3 or 1,h,w) in [-1,1]
+    captions: dict[str, str]  # by method: the text below
 
 
 def most_different(one: Tensor, other: Tensor, side: int) -> tuple[slice, slice]:
     """The rows and columns of the square in which two images (1,3,H,W) differ most, by squared error.
 
-    side: of the square, in pixels.
+    side: the square's, in pixels; positions are tried in steps of an eighth of it.
     """
     difference = (one - other).square().mean(dim=1, keepdim=True)
     height, width = (min(side, x) for x in difference.shape[-2:])
@@ -128,7 +126,7 @@ def most_different(one: Tensor, other: Tensor, side: int) -> tuple[slice, slice]
 
 
 def side_by_side(rows: Sequence[Crops]) -> bytes:
-    """The PNG of a picture with a row for each image, its crops side by side and their captions beneath."""
+    """Draw a PNG with a row for each image: its crops side by side, with captions below."""
     columns = max(len(row.images) for row in rows)
     lines = max(caption.count("\n") + 1 for row in rows for caption in (row.title, *row.captions.values()))
     figure = _figure((2.2 * columns, (2.5 + 0.16 * lines) * len(rows)))

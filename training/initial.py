@@ -1,4 +1,4 @@
-"""Initial weights (--init RUN|FILE): of a run, an exported file, or another toolkit's file."""
+"""Initial weights (--init RUN|FILE): from a run, an exported file, or another toolkit's file."""
 
 import re
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from models.spandrel_network import PREFIX, describe
 from runs.checkpoint import SR_NETWORK, check_weights, load_states
 from runs.weights_file import import_file, read_spandrel_file, read_weights_file
 
-# The first convolutions of the networks whose padding can be chosen, and what groups of parameters are called in notes.
+# The first convolution of each network whose padding is an option.
 FIRST = {"EDSR": "head.0", "RCAN": "head.0", "RRDBNet": "conv_first", "SRResNet": "conv_first"}
-KEPT = re.compile(r"step_\d+")  # what --keep-every keeps
-UPSAMPLER = re.compile(r"(spandrel\.)?(tail\.0|upsample|upsampler|upconv\d|conv_up\d)\.")
+KEPT = re.compile(r"step_\d+")  # checkpoints of --keep-every
+UPSAMPLER = re.compile(r"(spandrel\.)?(tail\.0|upsample|upsampler|upconv\d|conv_up\d)\.")  # parameters, for notes
 
 
 class Initial(NamedTuple):
-    """A network to begin from; loss: the state of the loss that it was trained with, if there is one."""
+    """A network to start from; loss: the state dict of the loss that it was trained with, if known."""
 
     label: str
     model: str
@@ -35,11 +35,9 @@ class Initial(NamedTuple):
 
 
 def read_initial(config: Mapping) -> Initial:
-    """Read what the settings init, init_loss and init_best name.
+    """Read the network that the settings init, init_loss and init_best name.
 
-    With model "spandrel:FILE" spandrel reads it.
-
-    Raises ValueError, which names --init.
+    If the setting model is "spandrel:FILE", spandrel reads a file. Raises ValueError, which names --init.
     """
     path, loss, best = Path(config["init"]), config.get("init_loss"), config.get("init_best", False)
     try:
@@ -64,7 +62,7 @@ def read_initial(config: Mapping) -> Initial:
 
 
 def _run_of(path: Path, loss: str | None, best: bool) -> tuple[Path | None, str, str | None]:
-    """The run in path or around it, its checkpoint, and the loss; None if path is another file."""
+    """The run that path is, or is a checkpoint of, with checkpoint and loss; a None run for another file."""
     if path.is_dir():
         return path, "best" if best else "last", loss
     if not (path.parent / "config.yaml").is_file() or path.suffix != ".pt":
@@ -106,14 +104,14 @@ def _refuse_two_sources(path: Path) -> None:
 
 
 def is_path(init: object) -> bool:
-    """True if a value of --init names weights, not a way to draw them."""
+    """True if a value of --init names weights to read, not a way to draw them."""
     return isinstance(init, str) and init not in configs.INIT_WORDS
 
 
 def network_settings(values: Mapping) -> dict:
-    """The settings model, scale and model_options told by the files of model and init, if not given.
+    """The settings model, scale, color and model_options that follow from the files of model and init.
 
-    values: the settings that are given, as configs.load calls it. Raises ValueError.
+    values: the settings given; they are not replaced, but model_options are completed. Raises ValueError.
     """
     if values.get("load"):
         return {}
@@ -144,9 +142,9 @@ def _scale_of(model: object, values: Mapping) -> dict:
 
 
 def begin_from(net: nn.Module, config: Config) -> tuple[Initial, str]:
-    """Give net the weights that --init names, where they fit; return them and a note.
+    """Load the weights that --init names into net, as far as they fit; return them and a note.
 
-    Raises ValueError if they are of another network, or nothing of them fits.
+    Raises ValueError if they are of another network, or none fits.
     """
     initial = read_initial({name: getattr(config, name) for name in ("model", "init", "init_loss", "init_best")})
     ours, theirs = (name.split(":")[0].removesuffix("-TLW") for name in (config.model, initial.model))
@@ -165,7 +163,7 @@ def begin_from(net: nn.Module, config: Config) -> tuple[Initial, str]:
     own = net.state_dict()
     learned = [name for name, value in own.items() if value.is_floating_point()]
     taken = {name: weights[name] for name in learned if name in weights and weights[name].shape == own[name].shape}
-    if not any(x.ndim > 1 for x in taken.values()):  # a bias of three colours fits anywhere
+    if not any(x.ndim > 1 for x in taken.values()):  # a bias of three channels fits any network
         raise ValueError(
             f"--init {config.init}: none of its weights fits {config.model} x{config.scale} with these options"
         )
@@ -177,7 +175,7 @@ def begin_from(net: nn.Module, config: Config) -> tuple[Initial, str]:
 
 
 def _grouped(names) -> list[str]:
-    """["upsampler: 4 tensors", "body: 2 tensors"] for the names of parameters."""
+    """Count parameters' names by group: ["upsampler: 4 tensors", "body: 2 tensors"]."""
     counts: dict[str, int] = {}
     for name in names:
         group = "upsampler" if UPSAMPLER.match(name) else name.removeprefix("spandrel.").split(".")[0]
@@ -186,7 +184,7 @@ def _grouped(names) -> list[str]:
 
 
 def begin_weighting_from(initial: Initial, weighting: nn.Module) -> None:
-    """Give a weighting network the weights of the one that `initial` was trained with. Raises ValueError."""
+    """Load the weights of the weighting network that `initial` was trained with. Raises ValueError."""
     names = [*weighting.state_dict()]
     ends = [name for name in initial.loss or () if name.endswith(f".{names[0]}")]
     if not ends:
@@ -195,7 +193,7 @@ def begin_weighting_from(initial: Initial, weighting: nn.Module) -> None:
         )
     prefix = ends[0].removesuffix(names[0])
     weights = {name.removeprefix(prefix): x for name, x in initial.loss.items() if name.startswith(prefix)}
-    # The TLW authors' files do not say how many batches BatchNorm has seen, and nothing asks.
+    # The TLW authors' files lack BatchNorm's num_batches_tracked, which nothing uses.
     counts = {name: torch.tensor(0) for name in names if name.endswith("num_batches_tracked")}
     check_weights(weighting, counts | weights, f"--init {initial.label}", "this weighting network")
     weighting.load_state_dict(counts | weights)

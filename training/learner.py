@@ -39,7 +39,7 @@ from .pace import StepTimer
 
 
 class Learner:
-    """One SR network, its loss, their optimizers and their own stream of random numbers."""
+    """One SR network, its loss, their optimizers and their own random states."""
 
     def __init__(self, name: str, net: nn.Module, loss: Loss, variant: Variant, device: torch.device):
         self.name, self.device = name, device
@@ -53,7 +53,7 @@ class Learner:
         forward = torch.compile(self.net.forward_with_features) if config.compile else self.net.forward_with_features
         if config.compile and loss.helper is not None:
             loss.helper.compile()
-        # The two passes of a step that gradients come back from, averaged over the processes of torchrun.
+        # The two forward passes of a step; their gradients are averaged over torchrun's processes.
         self.forward_with_features = distributed.GradientAveraged(
             forward, lambda lr: [*self.net.parameters(), *self.loss.joint_parameters()]
         )
@@ -67,16 +67,16 @@ class Learner:
         self.ema = AveragedModel(self.net, multi_avg_fn=average) if average is not None else None
         self.clip_grad = config.clip_grad
         self.timer = StepTimer(device)
-        self.best = math.inf  # lowest validation score so far, by --best-by; that of PSNR and SSIM is negative
-        self.found_inf = torch.zeros((), device=device)  # 1: something in this step is not finite
-        self.skips = torch.zeros(2, device=device)  # steps skipped for that: in all, and the last ones in a row
-        # From the loss's name, not its place in the run: alone or among others, it draws the same numbers.
+        self.best = math.inf  # lowest validation score so far, by --best-by; PSNR and SSIM are negated
+        self.found_inf = torch.zeros((), device=device)  # 1: a loss or gradient of this step is not finite
+        self.skips = torch.zeros(2, device=device)  # steps skipped for that: in total, and in a row up to now
+        # Seeded by the loss's name, not its place in the run: it draws the same numbers alone and among others.
         seed = zlib.crc32(f"{config.seed} {name}".encode())
         self.rng_states = {kind: torch.Generator(kind).manual_seed(seed).get_state() for kind in {"cpu", device.type}}
 
     @property
     def result(self) -> nn.Module:
-        """The SR network to validate and save: the average of --ema, else the trained one."""
+        """The SR network to validate and save: the average with --ema, else the trained one."""
         return self.net if self.ema is None else self.ema.module
 
     def update_average(self) -> None:
@@ -86,7 +86,7 @@ class Learner:
 
     @contextmanager
     def isolated_rng(self):
-        """Swap torch's global random states for this learner's."""
+        """Use this learner's random states as torch's global ones."""
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             torch.set_rng_state(self.rng_states["cpu"])
@@ -99,18 +99,17 @@ class Learner:
 
     @contextmanager
     def skip_non_finite(self):
-        """Undo the step inside if a loss or gradient is not finite, and count it.
+        """Undo and count the step inside if a loss or gradient is not finite, without waiting for the device.
 
-        The optimizers skip by themselves (see _guard). What has changed before is restored here: the helper, which
-        learns before the SR network's loss is known, BatchNorm's statistics and the average of --ema. Never waits for
-        the device.
+        The optimizers skip their step themselves (see _guard). The rest is restored here: the helper, which learns
+        before the SR network's loss is known, BatchNorm's statistics and the average of --ema.
         """
         self.found_inf = torch.zeros_like(self.found_inf)
         before = {id(x): x.detach().clone() for x in self._changed_by_a_step()}
         yield
         with torch.no_grad():
             for x in self._changed_by_a_step():
-                old = before.get(id(x), torch.zeros_like(x))  # Adam's moments begin as zeros, in its first step
+                old = before.get(id(x), torch.zeros_like(x))  # in the first step Adam creates its moments, as zeros
                 x.copy_(torch.where(self.found_inf > 0, old, x))
             total, row = self.skips
             self.skips = torch.stack([total + self.found_inf, (row + self.found_inf) * self.found_inf])
@@ -130,15 +129,13 @@ class Learner:
         return tensors
 
     def backward_and_step(self, opt: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-        """Take one step of opt down the gradient of loss; return the global batch's loss, on its device."""
+        """Take a step of opt on loss; return the loss of the global batch, on its device."""
         return self.accumulate_and_step(opt, [loss], 1)
 
     def accumulate_and_step(self, opt: torch.optim.Optimizer, losses: Iterable[Tensor], count: int) -> Tensor:
-        """Take one step of opt down the gradient of the mean of `count` losses.
+        """Take a step of opt on the mean of `count` losses; return that of the global batch, on its device.
 
-        The graph of each is freed before the next is made.
-
-        Returns the global batch's loss, on its device.
+        The graph of each loss is freed before the next is made. Raises ValueError if a loss is not a scalar.
         """
         opt.zero_grad(set_to_none=True)
         mean = torch.zeros((), device=self.device)
@@ -146,18 +143,18 @@ class Learner:
             if loss.ndim:
                 shape = tuple(loss.shape)
                 raise ValueError(f"{self.name} gives a loss of shape {shape}; expected a scalar, as of .mean()")
-            with torch.autocast(loss.device.type, enabled=False):  # backward keeps the forward's types by itself
+            with torch.autocast(loss.device.type, enabled=False):  # backward uses the forward's dtypes anyway
                 (loss / count if count > 1 else loss).backward()
                 mean = mean + loss.detach() / count
         with torch.autocast(mean.device.type, enabled=False):
             mean = global_batch.all_reduce_mean(mean)
             self._guard(opt, mean)
             opt.step()
-        opt.zero_grad(set_to_none=True)  # else every network's gradients would be held through the others' steps
+        opt.zero_grad(set_to_none=True)  # otherwise the gradients stay in memory during the other learners' steps
         return mean
 
     def _guard(self, opt: torch.optim.Optimizer, loss: Tensor) -> None:
-        """Clip the gradients that opt is about to follow; unless they and the loss are finite, have it skip."""
+        """Clip opt's gradients; make opt skip its step unless they and the loss are finite."""
         params = [p for group in opt.param_groups for p in group["params"] if p.grad is not None]
         if self.clip_grad is not None:
             norm = nn.utils.clip_grad_norm_(params, self.clip_grad)
@@ -165,13 +162,13 @@ class Learner:
             norm = nn.utils.get_total_norm([p.grad for p in params])
         finite = loss.detach().isfinite() & norm.isfinite()
         self.found_inf = torch.where(finite, self.found_inf, 1.0)
-        opt.found_inf = self.found_inf  # as under torch.amp's GradScaler: a fused Adam reads it on its device
+        opt.found_inf = self.found_inf  # as torch.amp.GradScaler does: fused Adam reads it on its device
 
     def begin_epoch(self, epoch: float) -> None:
-        """Called before the first step of an epoch; a second call changes nothing."""
+        """Prepare for the first step of an epoch; a second call changes nothing."""
         self.loss.begin_epoch(self.net, epoch)
         if epoch == self.loss.restart_epoch:
-            self.opt.state.clear()  # Adam's moments: as a new optimizer
+            self.opt.state.clear()  # drops Adam's moments, like a new optimizer
 
     def set_learning_rate(self, rate: float) -> None:
         for opt in filter(None, (self.opt, self.helper_opt)):
@@ -179,15 +176,15 @@ class Learner:
                 group["lr"] = rate
 
     def model_state(self) -> dict:
-        """The learner's weights, its network's identity, and the judges and extractors it learned from."""
+        """The weights of the SR network and the loss, model_id, and the judges and extractors of the loss."""
         weights = {SR_NETWORK: self.result.state_dict(), "loss": self.loss.state_dict()}
         return weights | {"model_id": self.model_id, "judges": self.judges}
 
     def state_dict(self) -> dict:
-        """Everything needed to resume; load_state_dict loads it."""
+        """Everything that is needed to resume."""
         learning = {"network": self.net.state_dict(), "averaged": int(self.ema.n_averaged)} if self.ema else None
         return self.model_state() | {
-            "learning": learning,  # beside the average that stands in its place
+            "learning": learning,  # the trained network, if model_state has its average
             "opt": self.opt.state_dict(),
             "helper_opt": self.helper_opt.state_dict() if self.helper_opt else None,
             "rng_states": self.rng_states,
@@ -196,7 +193,7 @@ class Learner:
         }
 
     def check_state_dict(self, state: dict, source: str) -> None:
-        """Raise ValueError, or KeyError, if anything of a state does not fit; change nothing.
+        """Raise ValueError or KeyError if any part of a state does not fit; change nothing.
 
         source: its file.
         """
@@ -213,7 +210,7 @@ class Learner:
             check_adam_state(self.helper_opt, state["helper_opt"], source)
 
     def load_state_dict(self, state: dict, source: str) -> None:
-        """Load what `state_dict` returned, after `check_state_dict`, which says what is raised.
+        """Load what `state_dict` returned, after `check_state_dict`, whose errors it raises.
 
         source: its file.
         """
@@ -229,23 +226,22 @@ class Learner:
             self.helper_opt.load_state_dict(adam_state(self.helper_opt, state["helper_opt"]))
         self.best = state["best"]
         self.skips = torch.tensor(state["skips"], dtype=torch.float32, device=self.device)
-        # A run that moves to another kind of device begins that device's stream.
+        # On another kind of device than before, that device's random state is fresh.
         self.rng_states |= {kind: stream for kind, stream in state["rng_states"].items() if kind in self.rng_states}
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: Config) -> torch.optim.Adam:
-    """The optimizer of these parameters, as the settings say."""
+    """The optimizer that the settings choose, for these parameters."""
     decay = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     return optimizer(parameters, lr=config.learning_rate, betas=config.betas, fused=True, **decay)
 
 
 def build_learners(config: Config, device: torch.device, notes: list[str] | None = None) -> list[Learner]:
-    """Build a learner per loss; SR networks start equal, weighting networks too.
+    """Build a learner per loss; all SR networks start equal, and so do all weighting networks.
 
-    Raises ValueError for a wrong name.
-
-    notes: gets a line on what was taken of --init's weights. A run that is resumed does not need them any more.
+    notes: a line is added on how much of --init's weights was loaded; a resumed run does not load them. Raises
+    ValueError for wrong settings.
     """
     variants = config.variants
     for name, variant in variants.items():
@@ -278,7 +274,7 @@ def build_learners(config: Config, device: torch.device, notes: list[str] | None
 
 
 def _build_first_network(config: Config) -> nn.Module:
-    """The SR network that all learners start with, before --init's weights. Raises ValueError."""
+    """The SR network that all learners start from, before --init RUN|FILE. Raises ValueError."""
     if not config.model.startswith(PREFIX):
         configs.choose(config.model, SR_MODELS, "model")
         net = build_network(config.model, config.scale, config.network_options)
@@ -286,7 +282,7 @@ def _build_first_network(config: Config) -> nn.Module:
             init_paper(net)
         return net
     configs.expect(config.init != "paper", "init", "paper", "a network of ours, or leave it out: the file has weights")
-    if config.load and not Path(config.model.removeprefix(PREFIX)).exists():  # the run itself has all that is needed
+    if config.load and not Path(config.model.removeprefix(PREFIX)).exists():  # the run's checkpoint will do
         states = learner_states(*load_last(Path(config.modelpath))[:2])
         weights = next(iter(states.values()), {}).get(SR_NETWORK)
     else:

@@ -11,25 +11,21 @@ from . import distributed, stop_signals
 
 
 class Outcome(NamedTuple):
-    """The end of a run.
+    """The end of a run."""
 
-    code: the exit code. message: one line; an error unless the run was asked to stop. on_all_ranks: all end so.
-    """
-
-    code: int
-    message: str
-    is_error: bool = True
-    on_all_ranks: bool = False
+    code: int  # the exit code
+    message: str  # one line
+    is_error: bool = True  # False if the run was asked to stop
+    on_all_ranks: bool = False  # True if every process ends like this
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True if error is a lack of memory."""
-    # On the CPU torch has no class of its own for it.
+    """True if error means that memory ran out; for the CPU, torch raises a plain RuntimeError."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 def outcome_of(error: BaseException, step: int) -> Outcome | None:
-    """The outcome of a training that ended at `step` with error; None for an error of the program itself."""
+    """The outcome of a training that `error` ended at `step`; None for an error of the program itself."""
     if isinstance(error, stop_signals.Stopped):
         return Outcome(error.exit_code, f"\nstopped by {error} at step {step}", is_error=False, on_all_ranks=True)
     if isinstance(error, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The time that a learner's steps take, measured without waiting for the device."""
+"""The time of a learner's steps, measured without waiting for the device."""
 
 import time
 from collections import deque
@@ -11,10 +11,7 @@ LONGEST = 4096  # steps that are remembered
 
 
 class StepTimer:
-    """Measures one learner's share of the training's steps.
-
-    On the CPU by its clock; on a GPU by events that the GPU passes, which are read later: no step waits for it.
-    """
+    """Measures one learner's part of the training steps: by the clock or, on a GPU, by events read later."""
 
     def __init__(self, device: torch.device):
         self.device, self.on_gpu = device, device.type == "cuda" and torch.cuda.is_available()
@@ -22,7 +19,7 @@ class StepTimer:
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """Measure what is inside as one step."""
+        """Measure the block as one step."""
         began = self._mark()
         yield
         self.marks.append((began, self._mark()))
@@ -35,7 +32,7 @@ class StepTimer:
         return event
 
     def mean(self) -> float | None:
-        """Seconds a step, the mean since the last call; None if there was none. Waits for the last step's end."""
+        """Mean seconds per step since the last call; None without steps. Waits for the last step to end."""
         if not self.marks:
             return None
         if self.on_gpu:

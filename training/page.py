@@ -1,4 +1,4 @@
-"""The report on runs: one HTML page with all that it shows inside, made from the runs' files."""
+"""The report on runs: one self-contained HTML page, made from the runs' files."""
 
 import dataclasses
 import math
@@ -27,14 +27,14 @@ from .rows import untested
 from .samples import Sample, data_uri, make_samples, merged, png_uri, read_watched
 
 TEMPLATE = Path(__file__).with_name("page.html")
-IMAGES = 3  # that are made if the run has watched none
-MAPS_OF = 4  # watched images of which weights are shown
-SCHEDULED = {"k", "learning rate"}  # what is set, not measured
+IMAGES = 3  # to upscale if --watch kept none
+MAPS_OF = 4  # images whose weight maps are shown
+SCHEDULED = {"k", "learning rate"}  # quantities that are set, not measured
 PER_ROW = {"loss", "files", "note", "infinite", "per_image", "seconds_per_step", "times_plain"}
 
 
 class Run:
-    """The files of a run, read.
+    """A run, read from its files.
 
     Raises ValueError if its settings or scores cannot be read, OSError if its log cannot.
     """
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def about(self) -> str:
-        """One sentence: network, losses, data, steps."""
+        """One sentence: network, losses, steps, batch size and seed."""
         config, steps = self.config, self.history.steps
         options = " ".join(f"{name}={value}" for name, value in (config.model_options or {}).items())
         network = f"{config.model}{f' ({options})' if options else ''} x{config.scale}"
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def starts(self) -> list[str]:
-        """The commands that the run was started and resumed with; without a log of them, one that repeats it."""
+        """The commands that started and resumed the run; if none is logged, one that repeats it."""
         commands = [
             f"# {start['started']}, at step {start['step']}\ncd {start['folder']}\n{start['command']}"
             for start in self.history.starts
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, str]:
-        """All that the result depends on, in words, by what it is."""
+        """The images, versions, machine and settings that the result depends on, as text."""
         start, config = (self.history.starts or [{}])[-1], self.config
         facts = {"folder": str(self.path)}
         for kind, paths in (("training", config.trainpath), ("validation", config.valpath)):
@@ -98,11 +98,11 @@ class Run:
 
     @property
     def settings(self) -> str:
-        """config.yaml."""
+        """The content of config.yaml."""
         return (self.path / "config.yaml").read_text(encoding="utf-8")
 
     def tables(self) -> list[dict]:
-        """The time and the last validation of each loss, then val.json."""
+        """The table of each loss's last validation and time, then those of val.json."""
         return [*filter(None, [self._training_table()]), *map(self._evaluation_table, self.evaluations)]
 
     def _training_table(self) -> dict | None:
@@ -144,7 +144,7 @@ class Run:
         return {"title": ", ".join(about), "headers": headers, "rows": lines, "notes": noted}
 
     def samples(self, count: int, device: torch.device, validation=None) -> list[Sample]:
-        """Parts of validation images; what goes wrong is a note."""
+        """Crops of validation images; an error becomes a note, with no crops."""
         try:
             return read_watched(self.path) or make_samples(self.path, count, device, validation)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -157,18 +157,15 @@ def write_report(
 ) -> None:
     """Write the page on these runs to out.
 
-    images: how many are made if a run has watched none; validation: the images, if those of the run are at hand.
-    Raises ValueError for a folder that is no run, OSError if something cannot be read or written.
+    images: how many to upscale if --watch kept none; validation: the run's validation images, if already loaded.
+    Raises ValueError for a folder that is no run, OSError if a file cannot be read or written.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(out, render(runs, images, torch.device(device), validation).encode(errors="backslashreplace"))
 
 
 def report_or_note(run: Path, device: torch.device, validation) -> None:
-    """Write a run's report and print its path.
-
-    It is an extra: what goes wrong is one line, and no error.
-    """
+    """Write a run's report and print its path; print a note instead of raising an error."""
     path = run / "report.html"
     try:
         write_report([run], path, device=device, validation=validation)
@@ -178,7 +175,7 @@ def report_or_note(run: Path, device: torch.device, validation) -> None:
 
 
 def render(paths: Sequence[Path], images: int, device: torch.device, validation=None) -> str:
-    """The page. Raises ValueError and OSError as write_report does."""
+    """The page as HTML. Raises ValueError and OSError as write_report does."""
     names = [path.resolve().name for path in paths]
     runs = [Run(path, name if names.count(name) == 1 else str(path)) for path, name in zip(paths, names)]
     samples = [(run.name, sample) for run in runs for sample in run.samples(images, device, validation)]
@@ -213,10 +210,10 @@ def render(paths: Sequence[Path], images: int, device: torch.device, validation=
 
 
 def weight_maps(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """The weights over the epochs, in matplotlib's inferno."""
+    """The weight maps over the epochs, coloured by matplotlib's inferno."""
     if not any(sample.weights for sample in samples):
         return []
-    from matplotlib import colormaps  # here, for it takes a second
+    from matplotlib import colormaps  # here, because it takes a second
 
     palette = (colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(np.uint8).tobytes()
     return [
@@ -230,7 +227,7 @@ def weight_maps(samples: Sequence[Sample]) -> list[dict[str, Any]]:
 
 
 def panels_of(runs: Sequence[Run]) -> dict[str, list]:
-    """The curves by quantity, over steps and over time, and their legend."""
+    """The curves of each quantity, over steps and over time, and their legend."""
     several = len(runs) > 1
     labels = [f"{run.name}: {name}" if several else name for run in runs for name in run.config.variants]
     series = [(run, name) for run in runs for name in run.config.variants]

@@ -1,4 +1,4 @@
-"""The information to repeat a run: command, versions, machine and images, logged at each start."""
+"""The information needed to repeat a run: command, versions, machine, images; logged at each start."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "lpips")
 
 
 def start_entry(experiment: Experiment) -> dict:
-    """The line of the log that describes a start."""
+    """The log entry that describes a start."""
     e, cuda = experiment, experiment.device.type == "cuda"
     capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     cpu = f"{platform.machine()} CPU ({capability}), {threads} thread{'s' * (threads > 1)}"
@@ -38,13 +38,13 @@ def start_entry(experiment: Experiment) -> dict:
 
 
 def command_line() -> str:
-    """The command that this process was started with; empty if it was not by train.py."""
+    """The command that started this process; empty if it is not train.py."""
     name = Path(sys.argv[0]).name if sys.argv else ""
     return f"{distributed.launch_command()} {shlex.join(sys.argv)}" if name == "train.py" else ""
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, of this code (a commit, or none) and of the packages that results depend on."""
+    """The versions of Python, this code (its commit, if known) and the packages that results depend on."""
     found = {"python": platform.python_version(), "this code": _commit()}
     for package in PACKAGES:
         try:
@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of the working copy, with -dirty if files of it were changed; empty if it is none."""
+    """The commit of the working copy, with -dirty if tracked files are changed; empty without git."""
     try:
         command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--tags"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
@@ -65,5 +65,5 @@ def _commit() -> str:
 
 
 def _described(checksums: Sequence[int]) -> dict:
-    """The number of images, and one checksum of their pixels, whatever their order."""
+    """The number of images, and one checksum of their pixels that does not depend on their order."""
     return {"count": len(checksums), "checksum": f"{zlib.crc32(repr(sorted(checksums)).encode()):08x}"}

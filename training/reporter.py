@@ -1,4 +1,4 @@
-"""The lines that a run prints and logs while it trains, and at its end."""
+"""The lines that a run prints and logs during training and at its end."""
 
 import math
 import time
@@ -23,13 +23,13 @@ from .validation import BICUBIC
 
 
 class Reporter:
-    """Reports an experiment at its state: on the screen, and through the writer in log.jsonl."""
+    """Reports on an experiment: on the screen, in log.jsonl and for TensorBoard."""
 
     def __init__(self, experiment: Experiment, state: TrainingState, writer: RunWriter):
         self.experiment, self.state, self.writer = experiment, state, writer
         config, is_main = experiment.config, distributed.is_main_process()
         self.watch = self.board = None
-        if is_main and (config.watch or config.tensorboard):  # TensorBoard shows one image at least
+        if is_main and (config.watch or config.tensorboard):  # TensorBoard shows at least one image
             bicubic = BICUBIC[config.protocol](config.scale)
             self.watch = watch.Watch(experiment.validation, max(1, config.watch), bicubic)
         self.began = time.monotonic()
@@ -47,7 +47,7 @@ class Reporter:
         )
 
     def log_start(self) -> None:
-        """Log how to repeat the run; print and log what it leaves out and notes from its start on."""
+        """Log how to repeat the run, and its notes; print and log the images that it leaves out."""
         self.began = time.monotonic()
         self.writer.log(step=self.state.step, **start_entry(self.experiment))
         if self.experiment.config.tensorboard and distributed.is_main_process():
@@ -55,22 +55,19 @@ class Reporter:
         for reason in self.experiment.left_out:
             print(f"left out: {reason}")
             self.writer.log(step=self.state.step, left_out=reason)
-        begun = [] if self.experiment.config.load else self.experiment.notes  # of the settings: logged when it began
+        begun = [] if self.experiment.config.load else self.experiment.notes  # a resumed run has logged these
         for note in [*begun, *self.writer.notes]:
             self.writer.log(step=self.state.step, note=note)
 
     def left_out(self, reasons: Iterable[str]) -> None:
-        """Print and log once for each image why it is replaced from now on."""
+        """Print and log each reason once: why an image is replaced from now on."""
         for reason in dict.fromkeys(reasons):
             self.experiment.left_out.append(reason)
             print(f"\nleft out from step {self.state.step + 1} on: {reason}", flush=True)
             self.writer.log(step=self.state.step + 1, left_out=reason)
 
     def losses(self, bar: tqdm, values: Mapping, epoch: float, rate: float) -> None:
-        """Show the losses of a step and their scalars on the bar, and log them.
-
-        values: what train_step returned.
-        """
+        """Show a step's losses and their scalars on the bar, and log them; values: train_step's result."""
         entry = {"step": self.state.step, "epoch": math.floor(epoch), "learning_rate": rate, "loss": {}}
         text = []
         for learner in self.experiment.learners:
@@ -92,7 +89,7 @@ class Reporter:
             self.board.losses(entry)
 
     def scores(self, learner: Learner, epoch: int, scores: dict[str, list[float]]) -> None:
-        """Print and log a learner's validation scores; queue its checkpoint if they are its best."""
+        """Print and log a learner's validation scores; queue its best_*.pt if they are its best so far."""
         means = mean_scores(scores)
         by_word = {word_of(name): score for name, score in means.items()}
         by = self.experiment.best_by
@@ -112,7 +109,7 @@ class Reporter:
             self.board.scores(self.state.step, learner.name, means)
 
     def pictures(self, epoch: int) -> None:
-        """Queue the networks' crops of the watched images for the next save, and show them."""
+        """Queue the watched images' crops for the next save, and send them to TensorBoard."""
         if self.watch is None:
             return
         shown = self.watch.record(self.experiment.learners, epoch)
@@ -128,14 +125,14 @@ class Reporter:
             self.board.flush()
 
     def summary(self) -> list[str]:
-        """The notes for the end of a run: images left out, steps skipped, saves retried."""
+        """The notes for the end of a run: images left out, steps skipped, and all others."""
         counts = {learner.name: int(learner.skips[0]) for learner in self.experiment.learners}
         skipped = [f"{name}: {n} steps skipped, their loss or gradient not finite" for name, n in counts.items() if n]
         lines = [f"left out: {line}" for line in self.experiment.left_out]
         return lines + skipped + self.experiment.notes + self.writer.notes
 
     def resume_command(self) -> str:
-        """The command that resumes a run that ended early."""
+        """The line that says how to resume a run that ended early."""
         folder, launcher = self.writer.folder, distributed.launch_command()
         if not (folder / "last.pt").exists():
             return "nothing was saved yet"
@@ -143,7 +140,7 @@ class Reporter:
 
 
 def missing_controls(config: Config) -> list[str]:
-    """A line if a TLW loss is compared with its plain one but with no control of its weights."""
+    """A line if a TLW loss is compared with its plain loss, but not with a control of its weights."""
     variants = config.variants.values()
     kinds = {variant.loss for variant in variants}
     learned = {v.loss for v in variants if v.config.weights == "learned" and "TLW" in v.loss.split("+")}

@@ -1,4 +1,4 @@
-"""The rows of an evaluation: one method, data set and protocol each; as a table and for val.json."""
+"""The rows of an evaluation, one per method, data set and protocol: as a table and for val.json."""
 
 import math
 import os
@@ -19,8 +19,8 @@ from .validation import EvaluationSet
 class Method(NamedTuple):
     """A source of SR images."""
 
-    loss: str  # the loss of a network, "bicubic", or the name of a folder of finished images
-    checkpoint: str = ""  # "best" or "last"; not a run's network: ""
+    loss: str  # the loss of a run's network, "bicubic", or the name of a folder of finished SR images
+    checkpoint: str = ""  # "best", "last" or "step_1000"; "" if it is no network of a run
 
 
 class Row(NamedTuple):
@@ -29,13 +29,13 @@ class Row(NamedTuple):
     dataset: str
     protocol: str
     method: Method
-    scores: dict[str, list[float]]  # of each image, by metric
+    scores: dict[str, list[float]]  # by metric, one per image
     note: str = ""
-    pace: Pace | None = None  # of the training step of a run's network, if it was logged
+    pace: Pace | None = None  # of the network's training steps, if logged
 
 
 def table(rows: Sequence[Row], judges: Collection[str] = ()) -> str:
-    """The mean scores as text, metrics on a network that the SR networks learned from mark_biased."""
+    """The table of mean scores; metrics that share a network with one of the judges are marked."""
     names = list(dict.fromkeys(name for row in rows for name in row.scores))
     both = len({row.method.checkpoint for row in rows} - {""}) > 1
     timed = any(row.pace for row in rows)
@@ -58,7 +58,7 @@ def table(rows: Sequence[Row], judges: Collection[str] = ()) -> str:
 
 
 def untested(losses: Collection[str]) -> str:
-    """A sentence if the networks of a run stand side by side: what their scores cannot tell."""
+    """A sentence on what the scores of several networks of one run cannot tell; empty for one network."""
     if len(losses) < 2:
         return ""
     return (
@@ -74,9 +74,9 @@ def rows_of(
     folders: Collection[str],
     paces: Mapping[str, Pace] = MappingProxyType({}),
 ) -> list[Row]:
-    """The rows of a data set from its scores, with their notes.
+    """The rows of a data set, from what `score` returned, with notes.
 
-    best: the note for `best` networks; paces: of the run's losses.
+    best: the note on `best` networks; folders: the names of finished SR images; paces: of the run's losses.
     """
     rows = []
     for protocol, of in scores.items():
@@ -95,7 +95,7 @@ def rows_of(
 def entries_of(
     rows: Sequence[Row], sets: Mapping[str, EvaluationSet], checkpoints: Sequence[str], about: dict
 ) -> list[dict]:
-    """The entries of val.json by protocol, data set and checkpoint, each with the rows of no checkpoint."""
+    """The entries of val.json by data set, protocol and checkpoint; rows without a checkpoint are in each."""
     entries = []
     for name, images in sets.items():
         for protocol in images.protocols:
@@ -127,10 +127,10 @@ def _absolute(folder: str) -> str:
 
 
 def most_different_images(rows: Sequence[Row], count: int) -> list[tuple[str, int, Method, Method]]:
-    """The images on which two methods differ most: (data set, number, method, method).
+    """The images on which two methods differ most: (data set, index, method, method).
 
-    rows: of one protocol. Bicubic counts as one of two if there is no second method. They differ by the first
-    perceptual metric, else PSNR-Y.
+    rows: of one protocol, bicubic first in each data set; it counts only if there is just one other method. The
+    difference is measured by the first perceptual metric, else by PSNR-Y.
     """
     found = []
     for name in dict.fromkeys(row.dataset for row in rows):

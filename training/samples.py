@@ -21,12 +21,12 @@ from .experiment import image_cache
 from .validation import BICUBIC, read_validation_set
 from .watch import FOLDER, Watch, pixels
 
-MAPS = 6  # validations, at most, of which the weights are shown
+MAPS = 6  # validations whose weights are shown, at most
 REFERENCE, BICUBIC_NAME = "reference", "bicubic"
 
 
 class Sample(NamedTuple):
-    """A part of one image.
+    """The crop of one image.
 
     images: by method, uint8 (h,w,3); weights: by loss, pairs of a label and a map, uint8 (h,w), 255 for 1.
     """
@@ -38,7 +38,7 @@ class Sample(NamedTuple):
 
 
 def watched_files(run: Path) -> dict[str, Path]:
-    """The files that --watch has kept, in their order, by what they are of: "epoch 7" or "step 700"."""
+    """The files that --watch kept, in order: {"epoch 7" or "step 700": path}."""
     found = []
     for path in (run / FOLDER).glob("*.npz"):
         if match := re.fullmatch(r"(step_)?(\d+)", path.stem):
@@ -46,15 +46,15 @@ def watched_files(run: Path) -> dict[str, Path]:
     return {f"{'step' if by_step else 'epoch'} {number}": path for by_step, number, path in sorted(found)}
 
 
-def read_watched(run: Path, most: int = MAPS) -> list[Sample]:
-    """The watched images as the last validation made them, and their weights in `most` validations.
+def read_watched(run: Path) -> list[Sample]:
+    """Read the watched images of the last validation, and the weights of up to MAPS validations.
 
-    Raises ValueError if a file is damaged.
+    Empty if none were kept. Raises ValueError if a file is damaged.
     """
     files = watched_files(run)
     if not files:
         return []
-    labels = [list(files)[i] for i in np.unique(np.linspace(0, len(files) - 1, most).round().astype(int))]
+    labels = [list(files)[i] for i in np.unique(np.linspace(0, len(files) - 1, MAPS).round().astype(int))]
     kept = {}
     for label in labels:
         try:
@@ -80,8 +80,8 @@ def read_watched(run: Path, most: int = MAPS) -> list[Sample]:
     return samples
 
 
-def validation_set(config: Config, progress: bool = True) -> PairedDataset:
-    """The validation images of a run. Raises ValueError if they are gone."""
+def validation_set(config: Config) -> PairedDataset:
+    """Read a run's validation images. Raises ValueError if they are gone."""
     return read_validation_set(
         config.valpath,
         config.scale,
@@ -89,16 +89,15 @@ def validation_set(config: Config, progress: bool = True) -> PairedDataset:
         config.vallrpath,
         config.lr_template,
         image_cache(config),
-        progress,
-        config.color == "grey",
+        grey=config.color == "grey",
     )
 
 
 @torch.inference_mode()
 def make_samples(run: Path, count: int, device: torch.device, validation: PairedDataset | None = None) -> list[Sample]:
-    """The first `count` validation images: each loss's best network, else its last, on their middles.
+    """Upscale the first `count` validation images' middles with each loss's best, else last, network.
 
-    validation: the run's validation images, if they are at hand. Raises ValueError.
+    validation: the run's validation images, if already loaded. Raises ValueError.
     """
     which = "best" if any(run.glob("best_*.pt")) else "last"
     config, nets, _ = load_networks(run, which)
@@ -114,9 +113,9 @@ def make_samples(run: Path, count: int, device: torch.device, validation: Paired
 
 
 def merged(samples: Sequence[tuple[str, Sample]]) -> list[Sample]:
-    """Samples of several runs, those of the same pixels as one; losses are then called by their runs.
+    """Merge samples of the same image in several runs; the losses get their runs' names in front.
 
-    samples: with the names of their runs.
+    samples: pairs of a run's name and a sample.
     """
     groups: list[list[tuple[str, Sample]]] = []
     for run, sample in samples:
@@ -146,7 +145,7 @@ def _same(one: Sample, other: Sample) -> bool:
 
 
 def data_uri(image: np.ndarray, palette: bytes | None = None) -> str:
-    """A PNG for a page, of uint8 (h,w,3), or of levels (h,w) in the colours of a palette of 256."""
+    """A PNG as a data URI, of uint8 (h,w,3), or of levels (h,w) coloured by a palette of 256 colours."""
     picture = Image.fromarray(image)
     if palette is not None:
         picture = picture.convert("L")
@@ -158,5 +157,5 @@ def data_uri(image: np.ndarray, palette: bytes | None = None) -> str:
 
 
 def png_uri(content: bytes) -> str:
-    """A PNG file's content for a page."""
+    """The content of a PNG file as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"

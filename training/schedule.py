@@ -8,9 +8,9 @@ from configs import SCHEDULES, Config
 def place_in_schedule(
     step: int, epoch_steps: int, first_step: int, last_step: int, restart_epoch: int | None = None
 ) -> tuple[int, int, int]:
-    """The arguments of lr_at_step at a step of a run: epoch, step and total steps of the schedule.
+    """The epoch, step and total steps of the schedule at a step of a run: arguments of lr_at_step.
 
-    The schedule begins with the run, at first_step, and again at the restart_epoch if there is one in the run.
+    The schedule begins at the run's first_step, and again at restart_epoch if the run gets that far.
     """
     restart = last_step if restart_epoch is None else min(restart_epoch * epoch_steps, last_step)
     first, last = (first_step, restart) if step < restart else (restart, last_step)
@@ -24,13 +24,13 @@ def lr_at_step(config: Config, epoch: int, step: int, total_steps: int) -> float
 
 
 def first_and_last_step(config: Config, epoch_steps: int) -> tuple[int, int]:
-    """The steps that a run begins at and ends at."""
+    """The steps at which a run begins and ends."""
     first = config.startepoch * epoch_steps
     return first, first + config.steps if config.steps else config.endepoch * epoch_steps
 
 
 def stretched_schedule(before: Config, now: Config, epoch_steps: int, step: int) -> str | None:
-    """A note if the new length of a run that resumes at `step` makes its learning rate jump; else None."""
+    """A note if the learning rate jumps at `step`, because the run resumes with another length; else None."""
     (first, old_last), (_, new_last) = (first_and_last_step(config, epoch_steps) for config in (before, now))
 
     def share(config: Config, at: int, last: int) -> float:

@@ -1,4 +1,4 @@
-"""The progress of a run: the content of last.pt, and resuming from it."""
+"""The progress of a run: the content of last.pt, and how to resume from it."""
 
 import math
 from collections import Counter
@@ -11,7 +11,7 @@ from .experiment import Experiment
 
 
 class TrainingState:
-    """The step a run is at, whether the validation due there is done, and all that its learners know."""
+    """The step of a run, whether the validation due there is done, and its learners' states."""
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
@@ -20,11 +20,11 @@ class TrainingState:
 
     @property
     def epoch(self) -> float:
-        """The progress of the training in epochs: 2.5 is half way through the third."""
+        """The training's progress in epochs: 2.5 is half way through the third."""
         return self.step / self.experiment.epoch_steps
 
     def state_dict(self) -> dict:
-        """All that is needed to resume from here."""
+        """Everything that is needed to resume from here."""
         return {
             "step": self.step,
             "epoch_steps": self.experiment.epoch_steps,
@@ -35,7 +35,7 @@ class TrainingState:
         }
 
     def resume(self, folder: Path) -> list[str]:
-        """Load the folder's last checkpoint; return notes on what differs. Raises ValueError if it is wrong."""
+        """Load the folder's last checkpoint; return notes on differences. Raises ValueError if it is wrong."""
         state, path, wrong = load_last(folder)
         notes = self.load_state_dict(state, path)
         if wrong:
@@ -45,7 +45,7 @@ class TrainingState:
     def go_back(self, folder: Path, name: str) -> list[str]:
         """Load a checkpoint that the run has kept; return notes as `resume` does. Raises ValueError.
 
-        A `best` network of a later step is not of the run that goes on from here: it stays until the next validation.
+        A best_*.pt of a later step no longer counts: the next validation replaces it.
         """
         state, path = load_kept(folder, name)
         files = {learner: folder / f"best_{learner.name}.pt" for learner in self.experiment.learners}
@@ -61,9 +61,9 @@ class TrainingState:
         return notes
 
     def load_state_dict(self, state: dict, path: Path) -> list[str]:
-        """Load what `state_dict` returned, read from path; return notes on what differs.
+        """Load what `state_dict` returned, read from path; return notes on differences.
 
-        Raises ValueError, with nothing loaded, if anything of it does not fit.
+        Raises ValueError, with nothing loaded, if any part does not fit.
         """
         notes = self.check_state_dict(state, path)
         e = self.experiment
@@ -81,7 +81,7 @@ class TrainingState:
         return notes
 
     def check_state_dict(self, state: dict, path: Path) -> list[str]:
-        """Check every part of a state and change nothing; return notes as `load_state_dict` does."""
+        """Check every part of a state, changing nothing; return notes on differences. Raises ValueError."""
         e = self.experiment
         saved = learner_states(state, path)
         names = [learner.name for learner in e.learners]
@@ -104,9 +104,9 @@ class TrainingState:
         return notes
 
     def _compare_images(self, before: list[int], path: Path) -> list[str]:
-        """Return a note if some of the training images are not those of path, with checksums `before`.
+        """Return a note if training images differ from those of path, whose checksums are `before`.
 
-        Raises ValueError if they are others: another number, or most of them have other pixels.
+        Raises ValueError if their number differs, or the pixels of more than half.
         """
         now, left_out = self.experiment.patches.checksums(), self.experiment.left_out
         if sorted(before) == sorted(now):

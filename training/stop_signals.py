@@ -1,6 +1,6 @@
-"""SIGINT, SIGTERM and SIGUSR1: a run finishes its step and saves; otherwise the program ends at once.
+"""SIGINT, SIGTERM and SIGUSR1: in training, finish the step and save; otherwise end at once.
 
-The exit code is then 128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1 (on Linux).
+The exit code is 128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1 (on Linux).
 """
 
 import signal
@@ -13,7 +13,7 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SI
 
 
 class Stopped(Exception):
-    """A run ended early because a signal asked for it."""
+    """Raised to end a run early, as a signal asked."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -24,7 +24,7 @@ class Stopped(Exception):
 def deferred_signals() -> Iterator[Callable[[], int | None]]:
     """Remember signals instead of acting on them; yields a function that returns the first, or None.
 
-    A SIGINT after another signal raises KeyboardInterrupt at once. Outside the main thread signals do what they did.
+    A SIGINT after another signal raises KeyboardInterrupt at once. Outside the main thread nothing changes.
     """
     received: list[int] = []
 
@@ -39,10 +39,7 @@ def deferred_signals() -> Iterator[Callable[[], int | None]]:
 
 @contextmanager
 def exit_on_signal(message: str) -> Iterator[None]:
-    """End the program on a signal with one line and its exit code; in the main thread only.
-
-    message: the end of that line.
-    """
+    """On a signal, print a line that ends in `message`, and exit; outside the main thread nothing changes."""
 
     def interrupt(number, frame):
         raise KeyboardInterrupt(number)
@@ -68,19 +65,19 @@ def _handled_by(handler: Callable) -> Iterator[None]:
 
 
 def survive_worker_death() -> None:
-    """Report the death of a process that loads data when its data is asked for, between two steps.
+    """Let the death of a loader process surface only when its data is needed, between two steps.
 
-    torch's handler would raise its error in the middle of a step, and half of that step would be saved.
+    torch's SIGCHLD handler would raise in the middle of a step, and half of that step would be saved.
     """
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """Ignore the signals that stop a run: for processes that load data, or are about to end.
+    """Ignore the signals that stop a run, in loader processes and in processes about to end.
 
-    A signal to the whole group must not end a loader before the run's step is done, nor change the end of a process
-    that torchrun signals because others have ended.
+    A signal to the whole process group must not end a loader before the run's step is done, nor change the exit code
+    of a process that torchrun signals because others have ended. worker: unused, for DataLoader's worker_init_fn.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Images under protocols, and perceptual metrics, for validation and evaluation."""
+"""Validation and evaluation: images under protocols, perceptual metrics, and scores."""
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from .device import place_frozen
 
 # The upscaler of a protocol's bicubic row.
 BICUBIC: dict[str, type[nn.Module]] = {"paper": Bicubic, "standard": MatlabBicubic, "table2": Bicubic}
-Upscale = Callable[[int, Tensor], Tensor]  # number of the image, lr (1,3,h,w) -> sr (1,3,s*h,s*w)
+Upscale = Callable[[int, Tensor], Tensor]  # index of the image, lr (1,3,h,w) -> sr (1,3,s*h,s*w)
 
 
 def read_validation_set(
@@ -32,9 +32,9 @@ def read_validation_set(
     progress: bool = True,
     grey: bool = False,
 ) -> PairedDataset:
-    """Read the images of folders, or their luminance, with the LR of the protocol, or of lr_folders.
+    """Read pairs of HR images and the protocol's LR, or the LR of lr_folders. Raises ValueError.
 
-    Raises ValueError.
+    grey: of both the luminance.
     """
     check_scale(protocol, scale)
     configs.expect(scale > 1 or bool(lr_folders), "scale", scale, "--vallrpath beside it, the images to restore")
@@ -61,11 +61,11 @@ def metrics_on(
 
 
 class EvaluationSet:
-    """A folder of images that is evaluated under several protocols, each image read once for all of them.
+    """A folder of images to evaluate under several protocols; each image is read once for all of them.
 
-    grey: they are their luminance, (1,h,w) and (1,s*h,s*w).
-    paths, names: of the images in use, by index; left_out: a line for each of the others; notes: about the folders.
-    Raises ValueError as PairedDataset does, and for a protocol that does not suit the scale.
+    grey: use the luminance, lr (1,h,w) and hr (1,s*h,s*w).
+    paths, names: of the images in use, by index; left_out: a line for each other image; notes: on the folders.
+    Raises ValueError as PairedDataset does, and for a protocol that does not fit the scale.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class EvaluationSet:
 
     @property
     def names(self) -> list[str]:
-        """File names, or paths of files whose name another has too."""
+        """The file names; the paths of files that share a name."""
         names = [path.name for path in self.paths]
         return [str(path) if names.count(path.name) > 1 else path.name for path in self.paths]
 
@@ -118,7 +118,7 @@ class EvaluationSet:
         return tuple(x // multiple * multiple for x in self._pairs.sizes[self._used[index]])
 
     def leave_out(self, reasons: Mapping[int, str]) -> None:
-        """Leave out the images with these indices. Raises ValueError if none would be left."""
+        """Leave out the images with these indices. Raises ValueError if none is left."""
         if len(reasons) == len(self) > 0:
             raise ValueError(
                 f"{self.folder}: no image is left of {len(self)}, the first: {next(iter(reasons.values()))}"
@@ -129,7 +129,10 @@ class EvaluationSet:
     def check_sizes(
         self, metrics: Mapping[str, PerceptualMetric], skip_small: bool = False, inside: bool = False
     ) -> None:
-        """Leave out the images that are too small for a metric or, without skip_small, raise ValueError."""
+        """Leave out the images that are too small for a metric; without skip_small raise ValueError.
+
+        inside: the metrics leave out the border that a protocol shaves.
+        """
         small = {}
         for protocol in self.protocols:
             needed = least_size(self.scale, metrics, protocol, inside)
@@ -144,7 +147,7 @@ class EvaluationSet:
         self.leave_out(small)
 
     def pair(self, index: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """By protocol lr (3,h,w) and hr (3,s*h,s*w) in [-1,1]. Raises ImageReadError."""
+        """The image's lr (3,h,w) and hr (3,s*h,s*w) in [-1,1], by protocol. Raises ImageReadError."""
         lr, hr = self._pairs[self._used[index]]
         return {protocol: self._cropped(lr, hr, index, protocol) for protocol in self.protocols}
 
@@ -158,7 +161,7 @@ class EvaluationSet:
         return make_pair(levels.permute(1, 2, 0).numpy(), self.scale, p.multiple or self.scale, p.eight_bit)
 
     def pairs(self) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-        """`pair` of each image; the next one is read while one is in use."""
+        """Yield `pair` of each image; a thread reads the next one meanwhile."""
         with ThreadPoolExecutor(1) as pool:
             ahead = [pool.submit(self.pair, 0)] if len(self) else []
             for i in range(len(self)):
@@ -169,11 +172,11 @@ class EvaluationSet:
 
 
 class FinishedImages:
-    """SR images of any method as 8-bit files: an Upscale of the images of one EvaluationSet.
+    """Finished SR images of any method, as 8-bit files: an Upscale for the images of one EvaluationSet.
 
-    Partners are found by name, see `data.partners.match_sr`.
-    missing: what is wrong with the images that have no partner of their size, by index.
-    Raises ValueError for a missing folder, and if two files could be meant.
+    Files are found by the images' names: see `data.partners.match_sr`.
+    missing: by index, the error of each image without a file of the right size.
+    Raises ValueError for a missing folder, and if two files match one image.
     """
 
     def __init__(self, name: str, folder: str, images: EvaluationSet) -> None:
@@ -224,16 +227,16 @@ def score(
     inside: bool = False,
     show: Callable[[int, str, str, Tensor], None] | None = None,
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Scores {protocol: {method: {metric: of each image}}}, in one pass over the images.
+    """Compute {protocol: {method: {metric: [score per image]}}} in one pass over the images.
 
     Args:
-        methods: by protocol and name, what makes the SR images. One that sees the same LR image under two protocols
-            is asked once.
-        label: what the progress bar says.
-        precision: the networks', "fp32" or "bf16"; metrics never compute in less than fp32.
+        methods: by protocol and name, what makes the SR images; called once for an LR image that two protocols share.
+        label: the progress bar's label; "" for no bar.
+        precision: the networks', "fp32" or "bf16"; metrics compute in fp32 or more.
         rgb: measure PSNR and SSIM on RGB too.
-        inside: the metrics, too, leave out the border that a protocol shaves; their names then end in "-shaved".
-        show: called with the image's number, protocol, method and sr (1,3,H,W), as it is measured.
+        inside: compute perceptual metrics, too, without the border that a protocol shaves; their names then end in
+            "-shaved".
+        show: called with the image's index, protocol, method and sr (1,3,H,W) as measured.
     """
     scores = {protocol: {name: {} for name in of} for protocol, of in methods.items()}
     total = len(images) * sum(map(len, methods.values()))

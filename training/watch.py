@@ -1,13 +1,13 @@
-"""Pictures over the epochs: at each validation, parts of images and of the weights in them.
+"""Pictures over the epochs: crops and weight maps of the same images at each validation.
 
-    RUN/watch/0007.npz      of epoch 7 (step_7.npz: of step 7), uint8 arrays by their keys, 0 to 255 for 0 to 1:
+    RUN/watch/0007.npz      of epoch 7 (step_7.npz: of step 7); uint8 arrays, 0 to 255 for 0 to 1:
         IMAGE/hr            (h,w,3), the middle of an image
-        IMAGE/bicubic       (h,w,3), its LR upscaled as in the protocol's bicubic row
-        IMAGE/LOSS/sr       (h,w,3), as the network of that loss makes it
-        IMAGE/LOSS/weights  (h,w), the mean over the channels of the loss's weights, if it has a weighting network
+        IMAGE/bicubic       (h,w,3), its LR upscaled by the protocol's bicubic
+        IMAGE/LOSS/sr       (h,w,3), its LR upscaled by that loss's network
+        IMAGE/LOSS/weights  (h,w), the loss's weights averaged over channels, if it has a weighting network
     and, float64: IMAGE/LOSS/k, the weights' mean in that epoch.
 
-About 100 KiB for each image and loss. The same weights and epoch give the same file.
+About 100 KiB per image and loss. The same weights and epoch give the same file.
 """
 
 import io
@@ -23,23 +23,23 @@ from models.ops.tiled import TiledUpscaler
 from .figures import weights_of
 from .learner import Learner
 
-SIDE = 192  # HR pixels of the part, at most
-MARGIN = 16  # LR pixels around it that the SR networks see too
+SIDE = 192  # HR pixels of the crop, at most
+MARGIN = 16  # LR pixels around it that the SR networks get too
 FOLDER = "watch"
 
 
 def pixels(image: Tensor) -> np.ndarray:
-    """image (3 or 1,H,W) in [-1,1] -> uint8 (H,W,3)."""
+    """Convert image (3 or 1,H,W) in [-1,1] to uint8 (H,W,3)."""
     return levels(image / 2 + 0.5).repeat(3 // len(image), axis=0).transpose(1, 2, 0)
 
 
 def levels(image: Tensor) -> np.ndarray:
-    """image (...,H,W) in [0,1] -> uint8, on the CPU."""
+    """Convert image (...,H,W) in [0,1] to uint8 on the CPU."""
     return image.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
 
 
 def middle(length: int, scale: int) -> tuple[slice, slice, slice]:
-    """The middle of `length` LR pixels: the slice that networks see, what is kept of it, HR's slice."""
+    """Slices of the middle of `length` LR pixels: the networks' input, their output's crop, HR's crop."""
     size = min(length, SIDE // scale)
     start = (length - size) // 2
     seen = slice(max(0, start - MARGIN), start + size + MARGIN)
@@ -48,15 +48,13 @@ def middle(length: int, scale: int) -> tuple[slice, slice, slice]:
 
 
 class Watch:
-    """The middles of the first `count` validation images.
-
-    Reads them once, and raises ValueError as data does.
+    """The middles of the first `count` validation images, read once. Raises ImageReadError.
 
     bicubic: the upscaler to compare with.
     """
 
     def __init__(self, validation: PairedDataset, count: int, bicubic: nn.Module):
-        self.parts, self.always = {}, {}  # what networks are given; what is in each file
+        self.parts, self.always = {}, {}  # the networks' inputs; the arrays that are the same in each file
         for i in range(min(count, len(validation))):
             lr, hr = validation[i]
             (rows, own_rows, hr_rows), (columns, own_columns, hr_columns) = (
@@ -70,13 +68,13 @@ class Watch:
 
     @torch.no_grad()
     def upscaled(self, name: str, net: nn.Module, device: torch.device) -> Tensor:
-        """The part of an image as the network makes it, (1,3,h,w) in [-1,1]."""
+        """The crop of an image, upscaled by net: (1,3,h,w) in [-1,1]."""
         lr, _, own = self.parts[name]
         return TiledUpscaler(net, 1 << 30)(lr.to(device))[own].float().clamp_(-1, 1)
 
     @torch.no_grad()
     def record(self, learners: Iterable[Learner], epoch: int) -> dict[str, np.ndarray]:
-        """The arrays of this epoch by their keys."""
+        """The arrays of this epoch's file, by key."""
         found = {**self.always}
         for name, (_, hr, _) in self.parts.items():
             for learner in learners:

@@ -1,1 +1,1 @@
-"""The papers' figures, each with a command: see __main__.py."""
+"""The papers' figures, one command each: see __main__.py."""

@@ -1,4 +1,4 @@
-"""Draw a figure of the papers: a PNG, and the numbers behind it as CSV.
+"""Draw a figure: a PNG, and its numbers as CSV.
 
     python -m reproduce.figures fig2                          TLW: FixedSum's curves (Fig. 2a and 2b)
     python -m reproduce.figures fig4 --modelpath RUN          TLW: a weight map, layer by layer, and its histograms
@@ -9,7 +9,7 @@
     python -m reproduce.figures dp-features --image FILE      DP: feature maps of two extractors (its Fig. 3)
     python -m reproduce.figures progress --results DIR        a grid's validations: scores by time, PSNR against LPIPS
 
-NAME.png and NAME.csv go to --out, figures/ if it is not given. Add --help behind a name for its flags.
+Writes NAME.png and NAME.csv to --out (default: figures/). Add --help after a name for its flags.
 """
 
 import argparse
@@ -38,7 +38,7 @@ FIGURES = {
 
 
 def parse(argv: list[str]) -> tuple[str, argparse.Namespace]:
-    """The figure's name and its flags. Exits with code 2 on a wrong one."""
+    """Parse the figure's name and its flags. Exits with code 2 if one is wrong."""
     with configs.one_line_errors(PROGRAM):
         name = configs.choose(argv[0], FIGURES, "figure")
     parser = configs.OneLineParser(prog=f"{PROGRAM} {name}", description=FIGURES[name].about)

@@ -1,4 +1,4 @@
-"""Crops of what networks make of an image, side by side with their numbers: TLW's Fig. 6."""
+"""Crops of an image by several networks, side by side with their scores: TLW's Fig. 6."""
 
 import argparse
 
@@ -20,30 +20,30 @@ from .drawing import Drawn, Plan, add_run_flags, check_box, read_images, read_ru
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The runs, the losses, the images, and what is shown of them."""
+    """Add the flags for runs, losses, images and crops."""
     add_run_flags(parser, many=True)
     parser.add_argument(
-        "--losses", nargs="+", metavar="LOSS", help="of the runs, in this order; the first two choose the crops"
+        "--losses", nargs="+", metavar="LOSS", help="only these, in this order; the first two choose the crops"
     )
     parser.add_argument("--image", metavar="FILE", help="a file or a folder (default: the run's validation images)")
     parser.add_argument(
         "--box", type=int, nargs=3, metavar=("TOP", "LEFT", "SIZE"), help="(default: where they differ)"
     )
-    parser.add_argument("--size", type=int, default=72, metavar="N", help="pixels of a crop (default: 72)")
-    parser.add_argument("--count", type=int, default=3, metavar="N", help="images (default: 3)")
+    parser.add_argument("--size", type=int, default=72, metavar="N", help="side of a crop in pixels (default: 72)")
+    parser.add_argument("--count", type=int, default=3, metavar="N", help="number of images (default: 3)")
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), help="(default: the run's)")
     parser.add_argument("--metric", help="beside PSNR-Y (default: the run's first)")
     parser.add_argument("--judge-weights", nargs="+", metavar="FILE", help="local backbone files (default: the run's)")
 
 
 def crop_metric(metric: PerceptualMetric, sr: Tensor, hr: Tensor) -> float:
-    """The metric of a part of an image; NaN if the part is too small for it."""
+    """The metric on a crop; NaN if the crop is too small for it."""
     return metric(sr, hr).item() if min(hr.shape[-2:]) >= metric.min_size else float("nan")
 
 
 @torch.inference_mode()
 def draw(args: argparse.Namespace) -> Drawn:
-    """Fig. 6: a row for each image; numbers are of the whole image, and in brackets of the crop."""
+    """Draw Fig. 6: a row per image; scores are of the whole image and, in brackets, of the crop."""
     configs.expect(args.count > 0 and args.size >= 8, "size", args.size, "8 pixels or more, and --count of 1 or more")
     runs = {path: read_run(path, args.best) for path in args.modelpath}
     config = next(iter(runs.values())).config
@@ -79,7 +79,7 @@ def draw(args: argparse.Namespace) -> Drawn:
         show(line[0], whole, name)
         line[0].set_frame_on(False)
         corner = left + before, top + above
-        for colour, width in (("white", 3.5), ("red", 1.5)):  # seen on red, too
+        for colour, width in (("white", 3.5), ("red", 1.5)):  # visible on red too
             line[0].add_patch(Rectangle(corner, *side, fill=False, edgecolor=colour, linewidth=width))
         show(line[1], hr[box], "reference", f"PSNR-Y, {mark_biased(metric.name, judges)},\nof the image (of the crop)")
         for ax, (loss, image) in zip(line[2:], sr.items()):

@@ -20,7 +20,7 @@ EPOCHS = (0.5, 1, 2, 3, 5, 10, 30, 300)  # of PSPL's 300
 
 
 def fixed_sum_of(x: Tensor, total: float, k: float) -> Tensor:
-    """FixedSum of one element x of a vector of N with sum `total`, the others alike: (P,) -> (P,)."""
+    """FixedSum of one element x of N elements with sum `total`, the others being equal: (P,) -> (P,)."""
     others = ((total - x) / (N - 1))[:, None].expand(-1, N - 1)
     return fixed_sum(torch.cat([x[:, None], others], dim=1)[:, None, None], k)[:, 0, 0, 0]
 
@@ -30,7 +30,7 @@ def no_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def draw_fixed_sum(args: argparse.Namespace) -> Drawn:
-    """Fig. 2a: k = 0.3 and sums from below to above k N; Fig. 2b: S = 250 and k from below to above S / N."""
+    """Draw Fig. 2a, k = 0.3 with sums S below and above k N; and 2b, S = 250 with k below and above S/N."""
     x, rows = torch.linspace(0, 1, 101, dtype=torch.float64), []
     figure = Figure((11.5, 4.4), layout="constrained")
     panels = (
@@ -51,21 +51,21 @@ def draw_fixed_sum(args: argparse.Namespace) -> Drawn:
         ax.set(title=title, xlabel="x, one of the components", xlim=(0, 1), ylim=(0, 1))
         ax.grid(alpha=0.3)
         handles, labels = ax.get_legend_handles_labels()
-        order = slice(None, None, 1 if varied == "S" else -1)  # the uppermost curve first
+        order = slice(None, None, 1 if varied == "S" else -1)  # the top curve first
         ax.legend(handles[order], labels[order], fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.axes[0].set_ylabel("FixedSum(x, k)")
     return Drawn(figure, rows)
 
 
 def add_attention_flags(parser: argparse.ArgumentParser) -> None:
-    """PSPL's settings."""
+    """Add the flags of PSPL's settings."""
     parser.add_argument("--pspl-alpha", type=float, default=1.0, help="growth of sigma in an epoch (default: 1)")
     parser.add_argument("--pspl-beta", type=float, default=0.0, help="sigma at epoch 0 (default: 0)")
     parser.add_argument("--pspl-max", type=float, default=2.0, help="weight of the worst pixels (default: 2)")
 
 
 def draw_attention(args: argparse.Namespace) -> Drawn:
-    """The weight of a pixel by its SSIM, in the course of the authors' 300 epochs of 1,000 steps."""
+    """Draw a pixel's weight by its SSIM, over the authors' 300 epochs of 1,000 steps."""
     loss = PSPL("L1", args.pspl_alpha, args.pspl_beta, args.pspl_max)
     similarity = torch.linspace(-1, 1, 201, dtype=torch.float64)
     figure, rows = Figure((10, 4.2), layout="constrained"), []

@@ -1,4 +1,4 @@
-"""What the figures share: what one is, images by their names, and the networks of a run."""
+"""Shared by the figures: what a figure is, reading images and runs, drawing images."""
 
 import argparse
 import io
@@ -32,14 +32,14 @@ class Drawn(NamedTuple):
     dpi: int = DPI
 
     def png(self) -> bytes:
-        """The figure as a file."""
+        """The figure as the content of a PNG file."""
         file = io.BytesIO()
         self.figure.savefig(file, dpi=self.dpi)
         return file.getvalue()
 
 
 class Plan(NamedTuple):
-    """How a figure is asked for and drawn; draw raises ValueError for wrong input."""
+    """A figure's description, its flags, and its drawing function, which may raise ValueError."""
 
     about: str
     add_flags: Callable[[argparse.ArgumentParser], None]
@@ -47,16 +47,16 @@ class Plan(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The networks of a trained run, in eval mode, by their losses' names."""
+    """The networks of a trained run, in eval mode, by loss."""
 
     config: Config
     nets: dict[str, nn.Module]
-    weightings: dict[str, WeightingNet]  # of those losses that have one
+    weightings: dict[str, WeightingNet]  # only of losses that have one
     judges: list[str]
 
 
 def add_run_flags(parser: argparse.ArgumentParser, many: bool = False) -> None:
-    """The flags that name a run, or several."""
+    """Add the flags that name a run, or several."""
     parser.add_argument(
         "--modelpath",
         type=Path,
@@ -65,14 +65,14 @@ def add_run_flags(parser: argparse.ArgumentParser, many: bool = False) -> None:
         help="folder of a run" + ", or of several of one scale" * many,
         **({"nargs": "+"} if many else {}),
     )
-    parser.add_argument("--best", action="store_true", help="each loss's best epoch (default: the last one)")
+    parser.add_argument("--best", action="store_true", help="use each loss's best network (default: the last)")
 
 
 def read_run(path: Path, best: bool = False, losses=None) -> Run:
-    """The run in path, or these losses of it. Raises ValueError."""
+    """Read the run in path, or only these losses of it. Raises ValueError."""
     which = "best" if best else "last"
     config, nets, judges = load_networks(path, which, losses)
-    configs.expect(config.color == "rgb", "modelpath", path, "a run of RGB images, for this one is of grey")
+    configs.expect(config.color == "rgb", "modelpath", path, "a run on RGB images; this one is on grey")
     _, states = load_states(path, which, losses)
     weightings = {}
     for name, state in states.items():
@@ -86,9 +86,9 @@ def read_run(path: Path, best: bool = False, losses=None) -> Run:
 
 
 def read_images(named: str | None, config: Config, protocol: str | None = None) -> dict[str, tuple[Tensor, Tensor]]:
-    """lr (1,3,h,w) and hr (1,3,H,W) in [-1,1] of a file, a folder or the run's validation images, by their names.
+    """Read lr (1,3,h,w) and hr (1,3,H,W) in [-1,1] by name, of a file, a folder or the validation images.
 
-    As the protocol, the run's if none is given, crops and rounds them. Raises ValueError.
+    They are cropped and rounded as by the protocol (default: the run's). Raises ValueError.
     """
     p = PROTOCOLS[protocol or config.protocol]
     paths = [Path(named)] if named and os.path.isfile(named) else list_images([named] if named else config.valpath)
@@ -99,7 +99,7 @@ def read_images(named: str | None, config: Config, protocol: str | None = None) 
 
 
 def check_box(box, hr: Tensor) -> tuple:
-    """The index of the square (top, left, side) in images (1,3,H,W). Raises ValueError if it is not inside."""
+    """The index of the square (top, left, side) in images (1,3,H,W). Raises ValueError if it is outside."""
     top, left, side = box
     height, width = hr.shape[-2:]
     if min(top, left) < 0 or side < 8 or top + side > height or left + side > width:
@@ -109,7 +109,7 @@ def check_box(box, hr: Tensor) -> tuple:
 
 
 def show(ax: Axes, image: Tensor, title: str = "", below: str = "", **kind) -> None:
-    """Draw image (1,3,H,W) in [-1,1], or a map (H,W) with matplotlib's options, with a title and lines beneath."""
+    """Draw an image (1,3,H,W) in [-1,1] or a map (H,W), with title and text; kind: imshow's options."""
     picture = image if image.dim() == 2 else image[0].permute(1, 2, 0).clamp(-1, 1) / 2 + 0.5
     ax.imshow(picture.cpu().numpy(), **kind)
     ax.set_title(title.replace("[", "\n["), fontsize=9)
@@ -118,7 +118,7 @@ def show(ax: Axes, image: Tensor, title: str = "", below: str = "", **kind) -> N
 
 
 def show_scale(ax: Axes, label: str) -> None:
-    """Turn empty axes into the scale of the weights' colours, from 0 to 1."""
+    """Draw the colour scale of the weights, from 0 to 1, on empty axes."""
     ax.axis("off")
     bar = ax.inset_axes((0.05, 0.75, 0.9, 0.1))
     bar.imshow(torch.linspace(0, 1, 256)[None].numpy(), cmap="inferno", aspect="auto", extent=(0, 1, 0, 1))
@@ -128,7 +128,7 @@ def show_scale(ax: Axes, label: str) -> None:
 
 
 def square(image: Tensor) -> tuple[Tensor, int, int]:
-    """An image (1,3,H,W) with white around it to a square, and how much there is above it and to its left."""
+    """Pad an image (1,3,H,W) with white to a square; return it and the padding at the top and the left."""
     height, width = image.shape[-2:]
     down, across = max(0, width - height), max(0, height - width)
     top, left = down // 2, across // 2
@@ -143,6 +143,6 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def gradient(hr: Tensor) -> Tensor:
-    """The size of the gradient of an image's mean over channels: (C,H,W) -> (H,W)."""
+    """The gradient magnitude of an image's mean over channels: (C,H,W) -> (H,W)."""
     rows, columns = torch.gradient(hr.mean(dim=0))
     return (rows.square() + columns.square()).sqrt()

@@ -1,4 +1,4 @@
-"""Feature maps of two extractors: Fig. 3 of the Dual Perceptual loss's paper."""
+"""Feature maps of two extractors: Fig. 3 of the Dual Perceptual loss paper."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ from .drawing import Drawn, Plan, correlation, gradient, show
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The image, the extractors, the channels."""
+    """Add the flags for the image, the extractors and the channels."""
     parser.add_argument("--image", default="skimage:astronaut", help="a file, or a folder's first image")
     parser.add_argument(
         "--dp-extractors",
@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 @torch.inference_mode()
 def draw(args: argparse.Namespace) -> Drawn:
-    """The image, and a row of each extractor's feature maps, each scaled to its own range."""
+    """Draw the image, and a row of feature maps per extractor, each scaled to its own range."""
     path = Path(args.image) if Path(args.image).is_file() else list_images([args.image])[0]
     image = torch.from_numpy(read_rgb(path)).permute(2, 0, 1)[None] / 127.5 - 1
     count, rows = len(args.channels), []
@@ -57,4 +57,4 @@ def draw(args: argparse.Namespace) -> Drawn:
     return Drawn(figure, rows)
 
 
-FEATURES = Plan("Feature maps, Fig. 3 of the Dual Perceptual loss's paper.", add_flags, draw)
+FEATURES = Plan("Feature maps, Fig. 3 of the Dual Perceptual loss paper.", add_flags, draw)

@@ -1,4 +1,4 @@
-"""README's first picture: crops of one photograph by each loss of a run, and where the weights of TLW lie."""
+"""README's first picture: crops of one photograph by each loss of a run, and a map of TLW's weights."""
 
 import argparse
 
@@ -16,23 +16,23 @@ from .drawing import Drawn, Plan, add_run_flags, check_box, read_images, read_ru
 from .weights import choose_loss
 
 K = 0.5  # mean of the weights that are drawn
-DPI = 88  # below 500 KB
+DPI = 88  # keeps the file below 500 KB
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The run, its losses, the photograph and the crop."""
+    """Add the flags for the run, its losses, the photograph and the crop."""
     add_run_flags(parser)
-    parser.add_argument("--losses", nargs="+", metavar="LOSS", help="of the run, in this order (default: all)")
-    parser.add_argument("--weighting", metavar="LOSS", help="whose weights (default: the first that has some)")
+    parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these, in this order (default: all)")
+    parser.add_argument("--weighting", metavar="LOSS", help="draw this loss's weights (default: the first with any)")
     parser.add_argument("--image", default="skimage:chelsea", help="a file, or skimage:NAME (default: skimage:chelsea)")
     parser.add_argument("--box", type=int, nargs=3, default=(60, 90, 120), metavar=("TOP", "LEFT", "SIZE"))
-    parser.add_argument("--metric", default="squeeze", help="the number beside PSNR-Y; take one that was not the judge")
+    parser.add_argument("--metric", default="squeeze", help="metric beside PSNR-Y; choose one that was not the judge")
     parser.add_argument("--judge-weights", nargs="+", metavar="FILE", help="local backbone files (default: the run's)")
 
 
 @torch.inference_mode()
 def draw(args: argparse.Namespace) -> Drawn:
-    """The weights over the whole photograph, then the crop by each method, with the whole photograph's numbers."""
+    """Draw the weights over the photograph, then the crop by each method, with scores of the photograph."""
     run = read_run(args.modelpath, args.best, args.losses)
     weighted = choose_loss(run, args.weighting)
     name, (lr, hr) = next(iter(read_images(args.image, run.config, "paper").items()))

@@ -1,4 +1,4 @@
-"""What a grid's validations say: scores by steps and by seconds, and PSNR against LPIPS, a curve for each loss."""
+"""A grid's validations, one curve per loss: scores over time or steps, and PSNR against LPIPS."""
 
 import argparse
 import math
@@ -16,16 +16,16 @@ RISING = "PSNR-Y"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Which grid, and which of its losses and metrics."""
+    """Add the flags for the grid, its losses and the metric."""
     parser.add_argument("--results", type=Path, required=True, metavar="DIR", help="a grid's folder, or its --results")
-    parser.add_argument("--losses", nargs="+", metavar="LOSS", help="these alone (default: all)")
-    parser.add_argument("--metric", default="LPIPS-squeeze", help="beside PSNR-Y (default: LPIPS-squeeze)")
+    parser.add_argument("--losses", nargs="+", metavar="LOSS", help="only these (default: all)")
+    parser.add_argument("--metric", default="LPIPS-squeeze", help="metric beside PSNR-Y (default: LPIPS-squeeze)")
 
 
 def read_curves(folder: Path, losses: list[str] | None, metric: str) -> dict[tuple[str, str], list[dict]]:
-    """By block (network and scale) and loss: rows of step, seconds, PSNR-Y, metric, means over seeds; n of seeds.
+    """Read, by block (network and scale) and loss, rows of step, seconds, PSNR-Y, metric and n, the seeds.
 
-    Seconds are steps times the time of a step (NaN where none was measured). Raises ValueError.
+    Scores are means over seeds. Seconds are steps times a step's mean time, NaN if not measured. Raises ValueError.
     """
     results = collect.read(folder)
     configs.expect(results.progress, "results", folder, "a grid's folder with progress.csv; collect it anew")
@@ -58,7 +58,7 @@ def read_curves(folder: Path, losses: list[str] | None, metric: str) -> dict[tup
 
 
 def draw(args: argparse.Namespace) -> Drawn:
-    """For each network and scale: PSNR and the metric by seconds (else steps), and one against the other."""
+    """Draw per network and scale: PSNR and the metric over seconds (else steps), and against each other."""
     curves = read_curves(args.results, args.losses, args.metric)
     blocks = list(dict.fromkeys(block for block, _ in curves))
     figure = Figure((12, 3.9 * len(blocks)), layout="constrained")
@@ -79,7 +79,7 @@ def draw(args: argparse.Namespace) -> Drawn:
         ends = [rows[-1] for rows in own.values()]
         low, high = min(row[RISING] for row in ends), max(row[RISING] for row in ends)
         least, most = min(row[args.metric] for row in ends), max(row[args.metric] for row in ends)
-        # The first validations are far off: the panels show where curves end.
+        # The first validations are far off: show where the curves end.
         span, width = max(high - low, 0.1), max(most - least, 0.01)
         for ax in (axes[0], axes[2]):
             ax.set_ylim(low - 3 * span, high + 0.5 * span)

@@ -21,24 +21,24 @@ BINS = 50
 
 
 def choose_loss(run: Run, wanted: str | None) -> str:
-    """The loss whose weights are drawn: the one named, else the first with a weighting network. Raises ValueError."""
+    """Choose the loss to draw: `wanted`, else the first with a weighting network. Raises ValueError."""
     if not run.weightings:
         raise ValueError("--modelpath: no loss of this run has a weighting network; train one with --losses L1+TLW")
     return configs.choose(wanted or next(iter(run.weightings)), run.weightings, "loss with a weighting network")
 
 
 def add_layers_flags(parser: argparse.ArgumentParser) -> None:
-    """The run, the loss, the image."""
+    """Add the flags for the run, the loss and the image."""
     add_run_flags(parser)
-    parser.add_argument("--loss", help="whose weights (default: the first with a weighting network)")
+    parser.add_argument("--loss", help="draw this loss's weights (default: the first with a weighting network)")
     parser.add_argument("--image", metavar="FILE", help="(default: the run's first validation image)")
     parser.add_argument("--k", type=float, default=0.5, help="mean of the weights (default: 0.5)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default: 0)")
 
 
 @torch.inference_mode()
 def layers_of(weighting, hr: Tensor, sr: Tensor, k: float, seed: int = 0) -> dict[str, Tensor]:
-    """The weighting network's values in their order, each (1,3,H,W)."""
+    """The weighting network's values from layer to layer, each (1,3,H,W)."""
     values = weighting.logits(torch.cat([hr, sr], dim=1))
     mu = fixed_sum(values.sigmoid(), k)
     noise = torch.rand(mu.shape, generator=torch.Generator().manual_seed(seed))
@@ -52,7 +52,7 @@ def layers_of(weighting, hr: Tensor, sr: Tensor, k: float, seed: int = 0) -> dic
 
 @torch.inference_mode()
 def draw_layers(args: argparse.Namespace) -> Drawn:
-    """Fig. 4: above the values of a channel (green), below the distribution of those of all channels."""
+    """Draw Fig. 4: above, the values of the green channel; below, the distribution over all channels."""
     configs.expect(0 < args.k < 1, "k", args.k, "a value between 0 and 1")
     run = read_run(args.modelpath, args.best)
     loss = choose_loss(run, args.loss)
@@ -82,15 +82,15 @@ def draw_layers(args: argparse.Namespace) -> Drawn:
 
 
 def add_epochs_flags(parser: argparse.ArgumentParser) -> None:
-    """The run, the loss, the image, and how many epochs."""
+    """Add the flags for the run, the loss, the image and the number of epochs."""
     parser.add_argument("--modelpath", type=Path, required=True, metavar="RUN", help="folder of a run with --watch")
-    parser.add_argument("--loss", help="whose weights (default: the first that has some)")
-    parser.add_argument("--image", metavar="NAME", help="which of the watched images (default: the first)")
-    parser.add_argument("--columns", type=int, default=8, metavar="N", help="epochs that are drawn (default: 8)")
+    parser.add_argument("--loss", help="draw this loss's weights (default: the first with any)")
+    parser.add_argument("--image", metavar="NAME", help="draw this watched image (default: the first)")
+    parser.add_argument("--columns", type=int, default=8, metavar="N", help="number of epochs to draw (default: 8)")
 
 
 def read_watched(run: Path) -> dict[int, dict[str, np.ndarray]]:
-    """What a run has kept, by epoch, or by step with --validate-every. Raises ValueError."""
+    """Read what --watch kept, by epoch or, with --validate-every, by step. Raises ValueError."""
     paths = sorted((run / FOLDER).glob("step_*.npz")) or sorted((run / FOLDER).glob("*.npz"))
     if not paths:
         raise ValueError(f"--modelpath {run}: no {FOLDER}/*.npz there; train with --watch 1")
@@ -105,7 +105,7 @@ def read_watched(run: Path) -> dict[int, dict[str, np.ndarray]]:
 
 
 def describe(weights: Tensor, hr: Tensor, sr: Tensor) -> dict[str, float]:
-    """Numbers of a weight map (H,W): how spread it is, and what it goes with. hr, sr: (3,H,W)."""
+    """Mean and deviation of a weight map (H,W), and its correlations. hr, sr: (3,H,W)."""
     return {
         "mean": weights.mean().item(),
         "deviation": weights.std().item(),
@@ -117,7 +117,7 @@ def describe(weights: Tensor, hr: Tensor, sr: Tensor) -> dict[str, float]:
 
 
 def draw_epochs(args: argparse.Namespace) -> Drawn:
-    """Fig. 5: the weights above, the SR image below, of epochs from the first to the last."""
+    """Draw Fig. 5: weights above, SR images below, for epochs from the first to the last."""
     configs.expect(args.columns > 1, "columns", args.columns, "2 or more")
     kept = read_watched(args.modelpath)
     first, unit = kept[min(kept)], "step" if any((args.modelpath / FOLDER).glob("step_*.npz")) else "epoch"

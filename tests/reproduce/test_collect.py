@@ -141,7 +141,7 @@ def test_means_pairs_and_files(tmp_path):
         "90 ",
         "0.25",
         "held/T91",
-        "Not there yet, 1 of the grid's cells: EDSR x2 L1+TLW seed 1",
+        "Not finished, 1 of the grid's cells: EDSR x2 L1+TLW seed 1",
     ):
         assert words in shown, words
     collect.write(results, tmp_path / "out")
