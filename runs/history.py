@@ -43,6 +43,7 @@ class History:
     metrics: list[str] = field(default_factory=list)
     steps: int = 0
     damaged: int = 0
+    _first: int = 0  # the step it began at
     _intervals: dict[str, list[tuple[int, int, float, bool]]] = field(default_factory=dict)
 
     def seconds_per_step(self, name: str) -> float | None:
@@ -60,7 +61,7 @@ class History:
         usual = self.seconds_per_step(name)
         if usual is None:
             return []
-        ends, total = [(0, 0.0)], 0.0
+        ends, total = [(self._first, 0.0)], 0.0
         for first, last, seconds, _ in self._intervals[name]:
             total += max(0, first - ends[-1][0]) * usual + (last - first) * seconds  # steps that no line has
             ends.append((last, total))
@@ -97,8 +98,9 @@ def read_history(run: Path) -> History:
             continue
         history.steps = max(history.steps, step)
         if entry.keys() >= START:
+            history._first = history._first if history.starts else step
             history.starts.append(entry)
-            started = True
+            started, before = True, step
         for kind in ("note", "left_out"):
             if kind in entry:
                 text = f"step {step}: {'left out: ' if kind == 'left_out' else ''}{entry[kind]}"
