@@ -184,6 +184,22 @@ def test_a_skipped_step_leaves_the_average_alone(base, workplace, assert_same):
     assert not torch.equal(seen[2]["head.0.weight"], seen[1]["head.0.weight"])
 
 
+def test_an_average_begins_with_the_first_step_that_is_not_skipped(base, workplace, assert_same):
+    run = make_run([*base, "--losses", EMA])
+    (learner,) = run.experiment.learners
+    seen, forward, count = [], learner.loss.forward, iter(range(9))
+
+    def spoilt(*arguments):
+        seen.append([copy.deepcopy(dict(net.state_dict())) for net in (learner.result, learner.net)])
+        return forward(*arguments) * (float("nan") if next(count) < 2 else 1)
+
+    learner.loss.forward = spoilt
+    run.fit()
+    assert_same(*seen[3])
+    assert not torch.equal(seen[3][0]["head.0.weight"], seen[2][0]["head.0.weight"])
+    assert int(learner.ema.n_averaged) == 2
+
+
 @pytest.mark.parametrize("learning", [{"network": {}, "averaged": -1}, {"network": {}, "averaged": 1}, [], {"a": 1}])
 def test_a_state_whose_average_does_not_fit(averaged, base, workplace, learning):
     run, _ = averaged
