@@ -312,8 +312,9 @@ class Trainer:
         self.stamp, self.saved_step, self.saved_at = checkpoint_stamp(self.folder), self.state.step, time.monotonic()
 
     def is_kept(self, step: int) -> bool:
-        """True if --keep-every keeps the state of this step."""
-        return bool(self.config.keep_every) and step % self.config.keep_every == 0
+        """True if --keep-every keeps the state of this step, which some training led to."""
+        every = self.config.keep_every
+        return bool(every) and step % every == 0 and step > self.experiment.first_step
 
     def save_is_due(self) -> bool:
         """True if --save-every, --keep-every, or --save-minutes by this process's clock, asks for a save at this step.

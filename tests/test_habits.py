@@ -258,6 +258,15 @@ def test_kept_checkpoints_are_the_last_ones_of_their_steps(numbered, base, workp
     assert_same(kept, last)
 
 
+def test_a_run_that_is_stopped_before_its_first_step_keeps_nothing(base, workplace):
+    run = make_run([*base, "--losses", "L1", "--keep-every", 2])
+    batches = run.batches
+    run.batches = lambda: (signal.raise_signal(signal.SIGTERM), batches())[1]
+    with pytest.raises(stop_signals.Stopped):
+        run.fit()
+    assert run.state.step == 0 and sorted(path.name for path in run.folder.glob("*.pt")) == ["last.pt"]
+
+
 def test_kept_checkpoints_are_used_by_name(numbered, base, workplace, capsys, assert_same, images):
     import export
     import infer
