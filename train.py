@@ -109,6 +109,8 @@ class Trainer:
             saved = configs.from_mapping(configs.read_yaml(folder / "config.yaml"))
             notes = self.state.go_back(folder, config.checkpoint) if config.checkpoint else self.state.resume(folder)
             jump = stretched_schedule(saved, config, self.experiment.epoch_steps, self.state.step)
+            if self.state.step == self.experiment.last_step:  # it ends where it was stopped
+                self.state.validated &= self.experiment.validation_is_due(self.state.step, saved)
             for note in [*notes, *filter(None, [jump])]:
                 self.writer.notes.append(note)
                 print(note)

@@ -267,6 +267,19 @@ def test_a_run_that_is_stopped_before_its_first_step_keeps_nothing(base, workpla
     assert run.state.step == 0 and sorted(path.name for path in run.folder.glob("*.pt")) == ["last.pt"]
 
 
+def test_a_resumed_run_may_end_where_it_was_stopped(base, workplace, at_step, assert_same):
+    """It is validated there, as every run is at its end; one that was is not validated again."""
+    args = [*base, "--losses", "L1", "--validate-every", 4]
+    stopped(at_step, 1, *args, "--steps", 8, "--modelpath", "parts")
+    ended = trained("--load", "--modelpath", "parts", "--steps", 1)
+    whole = trained(*args, "--steps", 1, "--modelpath", "whole")
+    assert validations(ended) == validations(whole) == [1]
+    assert_same(*(load_checkpoint(run.folder / "best_L1.pt") for run in (ended, whole)))
+    again = make_run(["--load", "--modelpath", "parts"])
+    again.validate = lambda: pytest.fail("validated twice")
+    again.fit()
+
+
 def test_kept_checkpoints_are_used_by_name(numbered, base, workplace, capsys, assert_same, images):
     import export
     import infer
