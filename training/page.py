@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ class Run:
     def starts(self) -> list[str]:
         """The commands that the run was started and resumed with; without a log of them, one that repeats it."""
         commands = [
-            f"# {start['started']}, at step {start['step']}\ncd {start['folder']}\n{start['command']}"
+            f"# {start['started']}, at step {start['step']}\ncd {shlex.quote(start['folder'])}\n{start['command']}"
             for start in self.history.starts
             if start.get("command")
         ]
