@@ -111,6 +111,12 @@ def test_its_command_line_is_shown(run):
     assert "cd '/over there'\npython" in html.unescape(made("run"))
 
 
+def test_a_step_s_batch_is_all_that_is_accumulated(run):
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("accumulate: 1", "accumulate: 3"))
+    assert "6 steps of batch 6, seed 0." in html.unescape(made("run"))
+
+
 def test_the_checksum_is_of_the_pixels(tiny_args, images, workplace):
     """The same for other names and another order, another for one other pixel."""
     found = []
