@@ -280,6 +280,14 @@ def test_a_resumed_run_may_end_where_it_was_stopped(base, workplace, at_step, as
     again.fit()
 
 
+def test_a_run_may_end_at_the_checkpoint_it_goes_back_to(base, workplace):
+    """Its best network is then of no later step."""
+    args = [*base, "--losses", "L1", "--validate-every", 2, "--keep-every", 2, "--modelpath", "run"]
+    assert load_checkpoint(trained(*args, "--steps", 4).folder / "best_L1.pt")["step"] == 4
+    ended = trained("--load", "run/step_2.pt", "--steps", 2)
+    assert load_checkpoint(ended.folder / "best_L1.pt")["step"] == 2 and validations(ended) == [2]
+
+
 def test_kept_checkpoints_are_used_by_name(numbered, base, workplace, capsys, assert_same, images):
     import export
     import infer
