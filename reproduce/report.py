@@ -266,16 +266,31 @@ def comparison_table(results: Results, rows: list[dict], style: str) -> str:
     return _table(lines, headers, 4, style)
 
 
+def shown_gain(row: dict) -> str:
+    """A comparison's gain with its interval, and p where there are trainings enough for a test."""
+    gain, bounds, *_ = _shown(row)
+    p = "" if math.isnan(row["p Holm"]) else f"; p {row['p Holm']:.2g}"
+    return f"{gain} ({bounds}{p})" if bounds else gain
+
+
 def brief_table(results: Results, rows: list[dict]) -> str:
-    """A loss against another in a line, by network and for all: the gain in each metric with its interval."""
+    """A loss against another in a line, in Markdown: each metric's gain with its interval, by network and for all.
+
+    p is corrected for all p of the table (Holm).
+    """
     lines: dict[tuple, list[str]] = {}
     for row in rows:
-        scale = row["scale"] if row["scale"] == "all" else f"×{row['scale']}"
-        key = (f"`{label_of(row['loss'])}`", f"`{label_of(row['against'])}`", f"{row['network']} {scale}")
-        gain, bounds, *_ = _shown(row)
-        lines.setdefault(key, []).append(f"{gain} ({bounds})" if bounds else gain)
-    headers = ["loss", "against", "network", *(_header(results, metric) for metric in results.metrics)]
-    return tabulate([[*key, *cells] for key, cells in lines.items()], headers, tablefmt="github", disable_numparse=True)
+        scale = "all" if row["scale"] == "all" else f"{row['network']} ×{row['scale']}"
+        key = (f"`{label_of(row['loss'])}`", f"`{label_of(row['against'])}`", scale)
+        lines.setdefault(key, []).append(shown_gain(row))
+    several = len({key[2] for key in lines}) > 1
+    headers = ["loss", "against", *["network"] * several, *(_header(results, metric) for metric in results.metrics)]
+    return markdown([[*key[: 2 + several], *cells] for key, cells in lines.items()], headers)
+
+
+def markdown(lines: Iterable[list[str]], headers: list[str]) -> str:
+    """A table in Markdown, without padding."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (headers, ["---"] * len(headers), *lines))
 
 
 def null_table(results: Results, rows: list[dict], style: str) -> str:

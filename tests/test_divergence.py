@@ -84,7 +84,15 @@ def test_each_network_is_reported_once():
         if step % 5 == 0:
             said += watch.check(step, {"a": 0, "b": 0})
     assert len(said) == 1
-    assert said[0].startswith("a diverges: by step 105 its loss is 50, beyond 1, which is 10 times its running median;")
+    assert said[0].startswith("a diverges: at step 103 its loss is 50, beyond 1, which is 10 times its running median;")
+
+
+def test_a_loss_that_has_fallen_again_is_said_as_it_was():
+    watch = DivergenceWatch(["a"], 100)
+    for step in range(1, 101):
+        watch.add({"a": torch.tensor(50.0 if 60 < step < 70 else 0.1)})
+    (said,) = watch.check(100, {"a": 0})
+    assert said.startswith("a diverges: at step 63 its loss is 50, beyond 1, ")
 
 
 def test_another_phase_is_no_divergence():
@@ -128,7 +136,7 @@ def test_it_is_said_logged_and_noted(hot, capsys):
     train.main(hot)
     out = capsys.readouterr().out
     (note,) = notes()
-    assert note["step"] < 60 and note["note"].startswith("hot diverges: by step ")
+    assert note["step"] < 60 and note["note"].startswith("hot diverges: at step ")
     assert all(flag in note["note"] for flag in ("--warmup", "--clip-grad", "--learning-rate"))
     assert out.count(note["note"]) == 2 and f"note: {note['note']}" in out  # at once, and at the end
 
@@ -137,5 +145,5 @@ def test_it_stops_the_run(hot, capsys):
     with pytest.raises(SystemExit) as end:
         train.main([*hot, "--on-divergence", "stop", "--save-every", "1"])
     out, err = capsys.readouterr()
-    assert end.value.code == 1 and "train.py: error: hot diverges: by step " in err
+    assert end.value.code == 1 and "train.py: error: hot diverges: at step " in err
     assert notes()[0]["step"] < 60 and "to resume: " in out and not Path("run/best_MSE.pt").exists()

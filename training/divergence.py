@@ -68,12 +68,13 @@ class DivergenceWatch:
                 continue
             history.phase = phases[name]
             losses = torch.stack([losses[name] for losses in self.unread]).tolist() if self.unread else []
-            if any([history.add(loss) for loss in losses]) and name not in self.reported:
-                self.reported.add(name)
-                limit, meaning = history.limit
-                lines.append(
-                    f"{name} diverges: by step {step} its loss is {median(history.recent):.3g}, beyond {limit:.3g}, "
-                    f"which is {meaning}; take --warmup 500, --clip-grad 0.1 or a lower --learning-rate"
-                )
+            for at, loss in enumerate(losses, step - len(losses) + 1):
+                if history.add(loss) and name not in self.reported:
+                    self.reported.add(name)
+                    limit, meaning = history.limit
+                    lines.append(
+                        f"{name} diverges: at step {at} its loss is {median(history.recent):.3g}, beyond {limit:.3g}, "
+                        f"which is {meaning}; take --warmup 500, --clip-grad 0.1 or a lower --learning-rate"
+                    )
         self.unread.clear()
         return lines

@@ -1,0 +1,159 @@
+"""The study's tables in docs/results.md, made from reproduce/results.
+
+python -m reproduce.study            write them into the page again
+
+A table stands there under a comment with its name, `<!-- table: steps -->`.
+"""
+
+import argparse
+import csv
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import configs
+from runs.atomic import atomic_write
+
+from . import collect, report
+from .collect import Results
+from .report import markdown
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "reproduce/results", ROOT / "docs/results.md"
+EDSR, TLW = "EDSR[blocks=8,channels=48]", "L1+TLW"
+UNIFORM, SHUFFLED, INVERTED, NORMALISED, ONE, SMALL, HALF = (
+    f"{TLW}[{settings}]"
+    for settings in (
+        "weights=uniform",
+        "weights=shuffled",
+        "weights=inverted",
+        "wc=normalised",
+        "wc=one",
+        "weighting_channels=16,samples=1",
+        "weighting_scale=2,e_every=4,reuse_mu=true",
+    )
+)
+
+
+def joined(folders: list[str]) -> Results:
+    """The results of several grids as if of one. Raises ValueError where they share a training, or not the images."""
+    parts = [collect.read(RESULTS / folder) for folder in folders]
+    if any(part.names != parts[0].names for part in parts):
+        raise ValueError(f"{' '.join(folders)}: expected the same test images in all of them")
+    trained = [key for part in parts for key in part.scores if key.loss != "bicubic"]
+    if len(set(trained)) < len(trained):
+        raise ValueError(f"{' '.join(folders)}: expected each network, scale, loss and seed in one of them")
+    scores = {key: of for part in parts for key, of in part.scores.items()}
+    return parts[0]._replace(scores=scores, trainings=[row for part in parts for row in part.trainings])
+
+
+def compared(folders: str, pairs: Iterable[tuple[str, str]]) -> tuple[Results, list[dict]]:
+    results = joined(folders.split())
+    return results, report.comparison_rows(results, argparse.Namespace(compare=pairs, checkpoint="last"))
+
+
+def gains(folders: str, *pairs: tuple[str, str]) -> str:
+    """Each pair's gain in each metric with its 95 % interval, by network where there are several."""
+    return report.brief_table(*compared(folders, pairs))
+
+
+def rates() -> str:
+    """PSNR-Y on the held-out images at each learning rate, the best in bold."""
+    found: dict[tuple, dict[float, float]] = {}
+    for row in read_csv("rates.csv"):
+        key = f"{row['network']} ×{row['scale']}", f"`{row['loss']}`"
+        found.setdefault(key, {})[float(row["learning_rate"])] = float(row["PSNR-Y"])
+    columns = sorted({rate for of in found.values() for rate in of})
+    lines = []
+    for key, of in found.items():
+        cells = {rate: f"{value:.3f}" for rate, value in of.items()}
+        best = max(of, key=lambda rate: of[rate])
+        cells[best] = f"**{cells[best]}**"
+        lines.append([*key, *(cells.get(rate, "") for rate in columns)])
+    return markdown(lines, ["network", "loss", *(f"{rate:g}" for rate in columns)])
+
+
+def costs(folder: str) -> str:
+    """Steps, and seconds of a step, of each loss."""
+    lines = {}
+    for of in collect.read(RESULTS / folder).trainings:
+        if of["seconds_per_step"]:
+            lines[of["network"], of["loss"]] = int(of["steps"]), float(of["seconds_per_step"])
+    plain = {network: seconds for (network, loss), (_, seconds) in lines.items() if loss == "L1"}
+    return markdown(
+        (
+            [network, f"`{loss}`", f"{steps:,}", f"{seconds:.3g} ({seconds / plain[network]:.3g})"]
+            for (network, loss), (steps, seconds) in lines.items()
+        ),
+        ["network", "loss", "steps", "seconds of a step (× L1's)"],
+    )
+
+
+def cheap() -> str:
+    """What a step of each form costs, and how much of TLW's gain over L1 it keeps."""
+    metrics, ratios = ("PSNR-Y", "LPIPS-squeeze"), {row["loss"]: row["ratio"] for row in read_csv("step_ratios.csv")}
+    _, rows = compared("steps", [(loss, "L1") for loss in ratios])
+    found = {(row["loss"], row["metric"]): row for row in rows if row["network"] == EDSR and row["scale"] == 4}
+    lines = []
+    for loss, ratio in ratios.items():
+        line = [f"`{loss}`", ratio]
+        for metric in metrics:
+            row, full = found[loss, metric], found[TLW, metric]
+            line += [report.shown_gain(row), f"{100 * row['gain'] / full['gain']:.0f} %"]
+        lines.append(line)
+    return markdown(lines, ["loss", "step (× L1)", *(x for m in metrics for x in (f"{m} over L1", "kept"))])
+
+
+def picture() -> str:
+    """The scores of README's picture."""
+    metrics = "PSNR-Y", "SSIM-Y", "LPIPS-alex", "LPIPS-squeeze"
+    lines = [[row["loss"], *(f"{float(row[m]):.4f}" for m in metrics)] for row in read_csv("picture.csv")]
+    return markdown(lines, ["loss", *metrics])
+
+
+def read_csv(name: str) -> list[dict[str, str]]:
+    with open(RESULTS / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "rates": rates,
+    "steps": lambda: gains(
+        "steps",
+        (TLW, "L1"),
+        *((loss, TLW) for loss in (UNIFORM, SHUFFLED, INVERTED, NORMALISED, ONE)),
+        *((loss, "L1") for loss in (UNIFORM, SHUFFLED, INVERTED, NORMALISED, ONE)),
+        ("MSE", "L1"),
+        ("L1+UDL", "L1"),
+        ("L1+PSPL", "L1"),
+    ),
+    "time": lambda: gains("time", (TLW, "L1"), (HALF, "L1"), (UNIFORM, "L1")),
+    "time costs": lambda: costs("time"),
+    "finish": lambda: gains(
+        "finish", (TLW, "L1"), (TLW, "L1-2700"), (TLW, "MSE-2700"), ("L1-2700", "L1"), ("MSE-2700", "L1-2700")
+    ),
+    "cheap": cheap,
+    "VDSR": lambda: gains("vdsr", (TLW, "L1")),
+    "picture": picture,
+}
+
+
+def filled(page: str) -> str:
+    """The page with each table under its comment made again. Raises ValueError where a comment names none."""
+
+    def table(match: re.Match) -> str:
+        name = configs.choose(match[1], TABLES, "table")
+        return f"<!-- table: {name} -->\n{TABLES[name]()}\n"
+
+    return re.sub(r"<!-- table: (.*?) -->\n(?:\|.*\n)*", table, page)
+
+
+def main(argv: list[str] | None = None) -> None:
+    configs.OneLineParser(prog="reproduce.study", description="Write the tables of docs/results.md.").parse_args(argv)
+    with configs.one_line_errors("reproduce.study"):
+        atomic_write(PAGE, filled(PAGE.read_text()).encode())
+        print(f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
