@@ -60,7 +60,8 @@ class Run:
         options = " ".join(f"{name}={value}" for name, value in (config.model_options or {}).items())
         network = f"{config.model}{f' ({options})' if options else ''} x{config.scale}"
         of = f"{steps} steps" if steps else "no logged step"
-        return f"{network} with {', '.join(config.variants)}: {of} of batch {config.images_per_step}, seed {config.seed}."
+        losses, batch = ", ".join(config.variants), config.images_per_step
+        return f"{network} with {losses}: {of} of batch {batch}, seed {config.seed}."
 
     @property
     def starts(self) -> list[str]:
