@@ -2,7 +2,7 @@
 
 python -m data.prepare --input DIR                                              a report, nothing is written
 python -m data.prepare --input DIR --output DIR --size 480 --step 240           sub-images, and the report
-python -m data.prepare --input DIR --output DIR/HR --lr-output DIR/LR --size 0 --degradation blur-noise-jpeg
+python -m data.prepare --input DIR --output NEW/HR --lr-output NEW/LR --scale 4 --size 0    whole images and their LR
 """
 
 import argparse
