@@ -109,6 +109,8 @@ class Trainer:
             saved = configs.from_mapping(configs.read_yaml(folder / "config.yaml"))
             notes = self.state.go_back(folder, config.checkpoint) if config.checkpoint else self.state.resume(folder)
             jump = stretched_schedule(saved, config, self.experiment.epoch_steps, self.state.step)
+            if self.state.step == self.experiment.last_step:  # it ends where it was stopped
+                self.state.validated &= self.experiment.validation_is_due(self.state.step, saved)
             for note in [*notes, *filter(None, [jump])]:
                 self.writer.notes.append(note)
                 print(note)
@@ -310,8 +312,9 @@ class Trainer:
         self.stamp, self.saved_step, self.saved_at = checkpoint_stamp(self.folder), self.state.step, time.monotonic()
 
     def is_kept(self, step: int) -> bool:
-        """True if --keep-every keeps the state of this step."""
-        return bool(self.config.keep_every) and step % self.config.keep_every == 0
+        """True if --keep-every keeps the state of this step, which some training led to."""
+        every = self.config.keep_every
+        return bool(every) and step % every == 0 and step > self.experiment.first_step
 
     def save_is_due(self) -> bool:
         """True if --save-every, --keep-every or, by this process's clock, --save-minutes asks for a save.

@@ -209,8 +209,8 @@ def _set_up(c: Config) -> str:
     images = f"patches of {c.patch}" if c.patch else "whole images"
     sets = " ".join(Path(path).name for path in c.trainpath)
     return (
-        f"{length} of batch {c.batchsize} on {images} of {sets}; judge {c.judge}, M-step {c.m_step}, first weights "
-        f"{c.init}, schedule {c.schedule}, {c.precision}"
+        f"{length} of batch {c.images_per_step} on {images} of {sets}; judge {c.judge}, M-step {c.m_step}, first "
+        f"weights {c.init}, schedule {c.schedule}, {c.precision}"
     )
 
 

@@ -36,6 +36,7 @@ class History:
     steps: int = 0  # the last step logged
     damaged: int = 0  # number of unreadable lines
     # By loss, for each line: first step, last step, seconds per step, and True for the first line after a start.
+    _first: int = 0  # the step at which the run began
     _intervals: dict[str, list[tuple[int, int, float, bool]]] = field(default_factory=dict)
 
     def seconds_per_step(self, name: str) -> float | None:
@@ -53,7 +54,7 @@ class History:
         usual = self.seconds_per_step(name)
         if usual is None:
             return []
-        ends, total = [(0, 0.0)], 0.0
+        ends, total = [(self._first, 0.0)], 0.0
         for first, last, seconds, _ in self._intervals[name]:
             # Steps that no line covers count with the mean.
             total += max(0, first - ends[-1][0]) * usual + (last - first) * seconds
@@ -91,8 +92,9 @@ def read_history(run: Path) -> History:
             continue
         history.steps = max(history.steps, step)
         if entry.keys() >= START:
+            history._first = history._first if history.starts else step
             history.starts.append(entry)
-            started = True
+            started, before = True, step
         for kind in ("note", "left_out"):
             if kind in entry:
                 text = f"step {step}: {'left out: ' if kind == 'left_out' else ''}{entry[kind]}"

@@ -184,6 +184,22 @@ def test_a_skipped_step_leaves_the_average_alone(base, workplace, assert_same):
     assert not torch.equal(seen[2]["head.0.weight"], seen[1]["head.0.weight"])
 
 
+def test_an_average_begins_with_the_first_step_that_is_not_skipped(base, workplace, assert_same):
+    run = make_run([*base, "--losses", EMA])
+    (learner,) = run.experiment.learners
+    seen, forward, count = [], learner.loss.forward, iter(range(9))
+
+    def spoilt(*arguments):
+        seen.append([copy.deepcopy(dict(net.state_dict())) for net in (learner.result, learner.net)])
+        return forward(*arguments) * (float("nan") if next(count) < 2 else 1)
+
+    learner.loss.forward = spoilt
+    run.fit()
+    assert_same(*seen[3])
+    assert not torch.equal(seen[3][0]["head.0.weight"], seen[2][0]["head.0.weight"])
+    assert int(learner.ema.n_averaged) == 2
+
+
 @pytest.mark.parametrize("learning", [{"network": {}, "averaged": -1}, {"network": {}, "averaged": 1}, [], {"a": 1}])
 def test_a_state_whose_average_does_not_fit(averaged, base, workplace, learning):
     run, _ = averaged
@@ -240,6 +256,36 @@ def test_kept_checkpoints_are_the_last_ones_of_their_steps(numbered, base, workp
     for name, learner in kept["learners"].items():
         last["learners"][name]["best"] = learner["best"]  # the shorter run is validated at its end
     assert_same(kept, last)
+
+
+def test_a_run_that_is_stopped_before_its_first_step_keeps_nothing(base, workplace):
+    run = make_run([*base, "--losses", "L1", "--keep-every", 2])
+    batches = run.batches
+    run.batches = lambda: (signal.raise_signal(signal.SIGTERM), batches())[1]
+    with pytest.raises(stop_signals.Stopped):
+        run.fit()
+    assert run.state.step == 0 and sorted(path.name for path in run.folder.glob("*.pt")) == ["last.pt"]
+
+
+def test_a_resumed_run_may_end_where_it_was_stopped(base, workplace, at_step, assert_same):
+    """It is validated there, as every run is at its end; one that was is not validated again."""
+    args = [*base, "--losses", "L1", "--validate-every", 4]
+    stopped(at_step, 1, *args, "--steps", 8, "--modelpath", "parts")
+    ended = trained("--load", "--modelpath", "parts", "--steps", 1)
+    whole = trained(*args, "--steps", 1, "--modelpath", "whole")
+    assert validations(ended) == validations(whole) == [1]
+    assert_same(*(load_checkpoint(run.folder / "best_L1.pt") for run in (ended, whole)))
+    again = make_run(["--load", "--modelpath", "parts"])
+    again.validate = lambda: pytest.fail("validated twice")
+    again.fit()
+
+
+def test_a_run_may_end_at_the_checkpoint_it_goes_back_to(base, workplace):
+    """Its best network is then of no later step."""
+    args = [*base, "--losses", "L1", "--validate-every", 2, "--keep-every", 2, "--modelpath", "run"]
+    assert load_checkpoint(trained(*args, "--steps", 4).folder / "best_L1.pt")["step"] == 4
+    ended = trained("--load", "run/step_2.pt", "--steps", 2)
+    assert load_checkpoint(ended.folder / "best_L1.pt")["step"] == 2 and validations(ended) == [2]
 
 
 def test_kept_checkpoints_are_used_by_name(numbered, base, workplace, capsys, assert_same, images):

@@ -60,6 +60,13 @@ def test_time_is_of_the_own_steps(tmp_path):
     assert history.at_times("b", points) == []
 
 
+def test_time_begins_with_the_run_and_again_where_it_is_resumed(tmp_path):
+    """Of a run of --startepoch no earlier step counts; those since the last line before a stop take the usual time."""
+    lines = [{"step": 100} | START, losses(110, a=9), losses(120, a=1), {"step": 124} | START, losses(130, a=5)]
+    history = read_history(write(tmp_path, *lines))
+    assert history.at_times("a", [(step, 0) for step in (110, 120, 130)]) == [(90, 0), (100, 0), (134, 0)]
+
+
 def test_time_of_a_step_whose_line_is_damaged_in_a_resumed_run(tmp_path):
     write(tmp_path, *(losses(step, L1=0.1) for step in (10, 20, 30, 20, 30)))  # resumed from 10
     with open(tmp_path / "log.jsonl", "a") as file:

@@ -106,6 +106,15 @@ def test_its_command_line_is_shown(run):
     Path("run/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = made("run")
     assert "<b>" not in text and "cd /there\npython train.py --losses 'L1 & <b>'</pre>" in html.unescape(text)
+    lines[0] |= {"folder": "/over there"}
+    Path("run/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "cd '/over there'\npython" in html.unescape(made("run"))
+
+
+def test_a_step_s_batch_is_all_that_is_accumulated(run):
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("accumulate: 1", "accumulate: 3"))
+    assert "6 steps of batch 6, seed 0." in html.unescape(made("run"))
 
 
 def test_the_checksum_is_of_the_pixels(tiny_args, images, workplace):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import configs
 import train
-from training import board
+from training import board, stop_signals
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed")
 
@@ -107,6 +108,21 @@ def test_a_resumed_run_goes_on_in_them(tiny_args, workplace):
     assert [step for step, _ in scalars_of(Path("run"))["loss/L1"]] == [1, 2, 3, 4, 5, 6]
     trained("--load", "back/step_2.pt", "--endepoch", 2)
     assert_equal(scalars_of(Path("back")), logged(Path("back")))
+
+
+def test_a_validation_that_was_cut_short_is_shown_once(tiny_args, workplace):
+    run = train.Trainer(configs.load([*tiny_args, "--tensorboard", "--modelpath", "run"]))
+    scores = run.report.scores
+
+    def stop(*args):
+        scores(*args)
+        signal.raise_signal(signal.SIGTERM)
+
+    run.report.scores = stop
+    with pytest.raises(stop_signals.Stopped):
+        run.fit()
+    trained("--load", "--modelpath", "run")
+    assert_equal(scalars_of(run.folder), logged(run.folder))
 
 
 def test_begun_on_resuming(tiny_args, workplace):

@@ -26,6 +26,7 @@ class Board:
 
     def __init__(self, writer: RunWriter, step: int):
         self.writer, self.step, self.events = writer, step, None
+        self.measured: list[tuple[str, Mapping[str, float]]] = []  # scores of a validation that is not done yet
         self._try(self._open)
 
     def _open(self) -> None:
@@ -57,12 +58,15 @@ class Board:
         scalars = {f"{name}/{loss}": value for name, values in by_loss.items() for loss, value in values.items()}
         self._scalars(entry["step"], {"learning_rate": entry["learning_rate"]} | scalars)
 
-    def scores(self, step: int, loss: str, means: Mapping[str, float]) -> None:
-        """Write a network's validation scores."""
-        self._scalars(step, {f"{metric}/{loss}": value for metric, value in means.items()})
+    def scores(self, loss: str, means: Mapping[str, float]) -> None:
+        """Keep a network's validation scores until the validation is done; one that is cut short is repeated."""
+        self.measured.append((loss, means))
 
-    def pictures(self, step: int, shown: Mapping[str, np.ndarray]) -> None:
-        """Write the images that `Watch.record` returned."""
+    def validation(self, step: int, shown: Mapping[str, np.ndarray]) -> None:
+        """Write a finished validation: the scores, and the images that `Watch.record` returned."""
+        for loss, means in self.measured:
+            self._scalars(step, {f"{metric}/{loss}": value for metric, value in means.items()})
+        self.measured = []
         for tag, image in shown.items():
             if self.events is not None and image.ndim > 1:
                 layout = "HWC" if image.ndim == 3 else "HW"

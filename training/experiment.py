@@ -71,9 +71,14 @@ class Experiment:
         images = f"{len(self.validation)} images of checksum {checksum:08x}"
         return [self.best_by, self.config.protocol, images]
 
-    def validation_is_due(self, step: int) -> bool:
-        """True at every --validate-every steps (by default every epoch) and at the last step."""
-        return step == self.last_step or step % (self.config.validate_every or self.epoch_steps) == 0
+    def validation_is_due(self, step: int, config: Config | None = None) -> bool:
+        """True at every --validate-every steps (by default every epoch) and at the last step.
+
+        config: the settings of the run before it was resumed, if these are meant.
+        """
+        config = config or self.config
+        last_step = first_and_last_step(config, self.epoch_steps)[1]
+        return step == last_step or step % (config.validate_every or self.epoch_steps) == 0
 
     def next_stop(self, step: int) -> int:
         """The first step beyond `step` that ends an epoch or the run, or has a validation."""

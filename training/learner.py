@@ -80,8 +80,11 @@ class Learner:
         return self.net if self.ema is None else self.ema.module
 
     def update_average(self) -> None:
-        """Update the average of --ema with this step's SR network, if there is one."""
-        if self.ema is not None:
+        """Update the average of --ema with this step's SR network, if there is one.
+
+        It begins with the first step that is not skipped: up to there the device is waited for.
+        """
+        if self.ema is not None and (self.ema.n_averaged > 0 or not self.found_inf):
             self.ema.update_parameters(self.net)
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,13 +60,14 @@ class Run:
         options = " ".join(f"{name}={value}" for name, value in (config.model_options or {}).items())
         network = f"{config.model}{f' ({options})' if options else ''} x{config.scale}"
         of = f"{steps} steps" if steps else "no logged step"
-        return f"{network} with {', '.join(config.variants)}: {of} of batch {config.batchsize}, seed {config.seed}."
+        losses, batch = ", ".join(config.variants), config.images_per_step
+        return f"{network} with {losses}: {of} of batch {batch}, seed {config.seed}."
 
     @property
     def starts(self) -> list[str]:
         """The commands that started and resumed the run; if none is logged, one that repeats it."""
         commands = [
-            f"# {start['started']}, at step {start['step']}\ncd {start['folder']}\n{start['command']}"
+            f"# {start['started']}, at step {start['step']}\ncd {shlex.quote(start['folder'])}\n{start['command']}"
             for start in self.history.starts
             if start.get("command")
         ]

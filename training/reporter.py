@@ -106,10 +106,10 @@ class Reporter:
         print(f"  {when}  {learner.name:{width}}{shown}{'  best' if better else ''}")
         self.writer.log(step=self.state.step, epoch=epoch, validation=learner.name, **means)
         if self.board is not None:
-            self.board.scores(self.state.step, learner.name, means)
+            self.board.scores(learner.name, means)
 
     def pictures(self, epoch: int) -> None:
-        """Queue the watched images' crops for the next save, and send them to TensorBoard."""
+        """Queue the watched images' crops for the next save; send them and the scores to TensorBoard."""
         if self.watch is None:
             return
         shown = self.watch.record(self.experiment.learners, epoch)
@@ -117,7 +117,7 @@ class Reporter:
             name = f"step_{self.state.step}" if self.experiment.config.validate_every else f"{epoch:04}"
             self.writer.queue(f"{watch.FOLDER}/{name}.npz", watch.serialize(shown))
         if self.board is not None:
-            self.board.pictures(self.state.step, shown)
+            self.board.validation(self.state.step, shown)
 
     def flush(self) -> None:
         """Flush TensorBoard's files to the disk."""

@@ -57,6 +57,7 @@ class TrainingState:
         for learner, step in best_steps.items():
             if step > self.step:
                 learner.best = math.inf
+                self.validated &= self.step < self.experiment.last_step  # else there would be no next validation
                 notes.append(f"{files[learner].name} is of a later step: the next validation replaces it")
         return notes
 

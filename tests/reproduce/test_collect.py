@@ -333,3 +333,8 @@ def test_data_sets_that_some_cells_lack_are_left_out(tmp_path):
     assert results.values("dataset") == ["Set5"] and results.about["left out"] == ["Set14"]
     assert "not evaluated on it: Set14" in report.text(results, asked(), Paper())
     assert collect.read_cells(cells[:1], ["a/Set14"]).values("dataset") == ["Set14"]
+
+
+def test_the_batch_of_the_set_up_is_all_that_is_accumulated(tmp_path):
+    results = collect.read_cells([finish(cell(tmp_path, batchsize=2, accumulate=3, patch=32), {"Set5": [34, 35, 36]})])
+    assert " of batch 6 on patches of 32 " in results.about["set-up"]
