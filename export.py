@@ -179,7 +179,7 @@ FORMATS = {
     "safetensors": Format((".safetensors",), write_safetensors, load_safetensors, "safetensors and our network"),
     "onnx": Format((".onnx",), write_onnx, load_onnx, "onnxruntime"),
     "spandrel": Format((".safetensors",), write_spandrel, load_spandrel, "spandrel"),
-    "edsr": Format((".pt", ".pth"), write_edsr, load_edsr, "the authors' steps, written out"),
+    "edsr": Format((".pt", ".pth"), write_edsr, load_edsr, "a transcription of EDSR-PyTorch's forward"),
 }
 
 

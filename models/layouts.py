@@ -120,8 +120,11 @@ def count(weights: StateDict, pattern: str) -> int:
 
 
 def _divisor(whole: int, part: int, usual: int) -> int:
-    """Find r with whole // r == part: `usual` if it fits, else the smallest."""
-    return next(r for r in (usual, *range(1, whole + 1)) if whole // r == part)
+    """Find r with whole // r == part: `usual` if it fits, else the smallest. Raises ValueError if there is none."""
+    for r in (usual, *range(1, whole + 1)):
+        if whole // r == part:
+            return r
+    raise ValueError(f"its attention has {part} of {whole} channels; expected a HAT file's sizes")
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -75,7 +75,9 @@ def add_cell_flags(parser, preset: Preset, seeds: int, seeds_help: str) -> None:
         "--config",
         default=preset.config,
         metavar="FILE",
-        help=f"YAML file with settings of train.py for all cells (default: {preset.config}); flags override it",
+        help="YAML file with settings of train.py for all cells"
+        + (f" (default: {preset.config})" if preset.config else "")
+        + "; flags override it",
     )
     parser.add_argument(
         "--holdout",

@@ -72,7 +72,7 @@ def draw(args: argparse.Namespace) -> Drawn:
             axes[1].plot(x, other, **style)
             axes[2].plot(other, psnr, **style)
             axes[2].plot(other[-1:], psnr[-1:], color=f"C{number}", marker="*", markersize=13)
-        label = "seconds of training, one core" if by == "seconds" else "steps"
+        label = "seconds of training" if by == "seconds" else "steps"
         axes[0].set(xlabel=label, ylabel="PSNR-Y, dB, validation", title=block)
         axes[1].set(xlabel=label, ylabel=f"{args.metric}, less is better")
         axes[2].set(xlabel=args.metric, ylabel="PSNR-Y, dB", title="star: the end; better: up and left")
