@@ -245,6 +245,21 @@ def test_a_damaged_uhat_is_refused(uhat, capsys, name, value, said):
     assert not Path("checkpoints").exists()
 
 
+def test_hat_of_sizes_that_do_not_fit(workplace, capsys):
+    net = SR_MODELS["HAT"](
+        4, embed=12, depths=(1,), heads=(2,), window=4, channels=8, compress_ratio=3, squeeze_factor=6
+    )
+    theirs = {name: value for name, value in net.state_dict().items() if name != "mean"}
+    name = "layers.0.residual_group.blocks.0.conv_block.cab.0.weight"
+    torch.save({"params": theirs | {name: torch.zeros(50, 12, 3, 3)}}, "HAT_SRx4.pth")
+    with pytest.raises(SystemExit):
+        convert.main(["HAT_SRx4.pth", "--modelpath", "run"])
+    err = capsys.readouterr().err
+    assert err == (
+        "convert.py: error: HAT_SRx4.pth: its attention has 50 of 12 channels; expected a HAT file's sizes\n"
+    )
+
+
 @pytest.mark.parametrize("key", ["params_ema", "params", None])
 def test_published_hat(workplace, key):
     small = dict(embed=12, depths=(1,), heads=(2,), window=4, channels=8, compress_ratio=3, squeeze_factor=6)
