@@ -58,35 +58,34 @@ def gains(folders: str, *pairs: tuple[str, str]) -> str:
 
 
 def rates() -> str:
-    """PSNR-Y on the held-out images at each learning rate, the best in bold."""
-    found: dict[tuple, dict[float, float]] = {}
+    """PSNR-Y on the held-out images at each learning rate; the chosen one in bold."""
+    found: dict[tuple, dict[float, dict]] = {}
     for row in read_csv("rates.csv"):
         key = f"{row['network']} ×{row['scale']}", f"`{row['loss']}`"
-        found.setdefault(key, {})[float(row["learning_rate"])] = float(row["PSNR-Y"])
+        found.setdefault(key, {})[float(row["learning_rate"])] = row
     columns = sorted({rate for of in found.values() for rate in of})
     lines = []
     for key, of in found.items():
-        cells = {rate: f"{value:.3f}" for rate, value in of.items()}
-        best = max(of, key=lambda rate: of[rate])
-        cells[best] = f"**{cells[best]}**"
+        cells = {rate: f"{float(row['PSNR-Y']):.3f}" for rate, row in of.items()}
+        sound = [rate for rate, row in of.items() if row["diverged"] == "0"]
+        best = max(sound, key=lambda rate: float(of[rate]["PSNR-Y"]))
+        cells |= {rate: f"{cells[rate]}, diverged" for rate in of if rate not in sound} | {best: f"**{cells[best]}**"}
         lines.append([*key, *(cells.get(rate, "") for rate in columns)])
     return markdown(lines, ["network", "loss", *(f"{rate:g}" for rate in columns)])
 
 
-def costs(folder: str) -> str:
-    """Each loss's steps and seconds per step."""
-    lines = {}
-    for of in collect.read(RESULTS / folder).trainings:
-        if of["seconds_per_step"]:
-            lines[of["network"], of["loss"]] = int(of["steps"]), float(of["seconds_per_step"])
-    plain = {network: seconds for (network, loss), (_, seconds) in lines.items() if loss == "L1"}
-    return markdown(
-        (
-            [network, f"`{loss}`", f"{steps:,}", f"{seconds:.3g} ({seconds / plain[network]:.3g})"]
-            for (network, loss), (steps, seconds) in lines.items()
-        ),
-        ["network", "loss", "steps", "seconds of a step (× L1's)"],
-    )
+def costs(folder: str, *losses: str) -> str:
+    """Steps of each loss, and seconds of a step as measured before the grid."""
+    found = {
+        row["loss"]: (int(row["steps"]), float(row["seconds_per_step"]))
+        for row in collect.read(RESULTS / folder).trainings
+    }
+    plain = found["L1"][1]
+    lines = []
+    for loss in losses:
+        steps, seconds = found[loss]
+        lines.append([f"`{loss}`", f"{steps:,}", f"{seconds:.3g} ({seconds / plain:.3g})"])
+    return markdown(lines, ["loss", "steps", "seconds of a step (× L1's)"])
 
 
 def cheap() -> str:
@@ -124,16 +123,31 @@ TABLES: dict[str, Callable[[], str]] = {
         *((loss, TLW) for loss in (UNIFORM, SHUFFLED, INVERTED, NORMALISED, ONE)),
         *((loss, "L1") for loss in (UNIFORM, SHUFFLED, INVERTED, NORMALISED, ONE)),
         ("MSE", "L1"),
+        ("MSE+TLW", "MSE"),
+        ("MSE+TLW", "L1"),
         ("L1+UDL", "L1"),
         ("L1+PSPL", "L1"),
     ),
-    "time": lambda: gains("time", (TLW, "L1"), (HALF, "L1"), (UNIFORM, "L1")),
-    "time costs": lambda: costs("time"),
+    "networks": lambda: gains("steps rcan x2", (TLW, "L1"), (TLW, "MSE"), ("MSE", "L1")),
+    "VDSR": lambda: gains("vdsr", (TLW, "L1")),
+    "time": lambda: gains(
+        "time", (TLW, "L1"), (SMALL, "L1"), (HALF, "L1"), (UNIFORM, "L1"), ("MSE-4e-4", "L1"), (SMALL, "MSE-4e-4")
+    ),
+    "time costs": lambda: costs("time", "L1", TLW, SMALL, HALF, UNIFORM),
+    "converged": lambda: gains("time", ("L1+TLW-6000", "L1"), ("L1+TLW-6000", "MSE-4e-4")),
     "finish": lambda: gains(
-        "finish", (TLW, "L1"), (TLW, "L1-2700"), (TLW, "MSE-2700"), ("L1-2700", "L1"), ("MSE-2700", "L1-2700")
+        "finish",
+        (TLW, "L1"),
+        (TLW, "L1-2700"),
+        (TLW, "MSE-2700"),
+        ("MSE+TLW", "L1-2700"),
+        ("MSE+TLW", "MSE-2700"),
+        ("cheap-1200", "L1-2700"),
+        ("cheap-1200", "MSE-2700"),
+        ("L1-2700", "L1"),
+        ("MSE-2700", "L1-2700"),
     ),
     "cheap": cheap,
-    "VDSR": lambda: gains("vdsr", (TLW, "L1")),
     "picture": picture,
 }
 
