@@ -120,7 +120,10 @@ def count(weights: StateDict, pattern: str) -> int:
 
 
 def _divisor(whole: int, part: int, usual: int) -> int:
-    """Find r with whole // r == part: `usual` if it fits, else the smallest. Raises ValueError if there is none."""
+    """Find r with whole // r == part: `usual` if it fits, else the smallest.
+
+    Raises ValueError if there is none.
+    """
     for r in (usual, *range(1, whole + 1)):
         if whole // r == part:
             return r

@@ -280,5 +280,5 @@ def test_what_is_refused(base, workplace, capsys):
         assert words[0] in capsys.readouterr().err
     with pytest.raises(ValueError, match="--model-options colours: expected --color grey"):
         configs.Config(model_options={"colours": 1})
-    with pytest.raises(ValueError, match="--color grey: a network of ours"):
+    with pytest.raises(ValueError, match="--color grey: spandrel:x.pth is spandrel.s and takes RGB; use one of EDSR"):
         build_network("spandrel:x.pth", 4, {"colours": 1}, {})
