@@ -128,8 +128,7 @@ TABLES: dict[str, Callable[[], str]] = {
         ("L1+UDL", "L1"),
         ("L1+PSPL", "L1"),
     ),
-    "networks": lambda: gains("steps rcan x2", (TLW, "L1"), (TLW, "MSE")),
-    "VDSR": lambda: gains("vdsr", (TLW, "L1")),
+    "networks": lambda: gains("steps rcan vdsr x2", (TLW, "L1"), (TLW, "MSE")),
     "time": lambda: gains(
         "time",
         (TLW, "L1"),

@@ -33,11 +33,13 @@ def test_an_unknown_table_is_refused():
         study.filled("<!-- table: step -->\n")
 
 
-def test_what_cannot_be_joined_is_refused():
-    with pytest.raises(ValueError, match="steps vdsr: expected the same test images"):
-        study.joined(["steps", "vdsr"])
+def test_what_cannot_be_joined_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="steps time: expected each network, scale, loss and seed in one"):
         study.joined(["steps", "time"])
+    read = study.collect.read
+    monkeypatch.setattr(study.collect, "read", lambda folder: read(folder)._replace(names={"Set5": [folder.name]}))
+    with pytest.raises(ValueError, match="steps rcan: expected the same test images"):
+        study.joined(["steps", "rcan"])
 
 
 def test_readme_shows_numbers_of_the_page(page):
