@@ -87,6 +87,14 @@ def no_report():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def any_disk():
+    """The cache takes what it needs for the tests, also of a disk that is nearly full."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.cache._KEEP_FREE", 0)
+        yield
+
+
 def log_without_clocks(run: Path) -> list[dict]:
     """The lines of a run's log that are the same each time: without its starts and what was measured by the clock."""
     clocks = ("elapsed", "seconds_per_step")

@@ -166,6 +166,7 @@ def test_a_folder_that_cannot_be_written_to(folder, decoded):
 
 def test_a_full_disk(folder, monkeypatch):
     usage = cache.shutil.disk_usage(folder)
+    monkeypatch.setattr(cache, "_KEEP_FREE", 1 / 20)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage._replace(free=usage.total // 20))
     pairs = on_disk(folder)
     assert list((folder / "cache").rglob("*.rgb*")) == [] and "not all images fit" in pairs.notes[0]
