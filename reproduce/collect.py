@@ -249,29 +249,26 @@ def read(folder: Path) -> Results:
             raise ValueError(f"{folder}: no {name}; expected the folder of a grid's results")
     lists: dict[Key, dict[str, list]] = {}
     names: dict[str, dict[str, None]] = {}
-    with open(folder / "images.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            row |= {"scale": int(row["scale"]), "seed": int(row["seed"]) if row["seed"] else None}
-            of = lists.setdefault(Key(*(row.pop(name) for name in KEYS)), {})
-            names.setdefault(list(lists)[-1].dataset, {})[row.pop("image")] = None
-            for metric, value in row.items():
-                if value:
-                    of.setdefault(metric, []).append(float(value))
+    for row in read_csv(folder / "images.csv"):
+        row |= {"scale": int(row["scale"]), "seed": int(row["seed"]) if row["seed"] else None}
+        of = lists.setdefault(Key(*(row.pop(name) for name in KEYS)), {})
+        names.setdefault(list(lists)[-1].dataset, {})[row.pop("image")] = None
+        for metric, value in row.items():
+            if value:
+                of.setdefault(metric, []).append(float(value))
     scores = {key: {metric: np.array(values) for metric, values in of.items()} for key, of in lists.items()}
-    trainings, progress = (_read_csv(folder / name) for name in ("trainings.csv", "progress.csv"))
+    progress = folder / "progress.csv"
     return Results(
         scores,
-        trainings,
+        read_csv(folder / "trainings.csv"),
         {name: list(of) for name, of in names.items()},
         json.loads((folder / "about.json").read_text()),
-        progress,
+        read_csv(progress) if progress.is_file() else [],
     )
 
 
-def _read_csv(path: Path) -> list[dict]:
-    """Read the rows of a CSV file; none if there is no file."""
-    if not path.is_file():
-        return []
+def read_csv(path: Path) -> list[dict]:
+    """Read the rows of a CSV file."""
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 

@@ -6,7 +6,7 @@ python -m reproduce.report checkpoints/grid --checkpoint last --brief      only 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,21 +95,21 @@ def score_rows(results: Results, paper: Paper) -> list[dict]:
     return rows
 
 
-def comparison_rows(results: Results, args) -> list[dict]:
+def comparison_rows(results: Results, pairs: Iterable[Sequence[str]] = (), checkpoint: str = "best") -> list[dict]:
     """A row per pair of losses, metric and network, then for all networks; p adjusted over all rows.
 
-    Raises ValueError for an unknown loss.
+    pairs: of losses (default: each loss against what it builds on). Raises ValueError for an unknown loss.
     """
     by_label = {label_of(loss): loss for loss in results.values("loss")}
-    pairs = [tuple(by_label.get(loss, loss) for loss in pair) for pair in args.compare]
+    pairs = [tuple(by_label.get(loss, loss) for loss in pair) for pair in pairs]
     pairs = pairs or collect.pairs_of(results.values("loss"))
     for loss in {loss for pair in pairs for loss in pair}:
         configs.choose(loss, results.values("loss"), "loss among the finished cells")
     rows = []
-    other = "last" if args.checkpoint == "best" else "best"
+    other = "last" if checkpoint == "best" else "best"
     for pair in pairs:
         for metric in results.metrics:
-            by_cell = collect.gains(results, pair, metric, args.checkpoint)
+            by_cell = collect.gains(results, pair, metric, checkpoint)
             beside = collect.gains(results, pair, metric, other)
             blocks = {cell: {cell: by_cell[cell]} for cell in by_cell} | (
                 {("all", "all"): by_cell} if len(by_cell) > 1 else {}
@@ -123,7 +123,7 @@ def comparison_rows(results: Results, args) -> list[dict]:
                         "metric": metric,
                         "network": network,
                         "scale": scale,
-                        "checkpoint": args.checkpoint,
+                        "checkpoint": checkpoint,
                         **compare(block)._asdict(),
                         f"gain {other}": float(at_other),
                     }
@@ -356,7 +356,7 @@ def _what_is_missing(tests: list[dict]) -> list[str]:
 
 def text(results: Results, args, paper: Paper, style: str = "simple") -> str:
     """All tables with their notes, for the terminal or, in style github, as Markdown."""
-    rows, tests = score_rows(results, paper), comparison_rows(results, args)
+    rows, tests = score_rows(results, paper), comparison_rows(results, args.compare, args.checkpoint)
     null = null_rows(results, args) if args.null else []
     parts = [
         f"Protocol {results.about['protocol']}; {results.about['set-up']}",
@@ -378,7 +378,7 @@ def write(results: Results, args, paper: Paper, folder: Path) -> list[Path]:
     paths = [folder / "tables.md", folder / "scores.csv"]
     atomic_write(paths[0], (text(results, args, paper, "github") + "\n").encode())
     collect.write_csv(paths[1], score_rows(results, paper))
-    if tests := comparison_rows(results, args):
+    if tests := comparison_rows(results, args.compare, args.checkpoint):
         paths.append(folder / "comparisons.csv")
         collect.write_csv(paths[-1], tests)
     return paths
@@ -402,7 +402,7 @@ def main(argv: list[str] | None = None) -> None:
     with configs.one_line_errors("reproduce.report"):
         results, paper = collect.read(args.folder), read_paper(args.paper) if args.paper else Paper()
         if args.brief:
-            print(brief_table(results, comparison_rows(results, args)))
+            print(brief_table(results, comparison_rows(results, args.compare, args.checkpoint)))
             return
         print(text(results, args, paper))
         print("\nwritten: " + ", ".join(map(str, write(results, args, paper, args.folder))))

@@ -5,8 +5,6 @@ python -m reproduce.study            writes them into the page again
 Each table is below a comment with its name, such as `<!-- table: steps -->`.
 """
 
-import argparse
-import csv
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -49,7 +47,7 @@ def joined(folders: list[str]) -> Results:
 
 def compared(folders: str, pairs: Iterable[tuple[str, str]]) -> tuple[Results, list[dict]]:
     results = joined(folders.split())
-    return results, report.comparison_rows(results, argparse.Namespace(compare=pairs, checkpoint="last"))
+    return results, report.comparison_rows(results, pairs, "last")
 
 
 def gains(folders: str, *pairs: tuple[str, str]) -> str:
@@ -60,7 +58,7 @@ def gains(folders: str, *pairs: tuple[str, str]) -> str:
 def rates() -> str:
     """PSNR-Y on the held-out images at each learning rate; the chosen one in bold."""
     found: dict[tuple, dict[float, dict]] = {}
-    for row in read_csv("rates.csv"):
+    for row in collect.read_csv(RESULTS / "rates.csv"):
         key = f"{row['network']} ×{row['scale']}", f"`{row['loss']}`"
         found.setdefault(key, {})[float(row["learning_rate"])] = row
     columns = sorted({rate for of in found.values() for rate in of})
@@ -90,7 +88,10 @@ def costs(folder: str, *losses: str) -> str:
 
 def cheap() -> str:
     """The cost of a step of each cheaper form of TLW, and how much of TLW's gain over L1 it keeps."""
-    metrics, ratios = ("PSNR-Y", "LPIPS-squeeze"), {row["loss"]: row["ratio"] for row in read_csv("step_ratios.csv")}
+    metrics, ratios = (
+        ("PSNR-Y", "LPIPS-squeeze"),
+        {row["loss"]: row["ratio"] for row in collect.read_csv(RESULTS / "step_ratios.csv")},
+    )
     _, rows = compared("steps", [(loss, "L1") for loss in ratios])
     found = {(row["loss"], row["metric"]): row for row in rows if row["network"] == EDSR and row["scale"] == 4}
     lines = []
@@ -106,13 +107,10 @@ def cheap() -> str:
 def picture() -> str:
     """The scores of README's picture."""
     metrics = "PSNR-Y", "SSIM-Y", "LPIPS-alex", "LPIPS-squeeze"
-    lines = [[row["loss"], *(f"{float(row[m]):.4f}" for m in metrics)] for row in read_csv("picture.csv")]
+    lines = [
+        [row["loss"], *(f"{float(row[m]):.4f}" for m in metrics)] for row in collect.read_csv(RESULTS / "picture.csv")
+    ]
     return markdown(lines, ["loss", *metrics])
-
-
-def read_csv(name: str) -> list[dict[str, str]]:
-    with open(RESULTS / name, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 TABLES: dict[str, Callable[[], str]] = {
